@@ -1,0 +1,1 @@
+"""Backup Manager: does the work on one hypervisor."""

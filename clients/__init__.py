@@ -1,0 +1,1 @@
+"""Backup Manager: generated clients and bmctl."""

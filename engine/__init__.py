@@ -1,0 +1,1 @@
+"""Backup Manager: reads disks and writes restorable backups; works alone."""

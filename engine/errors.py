@@ -1,0 +1,308 @@
+"""Every way our work fails, as a type with facts.
+
+An error has a `reason`, a string that never changes its meaning and that every program may compare (it is also the name of
+a value of `backupmanager.v1.ErrorReason`); a message made from its facts; and the facts themselves, which travel as
+`ErrorInfo.metadata`. A fact never holds a secret. What belongs to the hypervisor, the storage or the format stands here;
+what only the controller can say stands in `controller/errors.py`.
+"""
+
+from typing import ClassVar
+
+
+class BackupManagerError(Exception):
+    """The root of all errors that we raise on purpose. Raise a subclass with its facts as keywords."""
+
+    reason: ClassVar[str]
+    template: ClassVar[str]
+    remedy: ClassVar[str] = ""
+
+    def __init__(self, **facts: object) -> None:
+        self.facts = {name: str(value) for name, value in facts.items()}
+        super().__init__(self.template.format(**facts))
+
+    @property
+    def message(self) -> str:
+        """One sentence for people: what failed, and what to do about it where we know."""
+        return f"{self}. {self.remedy}" if self.remedy else str(self)
+
+
+class EngineError(BackupManagerError):
+    """Root of what the engine raises."""
+
+
+class InvalidSpec(EngineError):
+    reason = "INVALID_FIELD"
+    template = "{field}: {problem}"
+
+
+class Cancelled(EngineError):
+    """A person or the controller asked for the end of the work."""
+
+    reason = "CANCELLED"
+    template = "the work was cancelled"
+
+
+class EngineCrashed(EngineError):
+    reason = "ENGINE_CRASHED"
+    template = "the engine process ended without a result: {detail}"
+    remedy = "Look at the job's log; the next run starts afresh"
+
+
+class LeaseLost(EngineError):
+    reason = "LEASE_LOST"
+    template = "job {job_id} no longer holds its lease: {detail}"
+
+
+# ---- the virtual server and its hypervisor ------------------------------------------------------------------------------
+
+
+class HypervisorError(EngineError):
+    """libvirt or QEMU refused or failed; `operation` is the call, `code` libvirt's error code where there is one."""
+
+    reason = "HYPERVISOR_FAILED"
+    template = "{operation} failed: {detail}"
+
+
+class LibvirtUnreachable(HypervisorError):
+    reason = "LIBVIRT_UNREACHABLE"
+    template = "cannot reach libvirt at {uri}: {detail}"
+    remedy = "Check that libvirtd runs and that this user may use its socket"
+
+
+class DomainNotFound(HypervisorError):
+    reason = "DOMAIN_NOT_FOUND"
+    template = "no domain {domain} on this hypervisor"
+
+
+class DomainGone(HypervisorError):
+    """The domain stopped or vanished while we were reading its disks."""
+
+    reason = "DOMAIN_GONE"
+    template = "domain {domain} went away while it was being backed up"
+
+
+class DomainBusy(HypervisorError):
+    reason = "VM_BUSY"
+    template = "domain {domain} is busy: {holder}"
+    remedy = "Wait for that work to end, or cancel it"
+
+
+class DomainState(HypervisorError):
+    reason = "VM_STATE"
+    template = "domain {domain} is {state}, {needed} is needed"
+
+
+class DiskUnsupported(HypervisorError):
+    """One disk cannot be backed up; the server's other disks are."""
+
+    reason = "DISK_UNSUPPORTED"
+    template = "disk {disk} cannot be backed up: {detail}"
+
+
+class DiskNotFound(HypervisorError):
+    reason = "DISK_NOT_FOUND"
+    template = "{domain} has no disk {disk}"
+
+
+class DiskMismatch(HypervisorError):
+    reason = "DISK_MISMATCH"
+    template = "disk {disk} does not fit: {detail}"
+
+
+class QuiesceFailed(HypervisorError):
+    """The asked consistency could not be reached. The guest has been thawed again."""
+
+    reason = "QUIESCE_FAILED"
+    template = "could not freeze the file systems of {domain}: {detail}"
+    remedy = "Check the guest agent, or choose a consistency mode that can do without it"
+
+
+class ScratchShort(HypervisorError):
+    reason = "SCRATCH_SHORT"
+    template = "scratch space in {path}: {free} bytes free, {needed} needed"
+
+
+# ---- NBD ---------------------------------------------------------------------------------------------------------------
+
+
+class NbdError(EngineError):
+    reason = "NBD_FAILED"
+    template = "NBD {operation} failed: {detail}"
+
+
+class NbdProtocolError(NbdError):
+    """The peer broke the protocol: wrong magic, an impossible length, an unknown chunk."""
+
+    reason = "NBD_PROTOCOL"
+
+
+class NbdRefused(NbdError):
+    """The server refused an option or an export during the handshake."""
+
+    reason = "NBD_REFUSED"
+
+
+class NbdReadFailed(NbdError):
+    """The server answered a request with an error; `errno` is the protocol's error value."""
+
+    reason = "NBD_REQUEST_FAILED"
+    template = "NBD {operation} at {start}+{length} failed: {detail} (error {errno})"
+
+
+class NbdDisconnected(NbdError):
+    reason = "NBD_DISCONNECTED"
+    template = "the NBD server went away during {operation}: {detail}"
+
+
+# ---- storage -----------------------------------------------------------------------------------------------------------
+
+
+class StorageError(EngineError):
+    """A storage failed in a way that has no better name; `step` is what was being done, `storage` a name without secrets."""
+
+    reason = "STORAGE_FAILED"
+    template = "storage {storage}: {step} failed: {detail}"
+
+
+class StorageUnreachable(StorageError):
+    reason = "STORAGE_UNREACHABLE"
+    template = "storage {storage} cannot be reached: {step}: {detail}"
+    remedy = "Check the network, the address and the port"
+
+
+class StorageLoginFailed(StorageError):
+    reason = "STORAGE_LOGIN_FAILED"
+    template = "storage {storage} refused the login: {detail}"
+    remedy = "Check the user name and the key"
+
+
+class StorageHostKeyChanged(StorageError):
+    reason = "STORAGE_HOST_KEY_CHANGED"
+    template = "storage {storage} shows host key {seen}, pinned is {pinned}"
+    remedy = "If the server was reinstalled, pin its new key; else someone may be in between"
+
+
+class StorageDenied(StorageError):
+    reason = "STORAGE_PERMISSION_DENIED"
+    template = "storage {storage}: {step} of {name} is not permitted"
+
+
+class StorageFull(StorageError):
+    reason = "STORAGE_FULL"
+    template = "storage {storage} is full: {step} of {name}"
+    remedy = "Free room there, or let retention remove old backups"
+
+
+class ObjectNotFound(StorageError):
+    reason = "OBJECT_NOT_FOUND"
+    template = "storage {storage} has no {name}"
+
+
+class ObjectExists(StorageError):
+    """Nothing is ever rewritten: an exclusive create found the name taken."""
+
+    reason = "OBJECT_EXISTS"
+    template = "storage {storage} already has {name}"
+
+
+class ObjectTruncated(StorageError):
+    """A read ended before the length that was asked for."""
+
+    reason = "OBJECT_TRUNCATED"
+    template = "storage {storage}: {name} ended at byte {end}, {wanted} were expected"
+
+
+class InvalidName(StorageError):
+    """A name on the storage (or asked of it) is not one of ours: `..`, NUL, absolute, empty parts."""
+
+    reason = "INVALID_NAME"
+    template = "{name!r} is not a name of this product"
+
+
+class RepositoryForeign(StorageError):
+    reason = "REPOSITORY_FOREIGN"
+    template = "storage {storage} holds repository {found} of another installation, expected {expected}"
+    remedy = "Use another path; two installations never share one"
+
+
+class RepositoryMissing(StorageError):
+    reason = "REPOSITORY_MISSING"
+    template = "storage {storage} holds no repository"
+
+
+class RepositoryUnsupported(StorageError):
+    reason = "REPOSITORY_UNSUPPORTED"
+    template = "storage {storage} has repository format {found}, this version knows {known}"
+
+
+# ---- keys and format ---------------------------------------------------------------------------------------------------
+
+
+class FormatError(EngineError):
+    """Bytes on the storage are not what was written. `name` is the object, `detail` what is wrong with it."""
+
+    reason = "FORMAT_INVALID"
+    template = "{name}: {detail}"
+    remedy = "Restore from another point, and verify the chain"
+
+
+class WrongKey(EngineError):
+    reason = "WRONG_KEY"
+    template = "the passphrase or key does not open key {key_id}"
+
+
+class KeyMissing(EngineError):
+    reason = "KEY_MISSING"
+    template = "the backup is encrypted with key {key_id}, and no key or passphrase was given"
+
+
+class FrameCorrupt(FormatError):
+    reason = "FRAME_CORRUPT"
+    template = "{name}: frame {frame}: {detail}"
+
+
+class SegmentCorrupt(FormatError):
+    """Header, index or footer of a data file is damaged, or the file is cut short."""
+
+    reason = "SEGMENT_CORRUPT"
+
+
+class ManifestCorrupt(FormatError):
+    reason = "MANIFEST_CORRUPT"
+
+
+class ManifestUnsupported(FormatError):
+    reason = "MANIFEST_UNSUPPORTED"
+    template = "{name}: manifest version {found}, this version knows {known}"
+    remedy = "Use a newer version of this program"
+
+
+class ChainBroken(EngineError):
+    reason = "CHAIN_BROKEN"
+    template = "backup {backup_id} of disk {disk} needs {missing}, which is not there"
+    remedy = "Restore from another point"
+
+
+class StillNeeded(EngineError):
+    """A deletion was refused because a manifest still needs the data (or could not be read, which counts the same)."""
+
+    reason = "STILL_NEEDED"
+    template = "backup {backup_id} of disk {disk} cannot be deleted: {detail}"
+
+
+class BackupNotFound(EngineError):
+    reason = "BACKUP_NOT_FOUND"
+    template = "no backup {backup_id} of server {server_id}"
+
+
+class TargetError(EngineError):
+    """The place to restore to cannot be written, or already exists."""
+
+    reason = "TARGET_FAILED"
+    template = "cannot restore to {target}: {detail}"
+
+
+class VerifyFailed(EngineError):
+    reason = "VERIFY_FAILED"
+    template = "{damaged} damaged frames in backup {backup_id}"
+    remedy = "Restore from another point; the next backup of this server should be a full"

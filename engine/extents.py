@@ -1,0 +1,103 @@
+"""Extents of a disk and how they are cut into frames. Pure: values in, values out.
+
+    disk      |####....####|............|##..........|####
+    extents    data zero data  zero      data zero     data
+    full      |frame 0     | zero entry |frame 1     |frame 2     frames aligned to 4 MiB, only the data inside them
+    packed    |frame 0 = ####, ####, ##, ####                     dirty extents side by side, up to 4 MiB together
+
+A frame's plaintext is its data extents' bytes, one after the other. Zero extents cost an index entry and nothing else.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from engine.units import MIB
+
+FRAME_BYTES_MAX = 4 * MIB
+FRAME_EXTENTS_MAX = 1024  # 4 MiB of 4 KiB pieces; bounds an index entry
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes of a disk from byte `start`; `zero` means that it reads as zeros and need not be read."""
+
+    start: int
+    length: int
+    zero: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """The data extents of one frame, ascending and disjoint, together at most FRAME_BYTES_MAX bytes."""
+
+    extents: tuple[Extent, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(extent.length for extent in self.extents)
+
+
+def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Join neighbours of one kind; the input is ascending and disjoint."""
+    held: Extent | None = None
+    for extent in extents:
+        if held is not None and held.zero == extent.zero and held.end == extent.start:
+            held = Extent(held.start, held.length + extent.length, held.zero)
+            continue
+        if held is not None:
+            yield held
+        held = extent
+    if held is not None:
+        yield held
+
+
+def plan_full(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
+    """Cut ascending, disjoint extents into aligned frames, and pass zero extents on as they are (merged)."""
+    pending: list[Extent] = []
+    for extent in merge(extents):
+        if extent.zero:
+            if pending and extent.end >= _window_end(pending[0]):
+                yield FramePlan(tuple(pending))
+                pending = []
+            yield extent
+            continue
+        start = extent.start
+        while start < extent.end:
+            window_end = (start // FRAME_BYTES_MAX + 1) * FRAME_BYTES_MAX
+            if pending and (_window_end(pending[0]) != window_end or len(pending) == FRAME_EXTENTS_MAX):
+                yield FramePlan(tuple(pending))
+                pending = []
+            length = min(extent.end, window_end) - start
+            pending.append(Extent(start, length))
+            start += length
+    if pending:
+        yield FramePlan(tuple(pending))
+
+
+def plan_packed(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
+    """Pack ascending, disjoint dirty extents together into frames, and pass zero extents on as they are (merged)."""
+    pending: list[Extent] = []
+    room = FRAME_BYTES_MAX
+    for extent in merge(extents):
+        if extent.zero:
+            yield extent
+            continue
+        start = extent.start
+        while start < extent.end:
+            length = min(extent.end - start, room)
+            pending.append(Extent(start, length))
+            start += length
+            room -= length
+            if room == 0 or len(pending) == FRAME_EXTENTS_MAX:
+                yield FramePlan(tuple(pending))
+                pending, room = [], FRAME_BYTES_MAX
+    if pending:
+        yield FramePlan(tuple(pending))
+
+
+def _window_end(extent: Extent) -> int:
+    return (extent.start // FRAME_BYTES_MAX + 1) * FRAME_BYTES_MAX

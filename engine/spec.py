@@ -1,0 +1,244 @@
+"""What an engine process is asked to do, and what it says while doing it.
+
+    agent ── spec.json ──► stdin   engine   stdout ──► events.jsonl ── agent
+          ── control.jsonl (appended) ──►                one JSON object a line, numbered from 1
+
+The spec holds secrets (storage credentials, server keys): it exists as a 0600 file only until the engine has read it.
+Everything here is a frozen dataclass with JSON types inside; `load` refuses what does not fit with InvalidSpec naming the
+field. Times are ISO 8601 in UTC. Unknown fields are refused: agent and engine are of one distribution.
+
+Events (`type` and its fields; all but `ended` carry `job_id`):
+    started                                    the job begins
+    stage     stage                            freeze, read, commit, … (see STAGES)
+    progress  stage bytes_done bytes_total bytes_stored      at most one a second and job
+    log       level message                    level is info, warning or error
+    record    record                           a backup found by reindex (clear part of backup.json and of its disks' manifests)
+    commit                                     asks whether the job still holds its lease; see `Control`
+    finished  state failure result             state is completed, completed_with_warnings, failed or cancelled; fsynced
+    ended                                      the process's last line
+`failure` is null or {reason, message, facts, step}; `result` is a JSON object whose shape is the verb's (`*Result` here).
+
+Control lines:  {"type": "cancel", "job_id": …}   {"type": "grant", "workers": …, "read_limit": …, "upload_limit": …}
+                {"type": "commit", "job_id": …, "allow": true}
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from engine.errors import InvalidSpec
+
+SPEC_VERSION = 1
+STAGES = ("prepare", "freeze", "read", "write", "verify", "commit", "clean")
+
+BackupType: TypeAlias = Literal["full", "incremental", "differential", "copy"]
+Consistency: TypeAlias = Literal["freeze_or_pause", "freeze", "pause", "none"]
+Priority: TypeAlias = Literal["normal", "low", "idle"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SftpConfig:
+    """`private_key` is PEM; `host_key` is the pinned key as `type base64`, "" to learn it at the first contact."""
+
+    host: str
+    username: str
+    path: str
+    private_key: str = field(repr=False)
+    port: int = 22
+    key_passphrase: str = field(default="", repr=False)
+    host_key: str = ""
+    bind_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpec:
+    """Where backups lie. Exactly one of `local`, `sftp` is set.
+
+    `repository_id` is the repository that must be there; a place without one is initialized with it (S29).
+    `wrapped_keys` are key objects (JSON texts) to be present under `keys/`, by key id. `key_id` is the key that new
+    backups are sealed with, "" for none.
+    """
+
+    repository_id: str
+    installation_id: str
+    local: LocalConfig | None = None
+    sftp: SftpConfig | None = None
+    wrapped_keys: dict[str, str] = field(default_factory=dict)
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupJob:
+    """Back up one domain. `server_keys` maps key ids to the server's key in hex (32 bytes)."""
+
+    server_id: str
+    domain_uuid: str
+    backup_id: str
+    create_time: str
+    type: BackupType = "incremental"
+    consistency: Consistency = "freeze_or_pause"
+    disks: tuple[str, ...] = ()
+    full_interval_days: int = 7
+    server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreJob:
+    """Restore a backup's disks into the domain's images, or (with `target_folder`) to new raw files `<disk>.raw` there.
+
+    `manifest_digest` is what the catalog knows of backup.json, "" if nothing; `disks` empty means all that the backup has.
+    """
+
+    server_id: str
+    domain_uuid: str
+    backup_id: str
+    disks: tuple[str, ...] = ()
+    target_folder: str = ""
+    manifest_digest: str = ""
+    server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyJob:
+    """Read every frame that a backup needs and check it; `backup_id` empty means every backup of the server."""
+
+    server_id: str
+    backup_id: str = ""
+    server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexJob:
+    """Read every manifest below the storage (of one server if `server_id` is set) and report it as `record` events."""
+
+    server_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Delete these backups of a server; refused for each that a surviving manifest still needs (R19)."""
+
+    server_id: str
+    backup_ids: tuple[str, ...]
+    domain_uuid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TestJob:
+    """Connect, write, read back, read a range, delete, and report each step's milliseconds; learns an SFTP host key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job; exactly one of the verbs is set."""
+
+    job_id: str
+    attempt: int = 1
+    backup: BackupJob | None = None
+    restore: RestoreJob | None = None
+    verify: VerifyJob | None = None
+    reindex: ReindexJob | None = None
+    delete: DeleteJob | None = None
+    test: TestJob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the work is done. Rates are bytes a second, 0 for no limit; `compression_level` 0 stores frames as they are."""
+
+    workers: int = 4
+    compression_threads: int = 1
+    compression_level: int = 3
+    read_limit: int = 0
+    upload_limit: int = 0
+    io_priority: Priority = "normal"
+    cpu_priority: Priority = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One engine process's work: jobs on one storage. `managed` says that an agent answers `commit` on the control file."""
+
+    operation_id: str
+    storage: StorageSpec
+    jobs: tuple[Job, ...]
+    settings: Settings = Settings()
+    host: str = ""
+    libvirt_uri: str = "qemu:///system"
+    scratch_folder: str = "/var/lib/backup-manager/scratch"
+    lock_folder: str = "/run/backup-manager/locks"
+    control_file: str = ""
+    managed: bool = False
+    version: int = SPEC_VERSION
+
+
+# ---- JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def dump(value: Any) -> str:
+    """Return a dataclass from this file as JSON text."""
+    return json.dumps(dataclasses.asdict(value), separators=(",", ":"))
+
+
+def load(kind: type[T], text: str | bytes) -> T:
+    """Return the dataclass that `dump` made a text from. Raises InvalidSpec naming the first field that does not fit."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidSpec(field=kind.__name__, problem=f"is not JSON: {error}") from error
+    return typing.cast("T", from_json(kind, data, kind.__name__))
+
+
+def from_json(kind: Any, data: Any, name: str) -> Any:
+    """Return `data` as a value of the type `kind` (a dataclass, a container or a scalar); `name` is used in errors."""
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(typing.cast("type", kind), data, name)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if data not in arguments:
+            raise InvalidSpec(field=name, problem=f"must be one of {', '.join(arguments)}")
+        return data
+    if origin in {typing.Union, types.UnionType}:
+        if data is None and type(None) in arguments:
+            return None
+        return from_json(next(one for one in arguments if one is not type(None)), data, name)
+    if origin is tuple:
+        _expect(isinstance(data, list), name, "must be a list")
+        return tuple(from_json(arguments[0], item, f"{name}[{position}]") for position, item in enumerate(data))
+    if origin is dict:
+        _expect(isinstance(data, dict), name, "must be an object")
+        return {key: from_json(arguments[1], item, f"{name}.{key}") for key, item in data.items()}
+    if kind is Any:
+        return data
+    _expect(type(data) is kind or (kind is float and type(data) is int), name, f"must be of type {kind.__name__}")
+    return data
+
+
+def _dataclass(kind: type, data: Any, name: str) -> Any:
+    _expect(isinstance(data, dict), name, "must be an object")
+    hints = typing.get_type_hints(kind)
+    fields = {one.name: one for one in dataclasses.fields(kind)}
+    for key in data:
+        _expect(key in fields, f"{name}.{key}", "is unknown")
+    values = {}
+    for key, one in fields.items():
+        if key in data:
+            values[key] = from_json(hints[key], data[key], f"{name}.{key}")
+        else:
+            optional = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
+            _expect(optional, f"{name}.{key}", "is missing")
+    return kind(**values)
+
+
+def _expect(condition: bool, name: str, problem: str) -> None:
+    if not condition:
+        raise InvalidSpec(field=name, problem=problem)

@@ -1,0 +1,1 @@
+"""Places where backups lie, behind one narrow interface (`base.py`)."""

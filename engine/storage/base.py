@@ -1,0 +1,146 @@
+"""The one interface to every storage, and the rules that hold on all of them.
+
+A storage holds objects under names: relative paths of `/`-separated parts made of `[A-Za-z0-9._-]`, no part `.` or `..`.
+No object is ever rewritten, and an object is under its final name either whole or not at all (on a backend that cannot
+promise this by itself, the class in its file does so by a temporary name ending in `.part`, which `list` leaves out).
+What a backend can do beyond that is data (`Abilities`); callers adapt to the data, never to the type.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
+
+from engine.errors import InvalidName
+
+NAME_BYTES_MAX = 512
+SMALL_BYTES_MAX = 64 << 20  # what `get` may return: manifests of disks with very many segments stay far below
+PART_SUFFIX = ".part"
+Buffer: TypeAlias = bytes | bytearray | memoryview
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a valid object name, else raise InvalidName. Source: FORMAT.md, "Names"."""
+    if len(name) > NAME_BYTES_MAX or not all(_PART.fullmatch(part) for part in name.split("/")):
+        raise InvalidName(storage="", step="name", name=name)
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a backend can do beyond the common rules."""
+
+    atomic_rename: bool
+    exclusive_create: bool
+    resume: bool
+    usage: bool
+    bind_address: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing; `modified_time` is Unix seconds on the storage's clock, 0 where unknown."""
+
+    name: str
+    size_bytes: int
+    modified_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Room on the storage as its file system tells it."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+class Sink(Protocol):
+    """An object being written, from `Storage.create`."""
+
+    def write(self, data: Buffer) -> None:
+        """Append all of `data`. One thread at a time. The buffer may be reused as soon as the call returns."""
+
+
+class ObjectReader(Protocol):
+    """An object being read in ranges, from `Storage.open`. Threads may share it; calls may then wait for each other."""
+
+    size_bytes: int
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return exactly `length` bytes from `offset`. Raises ObjectTruncated if the object ends before."""
+
+    def close(self) -> None: ...
+
+
+class Storage(ABC):
+    """An open connection to a storage. All methods may be called from any thread; calls may wait for each other."""
+
+    abilities: Abilities
+    label: str  # for messages: type and place, never a secret
+
+    @abstractmethod
+    def create(self, name: str) -> AbstractContextManager[Sink]:
+        """Begin the object `name` (`with` block): whole, durable and visible when the block succeeds, no trace when it fails.
+
+        Raises ObjectExists if the name is taken, at the latest when the block ends.
+        """
+
+    @abstractmethod
+    def open(self, name: str) -> ObjectReader:
+        """Open an object for ranged reads; the caller closes it. Raises ObjectNotFound."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Return an object's size in bytes as the storage tells it now. Raises ObjectNotFound."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield every object whose name begins with the folder `prefix`, at any depth, in no special order.
+
+        `prefix` is "" or a name without a trailing slash; a folder that does not exist yields nothing. Names that are not
+        ours (see `check_name`) and unfinished `.part` objects are left out.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object, and the folders that become empty. An object that is not there is no error."""
+
+    @abstractmethod
+    def usage(self) -> Usage | None:
+        """Return the room on the storage, or None where the backend cannot tell."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Make blocked calls of all threads end at once with StorageUnreachable, for a cancel. The storage is then dead."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def sweep(self, prefix: str) -> None:
+        """Remove everything below the folder `prefix`, unfinished `.part` objects included; for failed attempts."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a small object whole. Raises ObjectExists if the name is taken."""
+        with self.create(name) as sink:
+            sink.write(data)
+
+    def get(self, name: str, limit: int = SMALL_BYTES_MAX) -> bytes:
+        """Return a small object whole. Raises ObjectNotFound, and ObjectTruncated when it is larger than `limit`."""
+        reader = self.open(name)
+        try:
+            return reader.read_at(0, min(reader.size_bytes, limit + 1))
+        finally:
+            reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
