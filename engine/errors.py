@@ -87,6 +87,13 @@ class DomainBusy(HypervisorError):
     remedy = "Wait for that work to end, or cancel it"
 
 
+class ImageBusy(DomainBusy):
+    """An image is open elsewhere: its write lock is taken, most often because its domain runs (or has just been started)."""
+
+    template = "image {path} is in use by another process"
+    remedy = "Wait for that process to end; a running domain is backed up through libvirt"
+
+
 class DomainState(HypervisorError):
     reason = "VM_STATE"
     template = "domain {domain} is {state}, {needed} is needed"
@@ -115,6 +122,27 @@ class QuiesceFailed(HypervisorError):
     reason = "QUIESCE_FAILED"
     template = "could not freeze the file systems of {domain}: {detail}"
     remedy = "Check the guest agent, or choose a consistency mode that can do without it"
+
+
+class AgentUnavailable(HypervisorError):
+    """The guest agent is not there, hangs, or did not answer in time."""
+
+    reason = "GUEST_AGENT_UNAVAILABLE"
+    template = "the guest agent of {domain} does not serve {operation}: {detail}"
+
+
+class QmpFailed(HypervisorError):
+    """QEMU refused a monitor command; `kind` is QEMU's error class."""
+
+    reason = "QMP_FAILED"
+    template = "QEMU of {domain} refused {operation}: {detail}"
+
+
+class CheckpointUnusable(HypervisorError):
+    """A checkpoint or its bitmap is lost or broken: the next backup of that disk has to be a full."""
+
+    reason = "CHECKPOINT_UNUSABLE"
+    template = "{operation}: the checkpoint of {domain} cannot be used: {detail}"
 
 
 class ScratchShort(HypervisorError):

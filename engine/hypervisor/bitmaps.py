@@ -1,0 +1,112 @@
+"""The dirty bitmaps of a domain's disks, seen and removed past libvirt: in a running QEMU by QMP, in a stopped domain's images by qemu-img.
+
+libvirt's checkpoint is a note that says "there is a bitmap of this name". The bitmap is the truth, and the two part ways:
+a QEMU that dies leaves bitmaps that are inconsistent or missing, a host that loses libvirt's state loses the notes.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import HypervisorError
+from engine.hypervisor import qmp
+from engine.hypervisor.connection import Domain
+from engine.hypervisor.domains import DiskInfo, DomainInfo
+
+_QEMU_IMG_SECONDS_MAX = 120  # loading many bitmaps of a large image from a slow disk
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """One persistent dirty bitmap of one disk.
+
+    `consistent` is False after a crash of QEMU: its content means nothing. `recording` is False when somebody disabled it,
+    so that writes have been missed. `busy` means that a job uses it now.
+    """
+
+    disk: str
+    name: str
+    node: str  # QEMU's node that holds it, "" for a stopped domain
+    granularity_bytes: int
+    consistent: bool
+    recording: bool
+    busy: bool
+
+
+def list_bitmaps(domain: Domain, info: DomainInfo) -> tuple[Bitmap, ...]:
+    """Return the persistent bitmaps of all disks that can hold them, ours and foreign ones alike.
+
+    Raises HypervisorError when an image cannot be read.
+    """
+    disks = [disk for disk in info.disks if disk.holds_bitmaps]
+    if not disks:
+        return ()
+    if info.active:
+        return tuple(_of_running(domain, disks))
+    return tuple(bitmap for disk in disks for bitmap in _of_image(disk))
+
+
+def remove_bitmap(domain: Domain, info: DomainInfo, bitmap: Bitmap) -> None:
+    """Remove one bitmap from its disk, from a running QEMU and the image behind it at once.
+
+    Raises QmpFailed while a job uses it, HypervisorError when the image cannot be written.
+    """
+    if info.active:
+        qmp.execute(domain, "block-dirty-bitmap-remove", node=bitmap.node, name=bitmap.name)
+        return
+    path = next(disk.path for disk in info.disks if disk.target == bitmap.disk)
+    _qemu_img("bitmap", "--remove", "-f", "qcow2", "--", path, bitmap.name)
+
+
+def _of_running(domain: Domain, disks: list[DiskInfo]) -> Iterator[Bitmap]:
+    """Find each disk's node by its device: node names change with snapshots, files may be opened twice."""
+    devices = qmp.execute(domain, "query-block")
+    for disk in disks:
+        for node in (one["inserted"] for one in devices if "inserted" in one and _is_device(one, disk.alias)):
+            for bitmap in node.get("dirty-bitmaps", ()):
+                if bitmap.get("persistent", False) and bitmap.get("name"):
+                    yield Bitmap(
+                        disk=disk.target,
+                        name=bitmap["name"],
+                        node=node["node-name"],
+                        granularity_bytes=bitmap["granularity"],
+                        consistent=not bitmap.get("inconsistent", False),
+                        recording=bitmap.get("recording", False),
+                        busy=bitmap.get("busy", False),
+                    )
+
+
+def _is_device(block: dict[str, Any], alias: str) -> bool:
+    """`qdev` is a path such as /machine/peripheral/virtio-disk0/virtio-backend, or the alias alone (IDE, SCSI)."""
+    return bool(alias) and alias in block.get("qdev", "").split("/")
+
+
+def _of_image(disk: DiskInfo) -> Iterator[Bitmap]:
+    # -U: only the header is read, so a domain that starts at this moment does no harm
+    info = json.loads(_qemu_img("info", "-U", "-f", "qcow2", "--output=json", "--", disk.path))
+    for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", ()):
+        flags = bitmap["flags"]
+        yield Bitmap(
+            disk=disk.target,
+            name=bitmap["name"],
+            node="",
+            granularity_bytes=bitmap["granularity"],
+            consistent="in-use" not in flags,
+            recording="auto" in flags,  # stored so, QEMU goes on recording as soon as it opens the image
+            busy=False,
+        )
+
+
+def _qemu_img(*arguments: str) -> str:
+    command = ["qemu-img", *arguments]
+    operation = f"qemu-img {arguments[0]}"
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_QEMU_IMG_SECONDS_MAX)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HypervisorError(operation=operation, detail=str(error), code=0) from error
+    if done.returncode != 0:
+        raise HypervisorError(operation=operation, detail=done.stderr.strip(), path=Path(arguments[-1]), code=0)
+    return done.stdout

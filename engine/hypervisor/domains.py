@@ -1,0 +1,323 @@
+"""What libvirt knows of a domain: its disks, which of them can be backed up, its guest agent and its definition.
+
+The definition that goes into a backup is the one the domain will have at its next start (the inactive XML, with its
+secrets) and the NVRAM's bytes: enough to define the domain anew on another hypervisor.
+"""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from engine.errors import DomainNotFound, HypervisorError
+from engine.hypervisor.connection import Connection, Domain, translated
+from engine.units import MIB
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+NVRAM_BYTES_MAX = 64 * MIB  # OVMF's is 64 KiB to 4 MiB; anything of this size is a mistake in the definition
+STORPOOL_FOLDER = "/dev/storpool/"
+_POLL_SECONDS = 0.1
+
+State: TypeAlias = Literal["running", "paused", "stopping", "stopped", "crashed", "suspended", "unknown"]
+GuestAgent: TypeAlias = Literal["absent", "configured", "connected"]
+_STATES: dict[int, State] = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "stopping",
+    libvirt.VIR_DOMAIN_SHUTOFF: "stopped",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskInfo:
+    """One disk of a domain. `target` (such as vda) is its name everywhere in this product.
+
+    `size_bytes` is what the guest sees, `allocation_bytes` what the image takes on the host; both 0 where unsupported.
+    `unsupported` says in words why the disk cannot be backed up, "" if it can. `holds_bitmaps` says whether QEMU can keep
+    a record of changes in the image (qcow2 of version 3): without it every backup of the disk is a full.
+    """
+
+    target: str
+    path: str
+    format: str
+    size_bytes: int
+    allocation_bytes: int
+    device: str
+    bus: str
+    serial: str
+    readonly: bool
+    shareable: bool
+    removable: bool
+    unsupported: str
+    holds_bitmaps: bool
+    alias: str  # QEMU's name of the device, "" while the domain does not run
+
+
+@dataclass(frozen=True, slots=True)
+class DomainInfo:
+    """A domain as it is now."""
+
+    uuid: str
+    name: str
+    state: State
+    persistent: bool
+    disks: tuple[DiskInfo, ...]
+    guest_agent: GuestAgent
+
+    @property
+    def active(self) -> bool:
+        """True while a QEMU process stands behind the domain: then its disks are read through libvirt."""
+        return self.state not in {"stopped", "crashed"}
+
+    @property
+    def eligible_disks(self) -> tuple[DiskInfo, ...]:
+        return tuple(disk for disk in self.disks if not disk.unsupported)
+
+
+# ---- looking -----------------------------------------------------------------------------------------------------------
+
+
+def list_domains(connection: Connection) -> tuple[DomainInfo, ...]:
+    """Return all domains of the hypervisor, sorted by name; one that vanishes meanwhile is left out."""
+    with translated("virConnectListAllDomains", uri=connection.uri):
+        handles = connection.handle.listAllDomains()
+        domains = [Domain(connection, handle.UUIDString(), handle.name(), handle) for handle in handles]
+    found = []
+    for domain in sorted(domains, key=lambda one: one.name):
+        with contextlib.suppress(DomainNotFound):
+            found.append(domain_info(domain))
+    return tuple(found)
+
+
+def get_domain(connection: Connection, uuid_or_name: str) -> DomainInfo:
+    """Return one domain. Raises DomainNotFound."""
+    return domain_info(connection.domain(uuid_or_name))
+
+
+def domain_info(domain: Domain) -> DomainInfo:
+    """Return what libvirt tells of a domain now: of a running one its live definition, else the one for its next start."""
+    with domain.translated("virDomainGetXMLDesc"):
+        state = _STATES.get(domain.handle.state()[0], "unknown")
+        persistent = bool(domain.handle.isPersistent())
+        root = parse(domain.handle.XMLDesc())
+    disks = tuple(_disk(domain, element) for element in root.iterfind("./devices/disk"))
+    return DomainInfo(domain.uuid, domain.name, state, persistent, disks, _guest_agent(root))
+
+
+def state_of(domain: Domain) -> State:
+    with domain.translated("virDomainGetState"):
+        return _STATES.get(domain.handle.state()[0], "unknown")
+
+
+def stopped_by_io_error(domain: Domain) -> bool:
+    """Tell whether QEMU paused the guest because a write failed on the host, as when a scratch file found no room."""
+    with domain.translated("virDomainGetState"):
+        state, reason = domain.handle.state()
+    return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+
+def guest_agent_of(domain: Domain) -> GuestAgent:
+    with domain.translated("virDomainGetXMLDesc"):
+        return _guest_agent(parse(domain.handle.XMLDesc()))
+
+
+def is_active(domain: Domain) -> bool:
+    """Tell whether a QEMU process stands behind the domain; False also for one that is no longer there."""
+    try:
+        with domain.translated("virDomainIsActive"):
+            return bool(domain.handle.isActive())
+    except DomainNotFound:
+        return False
+
+
+def definition(domain: Domain) -> str:
+    """Return the XML that defines the domain anew, with its secrets (VNC passwords): store it sealed, never log it."""
+    with domain.translated("virDomainGetXMLDesc"):
+        return str(domain.handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+
+
+def nvram(domain: Domain) -> bytes | None:
+    """Return the bytes of the domain's NVRAM file, None if the definition has none or it was never started.
+
+    Raises HypervisorError when the file is there and cannot be read.
+    """
+    path = nvram_path(definition(domain))
+    if not path:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(NVRAM_BYTES_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HypervisorError(operation="reading NVRAM", detail=error.strerror, path=path, code=0) from error
+    if len(data) > NVRAM_BYTES_MAX:
+        raise HypervisorError(
+            operation="reading NVRAM", detail=f"{path} is larger than {NVRAM_BYTES_MAX} bytes", code=0
+        )
+    return data
+
+
+def nvram_path(xml: str) -> str:
+    """Return the path of the NVRAM file of a definition, "" if it has none."""
+    element = parse(xml).find("./os/nvram")
+    if element is None:
+        return ""
+    source = element.find("source")
+    return (source.get("file", "") if source is not None else "") or (element.text or "").strip()
+
+
+def parse(xml: str) -> ET.Element:
+    """Return a definition's root element. Raises HypervisorError for what is no XML, or brings its own entities along."""
+    if "<!DOCTYPE" in xml or "<!ENTITY" in xml:  # libvirt writes neither; entities can grow without bound
+        raise HypervisorError(operation="reading a definition", detail="it declares a document type", code=0)
+    try:
+        return ET.fromstring(xml)  # noqa: S314  the danger named by the rule is refused above
+    except ET.ParseError as error:
+        raise HypervisorError(operation="reading a definition", detail=str(error), code=0) from error
+
+
+# ---- one disk ----------------------------------------------------------------------------------------------------------
+
+
+def _disk(domain: Domain, element: ET.Element) -> DiskInfo:
+    kind, device = element.get("type", "file"), element.get("device", "disk")
+    target, driver, source = element.find("target"), element.find("driver"), element.find("source")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    image_format = "" if driver is None else driver.get("type", "raw")
+    unsupported = _unsupported(element, kind, device, image_format, path)
+    name = "" if target is None else target.get("dev", "")
+    size, allocation = (0, 0) if unsupported else _sizes(domain, name)
+    alias = element.find("alias")
+    return DiskInfo(
+        target=name,
+        path=path,
+        format=image_format,
+        size_bytes=size,
+        allocation_bytes=allocation,
+        device=device,
+        bus="" if target is None else target.get("bus", ""),
+        serial=(element.findtext("serial") or "").strip(),
+        readonly=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        removable=target is not None and target.get("removable") == "on",
+        unsupported=unsupported,
+        holds_bitmaps=not unsupported and image_format == "qcow2" and _qcow2_version(path) >= 3,
+        alias="" if alias is None else alias.get("name", ""),
+    )
+
+
+def _unsupported(element: ET.Element, kind: str, device: str, image_format: str, path: str) -> str:
+    """Say why a disk cannot be backed up, "" if it can."""
+    if device != "disk":
+        return f"a {device} is not backed up"
+    if element.find("readonly") is not None:
+        return "the disk is read-only"
+    if element.find("shareable") is not None:
+        return "the disk is shared with other domains, who may write to it at the same instant"
+    if element.find("transient") is not None:
+        return "the disk is transient: what is written to it is dropped when the domain stops"
+    if kind == "network":
+        source = element.find("source")
+        return f"the source is on the network ({source.get('protocol', '?') if source is not None else '?'})"
+    if kind not in {"file", "block"}:
+        return f"a source of type {kind} is not supported"
+    if not path:
+        return "the disk has no source"
+    if path.startswith(STORPOOL_FOLDER):
+        return "StorPool volumes are not supported"
+    if image_format not in {"qcow2", "raw"}:
+        return f"images of format {image_format} are not supported"
+    if element.find("encryption") is not None or element.find("./source/encryption") is not None:
+        return "the image is encrypted by the hypervisor"
+    return ""
+
+
+def _sizes(domain: Domain, target: str) -> tuple[int, int]:
+    """Return virtual size and allocation in bytes; zeros for an image that cannot be opened, as of a stopped domain."""
+    try:
+        with domain.translated("virDomainGetBlockInfo"):
+            capacity, allocation, _physical = domain.handle.blockInfo(target)
+    except DomainNotFound:
+        raise
+    except HypervisorError:
+        return 0, 0
+    return capacity, allocation
+
+
+def _qcow2_version(path: str) -> int:
+    """Return the version in a qcow2 image's header, 0 if it is none. 2 is "compat=0.10", which cannot store bitmaps."""
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(8)
+    except OSError:
+        return 0
+    return int.from_bytes(header[4:8], "big") if header[:4] == b"QFI\xfb" else 0
+
+
+def _guest_agent(root: ET.Element) -> GuestAgent:
+    for target in root.iterfind("./devices/channel/target"):
+        if target.get("name") == AGENT_CHANNEL:
+            return "connected" if target.get("state") == "connected" else "configured"
+    return "absent"
+
+
+# ---- stopping, starting, defining --------------------------------------------------------------------------------------
+
+
+def shut_down(domain: Domain, grace_seconds: float) -> bool:
+    """Stop a domain: ask the guest, and after `grace_seconds` without success end it. True if the guest did it itself.
+
+    A paused guest cannot hear the wish and is ended at once. A stopped domain is no error, one that vanishes neither.
+    """
+    if not is_active(domain):
+        return True
+    if state_of(domain) == "running" and grace_seconds > 0 and _asked(domain) and _wait_stopped(domain, grace_seconds):
+        return True
+    try:
+        with domain.translated("virDomainDestroy"):
+            domain.handle.destroy()
+    except HypervisorError:
+        if is_active(domain):
+            raise
+    return False
+
+
+def start(domain: Domain) -> None:
+    """Start a stopped domain; one that runs already is no error."""
+    if is_active(domain):
+        return
+    with domain.translated("virDomainCreate"):
+        domain.handle.create()
+
+
+def define(connection: Connection, xml: str) -> Domain:
+    """Define a persistent domain (or change its definition) and return it. Raises HypervisorError for XML that does not do."""
+    with translated("virDomainDefineXML", uri=connection.uri):
+        handle = connection.handle.defineXML(xml)
+        return Domain(connection, handle.UUIDString(), handle.name(), handle)
+
+
+def _asked(domain: Domain) -> bool:
+    try:
+        with domain.translated("virDomainShutdown"):
+            domain.handle.shutdown()
+    except HypervisorError:  # no agent and no ACPI, or the agent hangs: then the domain is ended
+        return False
+    return True
+
+
+def _wait_stopped(domain: Domain, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_active(domain):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
