@@ -1,0 +1,75 @@
+"""Zstandard within the format's rules: one frame with content size and checksum, no dictionary, nothing after it.
+
+One Compressor per thread: it reuses its context, which saves the page faults of a new one per frame.
+"""
+
+from typing import Protocol
+
+import zstandard
+
+from engine.errors import InvalidSpec
+from engine.extents import FRAME_BYTES_MAX
+from engine.storage.base import Buffer
+from engine.units import MIB
+
+LEVEL_DEFAULT = 3
+LEVEL_MAX = 19
+WINDOW_BYTES_MAX = 8 * MIB  # level 19 with 4 MiB frames needs 4 MiB; a reader refuses more
+
+
+class Compressor(Protocol):
+    """What writers need. A test passes one of its own to have the same bytes under every version of libzstd."""
+
+    def compress(self, data: Buffer) -> bytes:
+        """Return `data` as one Zstandard frame."""
+
+
+class ZstdCompressor:
+    """A reused compression context; one thread at a time. The interpreter lock is free while it works."""
+
+    def __init__(self, level: int = LEVEL_DEFAULT) -> None:
+        if not 1 <= level <= LEVEL_MAX:
+            raise InvalidSpec(field="compression_level", problem=f"{level} is not between 1 and {LEVEL_MAX}")
+        # Level 3 with smaller tables stays in the second-level cache: 11-16 % faster, 0.9 % larger output
+        # (measured on a 2-core EPYC with 4 MiB frames of a Debian image).
+        tuned = {"hash_log": 16, "chain_log": 15} if level == LEVEL_DEFAULT else {}
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level,
+            source_size=FRAME_BYTES_MAX,
+            write_checksum=True,
+            write_content_size=True,
+            write_dict_id=False,
+            **tuned,
+        )
+        self._context = zstandard.ZstdCompressor(compression_params=parameters)
+
+    def compress(self, data: Buffer) -> bytes:
+        return self._context.compress(data)
+
+
+class DecompressFailed(Exception):
+    """Not one Zstandard frame of the expected length. Callers turn this into a typed error; the text holds no data."""
+
+
+class Decompressor:
+    """A reused decompression context; one thread at a time."""
+
+    def __init__(self) -> None:
+        self._context = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+
+    def decompress(self, data: Buffer, length: int) -> bytes:
+        """Return the content of the Zstandard frame `data`, which is exactly `length` bytes. Raises DecompressFailed.
+
+        The declared size is compared before memory is taken. The one-shot call is used on purpose: the streaming one
+        hands out a frame whose checksum has been cut off (seen with zstandard 0.25), and is no faster.
+        """
+        try:
+            declared = zstandard.get_frame_parameters(data)
+            if declared.content_size != length or not declared.has_checksum or declared.dict_id:
+                raise DecompressFailed("the Zstandard frame is not as the format demands")
+            plain = self._context.decompress(data, max_output_size=length, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise DecompressFailed(str(error)) from error
+        if len(plain) != length:
+            raise DecompressFailed("the Zstandard frame is shorter than it says")
+        return plain

@@ -1,0 +1,153 @@
+"""Frames: plaintext to stored bytes and back. One FrameSealer or FrameOpener per worker thread, each with its own buffers.
+
+    plaintext ──compress──► packed (shorter, or as it was) ──seal──► stored bytes ──SHA-256──► table
+    stored bytes ──SHA-256──► open ──decompress──► plaintext, of exactly the length that the map says
+
+Associated data binds a frame to everything around it: the segment's header (backup, disk, number, salt), the frame's
+number, method, length, extents, and whether it is the last. Source: FORMAT.md, "Frames".
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from engine.errors import FrameCorrupt
+from engine.extents import FRAME_BYTES_MAX, Extent
+from engine.format.compress import LEVEL_DEFAULT, Compressor, DecompressFailed, Decompressor, ZstdCompressor
+from engine.format.crypto import SEAL_BYTES, Aead, OpenFailed, nonce_of
+from engine.format.index import RAW, ZSTD, FrameEntry, Method, Row, pack_extents
+from engine.format.layout import Segment
+from engine.format.placement import PlacedFrame
+from engine.storage.base import Buffer
+
+STORED_BYTES_MAX = FRAME_BYTES_MAX + SEAL_BYTES
+_CONTEXT = struct.Struct("<IBBI")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A frame after compression; `data` is the plaintext itself where compression did not make it shorter."""
+
+    method: Method
+    data: Buffer
+    plain_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFrame:
+    """What is stored. How long `stored` stays valid is said by `FrameSealer.seal`."""
+
+    placed: PlacedFrame
+    method: Method
+    stored: memoryview
+    digest: bytes
+
+
+class FrameSealer:
+    """Makes stored bytes of frames. One thread at a time; the interpreter lock is free during the work.
+
+    Memory: while a frame is in work its compressed bytes, and without a `target` one output buffer, grown to the largest
+    sealed frame (at most 4 MiB). `level` 0 stores frames as they are.
+    """
+
+    def __init__(self, level: int = LEVEL_DEFAULT, compressor: Compressor | None = None) -> None:
+        self._compressor = compressor or (ZstdCompressor(level) if level else None)
+        self._buffer = bytearray()
+        self._lent = memoryview(b"")
+
+    def compress(self, plain: memoryview) -> Packed:
+        """Return the frame's plaintext compressed, or as it is. The costly step: callers limit how many run at once (P7)."""
+        if self._compressor is not None:
+            data = self._compressor.compress(plain)
+            if len(data) < len(plain):
+                return Packed(ZSTD, data, len(plain))
+        return Packed(RAW, plain, len(plain))
+
+    def seal(
+        self, segment: Segment, placed: PlacedFrame, packed: Packed, target: memoryview | None = None
+    ) -> SealedFrame:
+        """Return the stored bytes of a frame of `segment`, with their SHA-256.
+
+        With a `target` (STORED_BYTES_MAX bytes, used as far as needed) the result stays valid until the target is used
+        again, and never refers to the plaintext's buffer. Without one it is valid until that buffer changes or `seal` is
+        called again, which releases the view: who still uses it gets an exception, not another frame's bytes. Raises
+        RuntimeError if the frame's number was sealed before, ValueError if the plan has another length or segment.
+        """
+        if packed.plain_bytes != placed.plan.length or placed.segment != segment.identity.number:
+            raise ValueError(f"{packed.plain_bytes} bytes for {placed}")
+        self._lent.release()
+        segment.claim(placed.number)
+        if segment.frames_key is not None:
+            context = frame_context(
+                segment.header, placed.number, packed.method, packed.plain_bytes, placed.plan.extents, last=placed.last
+            )
+            stored = self._room(len(packed.data) + SEAL_BYTES, target)
+            segment.frames_key.seal_into(nonce_of(placed.number), packed.data, context, stored)
+        elif packed.method == RAW and target is not None:
+            stored = self._room(packed.plain_bytes, target)
+            stored[:] = packed.data
+        else:
+            stored = memoryview(packed.data)[:]
+        return SealedFrame(placed, packed.method, stored, hashlib.sha256(stored).digest())
+
+    def _room(self, length: int, target: memoryview | None) -> memoryview:
+        if target is not None:
+            return target[:length]
+        if len(self._buffer) < length:
+            self._buffer = bytearray()  # let go of the old one before the new one is taken
+            self._buffer = bytearray(length)
+        self._lent = memoryview(self._buffer)[:length]
+        return self._lent
+
+
+class FrameOpener:
+    """Makes plaintext of stored frames. One thread at a time; the interpreter lock is free during the work."""
+
+    def __init__(self) -> None:
+        self._decompressor = Decompressor()
+        self._buffer = bytearray()
+
+    def open(self, stored: Buffer, entry: FrameEntry, header: bytes, key: Aead | None, name: str) -> memoryview:
+        """Return a frame's plaintext, valid until the next call. `header` is the segment's, `key` its frames key.
+
+        The SHA-256 is checked first, then the box, then the decompressed length. Raises FrameCorrupt for every deviation.
+        """
+        check_digest(stored, entry, name)
+        packed: Buffer = stored
+        if key is not None:
+            packed = self._room(len(stored) - SEAL_BYTES)
+            context = frame_context(
+                header, entry.number, entry.method, entry.plain_bytes, entry.extents, last=entry.last
+            )
+            try:
+                key.open_into(nonce_of(entry.number), stored, context, packed)
+            except OpenFailed as error:
+                raise FrameCorrupt(name=name, frame=entry.number, detail="is not authentic") from error
+        if entry.method == ZSTD:
+            try:
+                packed = self._decompressor.decompress(packed, entry.plain_bytes)
+            except DecompressFailed as error:
+                raise FrameCorrupt(name=name, frame=entry.number, detail=str(error)) from error
+        if len(packed) != entry.plain_bytes:
+            raise FrameCorrupt(name=name, frame=entry.number, detail=f"has {len(packed)} bytes of {entry.plain_bytes}")
+        return memoryview(packed)
+
+    def _room(self, length: int) -> memoryview:
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        return memoryview(self._buffer)[:length]
+
+
+def check_digest(stored: Buffer, row: Row | FrameEntry, name: str) -> None:
+    """Raise FrameCorrupt unless `stored` has the length and SHA-256 of the table. Needs no key."""
+    if len(stored) != row.stored_bytes:
+        raise FrameCorrupt(name=name, frame=row.number, detail=f"has {len(stored)} stored bytes of {row.stored_bytes}")
+    if hashlib.sha256(stored).digest() != row.digest:
+        raise FrameCorrupt(name=name, frame=row.number, detail="the SHA-256 does not fit")
+
+
+def frame_context(
+    header: bytes, number: int, method: Method, plain_bytes: int, extents: tuple[Extent, ...], *, last: bool
+) -> bytes:
+    """Return a frame's associated data. Source: FORMAT.md, "Frames"."""
+    return header + _CONTEXT.pack(number, method, last, plain_bytes) + pack_extents(extents)
