@@ -2,10 +2,12 @@
 
 A storage holds objects under names: relative paths of `/`-separated parts made of `[A-Za-z0-9._-]`, no part `.` or `..`.
 No object is ever rewritten, and an object is under its final name either whole or not at all (on a backend that cannot
-promise this by itself, the class in its file does so by a temporary name ending in `.part`, which `list` leaves out).
+promise this by itself, the class in its file does so by a temporary name ending in `.part`, which `list` leaves out;
+`check_name` refuses that ending, so a finished object never hides there).
 What a backend can do beyond that is data (`Abilities`); callers adapt to the data, never to the type.
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,20 +16,35 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from engine.errors import InvalidName
+from engine.errors import InvalidName, ObjectTruncated
 
 NAME_BYTES_MAX = 512
 SMALL_BYTES_MAX = 64 << 20  # what `get` may return: manifests of disks with very many segments stay far below
 PART_SUFFIX = ".part"
 Buffer: TypeAlias = bytes | bytearray | memoryview
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+# File systems end at 255 bytes a part; the rest is room for what `part_name` adds.
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+
+def is_name(name: str) -> bool:
+    """Tell whether `name` is a valid name of a finished object, or of a folder of them. Source: FORMAT.md, "Names"."""
+    return (
+        len(name) <= NAME_BYTES_MAX
+        and not name.endswith(PART_SUFFIX)
+        and all(_PART.fullmatch(part) for part in name.split("/"))
+    )
 
 
 def check_name(name: str) -> str:
-    """Return `name` if it is a valid object name, else raise InvalidName. Source: FORMAT.md, "Names"."""
-    if len(name) > NAME_BYTES_MAX or not all(_PART.fullmatch(part) for part in name.split("/")):
+    """Return `name` if `is_name` accepts it, else raise InvalidName."""
+    if not is_name(name):
         raise InvalidName(storage="", step="name", name=name)
     return name
+
+
+def part_name(name: str) -> str:
+    """Return a temporary name beside `name` that no other writer has: two may write the same object, one will win."""
+    return f"{name}.{os.urandom(6).hex()}{PART_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +150,9 @@ class Storage(ABC):
         """Return a small object whole. Raises ObjectNotFound, and ObjectTruncated when it is larger than `limit`."""
         reader = self.open(name)
         try:
-            return reader.read_at(0, min(reader.size_bytes, limit + 1))
+            if reader.size_bytes > limit:
+                raise ObjectTruncated(storage=self.label, step="read", name=name, end=limit, wanted=reader.size_bytes)
+            return reader.read_at(0, reader.size_bytes)
         finally:
             reader.close()
 

@@ -1,0 +1,23 @@
+"""From a storage's settings to an open storage. A backend's library is only loaded when a storage of its type is opened."""
+
+from engine.errors import InvalidSpec
+from engine.spec import StorageSpec
+from engine.storage.base import Storage
+
+
+def open_storage(spec: StorageSpec) -> Storage:
+    """Return the storage that `spec` describes, connected; the caller closes it.
+
+    Raises StorageUnreachable, StorageLoginFailed or StorageHostKeyChanged if there is no way in, StorageError or
+    StorageDenied if the folder is neither there nor can be made, InvalidSpec if not exactly one backend is set.
+    """
+    if (spec.local is None) == (spec.sftp is None):
+        raise InvalidSpec(field="StorageSpec", problem="exactly one of local and sftp must be set")
+    if spec.local is not None:
+        from engine.storage.local import LocalStorage
+
+        return LocalStorage(spec.local.path)
+    assert spec.sftp is not None
+    from engine.storage.sftp import SftpStorage
+
+    return SftpStorage(spec.sftp)

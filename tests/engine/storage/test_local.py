@@ -1,0 +1,119 @@
+"""The local file system as a storage: the contract, and what only local files can show."""
+
+import errno
+import os
+
+import pytest
+
+from engine.errors import ObjectExists, StorageDenied, StorageError, StorageFull
+from engine.spec import LocalConfig, StorageSpec
+from engine.storage.local import LocalStorage
+from engine.units import MIB
+from tests.servers.small_disk import remount_read_only, small_disk
+from tests.storage_contract import Place, StorageContract
+
+
+@pytest.mark.feature("S3")
+class TestLocal(StorageContract):
+    @pytest.fixture
+    def place(self, tmp_path):
+        folder = tmp_path / "storage"
+        config = LocalConfig(path=str(folder))
+        return Place(StorageSpec(repository_id="r", installation_id="i", local=config), folder)
+
+
+@pytest.mark.feature("S3")
+def test_the_folder_is_made_but_not_its_parent(tmp_path):
+    LocalStorage(str(tmp_path / "new")).close()
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(StorageError) as caught:
+        LocalStorage(str(tmp_path / "no/parent"))
+    assert caught.value.reason == "OBJECT_NOT_FOUND"
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        LocalStorage(str(tmp_path / "file"))
+
+
+def test_no_link_leads_out_of_the_root(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_text("secret")
+    with LocalStorage(str(tmp_path / "storage")) as storage:
+        (tmp_path / "storage/door").symlink_to(outside)
+        for work in (
+            lambda: storage.open("door/secret"),
+            lambda: storage.size("door/secret"),
+            lambda: storage.delete("door/secret"),
+            lambda: storage.put("door/new", b""),
+            lambda: storage.sweep("door"),
+        ):
+            with pytest.raises(StorageError):
+                work()
+        assert list(storage.list("door")) == []
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    with small_disk(tmp_path / "disk", 4 * MIB) as disk, LocalStorage(str(disk / "storage")) as storage:
+        storage.put("kept", bytes(1 * MIB))
+        with pytest.raises(StorageFull) as caught:
+            storage.put("d/large", bytes(8 * MIB))
+        assert caught.value.reason == "STORAGE_FULL"
+        assert [entry.name for entry in storage.list()] == ["kept"]
+        assert [path.name for path in (disk / "storage").iterdir()] == ["kept"]
+
+
+@pytest.mark.feature("S21", "S22")
+def test_a_read_only_disk_is_readable_and_denies_the_rest(tmp_path):
+    with small_disk(tmp_path / "disk", 4 * MIB) as disk:
+        with LocalStorage(str(disk)) as storage:
+            storage.put("d/object", b"x")
+        remount_read_only(disk)
+        with LocalStorage(str(disk)) as storage:
+            assert storage.get("d/object") == b"x"
+            with pytest.raises(StorageDenied) as caught:
+                storage.put("d/new", b"")
+            assert caught.value.reason == "STORAGE_PERMISSION_DENIED"
+            with pytest.raises(StorageDenied):
+                storage.delete("d/object")
+
+
+def test_without_links_an_exclusive_rename_does_it(tmp_path, monkeypatch):
+    def no_links(*args, **options):
+        raise OSError(errno.EPERM, "this file system has no links")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with LocalStorage(str(tmp_path / "storage")) as storage:
+        storage.put("d/object", b"first")
+        upload = storage.create("d/other")
+        upload.__enter__()
+        (tmp_path / "storage/d/other").write_bytes(b"quicker")
+        with pytest.raises(ObjectExists):
+            upload.__exit__(None, None, None)
+        assert storage.get("d/object") == b"first"
+        assert {entry.name for entry in storage.list()} == {"d/object", "d/other"}
+        assert len(list((tmp_path / "storage/d").iterdir())) == 2
+
+
+def test_a_repeated_link_reported_as_taken_is_ours(tmp_path, monkeypatch):
+    link = os.link
+
+    def link_twice(*args, **options):
+        link(*args, **options)
+        link(*args, **options)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    with LocalStorage(str(tmp_path / "storage")) as storage:
+        storage.put("object", b"x")
+        assert storage.get("object") == b"x"
+
+
+def test_a_swallowed_write_error_makes_no_object(tmp_path):
+    with small_disk(tmp_path / "disk", 2 * MIB) as disk, LocalStorage(str(disk)) as storage:
+        upload = storage.create("object")
+        upload.__enter__()
+        with pytest.raises(StorageFull):
+            upload.write(bytes(4 * MIB))
+        with pytest.raises(StorageError):
+            upload.__exit__(None, None, None)
+        assert list(disk.iterdir()) == []

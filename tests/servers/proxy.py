@@ -1,0 +1,160 @@
+"""A TCP proxy on loopback that misbehaves on demand: cuts after so many bytes, stalls, delays, refuses.
+
+    with Proxy(server.port) as proxy:
+        config = replace(server.config(path), port=proxy.port)
+        proxy.cut_after(3 * MIB)         # the next 3 MiB go up, then the connection is reset
+
+One thread runs an event loop; every method may be called from any thread and has taken effect when it returns.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+Direction: TypeAlias = Literal["up", "down"]  # up: from the client to the server
+_CHUNK_BYTES = 64 * 1024
+_QUEUE_MAX = 64  # chunks held back by a delay; beyond them the sender feels it
+
+
+class Proxy:
+    """Forwards connections to `target_port` on 127.0.0.1; `port` is its own."""
+
+    def __init__(self, target_port: int) -> None:
+        self.port = 0
+        self.connections = 0  # accepted so far
+        self.bytes: dict[Direction, int] = {"up": 0, "down": 0}  # forwarded so far
+        self._target_port = target_port
+        self._limits: dict[Direction, int | None] = {"up": None, "down": None}
+        self._delay_seconds = 0.0
+        self._refusing = False
+        self._flowing: asyncio.Event
+        self._server: asyncio.Server
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+
+    def cut_after(self, byte_count: int, direction: Direction = "up") -> None:
+        """Reset the connection when `byte_count` more bytes have gone in `direction`; once."""
+        self._call(lambda: self._limits.__setitem__(direction, byte_count))
+
+    def cut(self) -> None:
+        """Reset every connection now."""
+        self._call(self._reset)
+
+    def refuse(self, *, on: bool = True) -> None:
+        """Reset each new connection as soon as it is made."""
+        self._call(lambda: setattr(self, "_refusing", on))
+
+    def stall(self) -> None:
+        """Forward nothing more, in both directions, but keep every connection open."""
+        self._call(lambda: self._flowing.clear())
+
+    def resume(self) -> None:
+        self._call(lambda: self._flowing.set())
+
+    def delay(self, seconds: float) -> None:
+        """Deliver every byte `seconds` later from now on, in both directions: latency, not a lower rate."""
+        self._call(lambda: setattr(self, "_delay_seconds", seconds))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._run(self._start())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # ---- inner; all of it runs in the loop ------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_CHUNK_BYTES)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _stop(self) -> None:
+        self._server.close()
+        self._reset()
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._writers.add(writer)
+        try:
+            if self._refusing:
+                return
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port, limit=_CHUNK_BYTES)
+            self._writers.add(far_writer)
+            try:
+                await asyncio.gather(self._pump("up", reader, far_writer), self._pump("down", far_reader, writer))
+            finally:
+                far_writer.transport.abort()
+                self._writers.discard(far_writer)
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
+
+    async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward one direction: a reader that stamps each chunk, and a writer that waits for its time."""
+        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_QUEUE_MAX)
+        delivery = asyncio.create_task(self._deliver(direction, queue, writer))
+        try:
+            while True:
+                await self._flowing.wait()
+                chunk = await reader.read(_CHUNK_BYTES)
+                await queue.put((self._loop.time() + self._delay_seconds, chunk))
+                if not chunk:
+                    await delivery
+                    return
+        finally:
+            delivery.cancel()
+
+    async def _deliver(
+        self, direction: Direction, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            due, chunk = await queue.get()
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
+            await self._flowing.wait()
+            if not chunk:
+                with suppress(OSError):
+                    writer.write_eof()
+                return
+            limit = self._limits[direction]
+            passed = chunk if limit is None else chunk[:limit]
+            with suppress(OSError):  # the reading side notices a lost peer
+                writer.write(passed)
+                await writer.drain()
+            self.bytes[direction] += len(passed)
+            if limit is None:
+                continue
+            self._limits[direction] = limit - len(passed)
+            if self._limits[direction] == 0:
+                self._limits[direction] = None
+                self._reset()
+
+    def _reset(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def _call(self, action: Callable[[], object]) -> None:
+        async def act() -> None:
+            action()
+
+        self._run(act())
+
+    def _run(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
