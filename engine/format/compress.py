@@ -55,7 +55,7 @@ class Decompressor:
     """A reused decompression context; one thread at a time."""
 
     def __init__(self) -> None:
-        self._context = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+        self._context = zstandard.ZstdDecompressor()
 
     def decompress(self, data: Buffer, length: int) -> bytes:
         """Return the content of the Zstandard frame `data`, which is exactly `length` bytes. Raises DecompressFailed.
@@ -65,7 +65,8 @@ class Decompressor:
         """
         try:
             declared = zstandard.get_frame_parameters(data)
-            if declared.content_size != length or not declared.has_checksum or declared.dict_id:
+            fits = declared.content_size == length and declared.window_size <= WINDOW_BYTES_MAX
+            if not fits or not declared.has_checksum or declared.dict_id:
                 raise DecompressFailed("the Zstandard frame is not as the format demands")
             plain = self._context.decompress(data, max_output_size=length, allow_extra_data=False)
         except zstandard.ZstdError as error:

@@ -59,6 +59,11 @@ class SegmentReader:
         """Size of the virtual disk when the segment was written."""
         return self.header.identity.size_bytes
 
+    @property
+    def last(self) -> bool:
+        """Whether it is the disk's last segment in its backup."""
+        return self.footer.last
+
     def rows(self) -> Iterator[Row]:
         """Yield every frame as far as it is known without a key."""
         return self._table.rows()

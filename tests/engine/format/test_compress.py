@@ -1,0 +1,98 @@
+"""Zstandard within the format's rules."""
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import InvalidSpec
+from engine.extents import FRAME_BYTES_MAX
+from engine.format.compress import DecompressFailed, Decompressor, ZstdCompressor
+from tests.engine.format.samples import noise, text
+
+COMPRESSORS = {level: ZstdCompressor(level) for level in (1, 3)}
+DECOMPRESSOR = Decompressor()
+
+
+@pytest.mark.feature("T13")
+@given(
+    data=st.binary(max_size=2000) | st.builds(text, st.integers(0, 5000), st.text(max_size=5)),
+    level=st.sampled_from([1, 3]),
+)
+def test_decompressing_gives_what_was_compressed(data, level):
+    packed = COMPRESSORS[level].compress(data)
+
+    assert DECOMPRESSOR.decompress(packed, len(data)) == data
+
+
+@pytest.mark.feature("T13", "T16")
+@pytest.mark.parametrize("level", [1, 3, 9, 19])
+def test_a_whole_frame_keeps_the_formats_rules(level):
+    data = text(FRAME_BYTES_MAX - 1000, "whole") + noise(1000, "end")
+
+    packed = ZstdCompressor(level).compress(memoryview(data))
+
+    declared = zstandard.get_frame_parameters(packed)
+    assert (declared.content_size, declared.has_checksum, declared.dict_id) == (len(data), True, 0)
+    assert Decompressor().decompress(packed, len(data)) == data
+
+
+def test_every_damaged_byte_and_every_cut_is_an_error_or_harmless():
+    data = text(700, "x") + noise(60, "y")
+    packed = ZstdCompressor().compress(data)
+
+    for position in range(len(packed)):
+        with pytest.raises(DecompressFailed):
+            DECOMPRESSOR.decompress(packed[:position], len(data))
+        try:
+            found = DECOMPRESSOR.decompress(
+                packed[:position] + bytes([packed[position] ^ 1]) + packed[position + 1 :], len(data)
+            )
+        except DecompressFailed:
+            continue
+        assert found == data
+
+
+@pytest.mark.parametrize(
+    "extra", [b"x", b"\0" * 20, ZstdCompressor().compress(b""), ZstdCompressor().compress(b"more")]
+)
+def test_bytes_after_the_frame_are_an_error(extra):
+    packed = ZstdCompressor().compress(b"content " * 20)
+
+    with pytest.raises(DecompressFailed):
+        DECOMPRESSOR.decompress(packed + extra, 160)
+
+
+@pytest.mark.parametrize("length", [0, 159, 161, FRAME_BYTES_MAX])
+def test_another_length_is_an_error(length):
+    with pytest.raises(DecompressFailed):
+        DECOMPRESSOR.decompress(ZstdCompressor().compress(b"content " * 20), length)
+
+
+def test_what_the_format_does_not_allow_is_an_error():
+    data = b"content " * 20
+    for context in (
+        zstandard.ZstdCompressor(write_checksum=False),
+        zstandard.ZstdCompressor(write_checksum=True, write_content_size=False),
+        zstandard.ZstdCompressor(
+            write_checksum=True, dict_data=zstandard.train_dictionary(400, [data] * 50, dict_id=7)
+        ),
+    ):
+        with pytest.raises(DecompressFailed):
+            DECOMPRESSOR.decompress(context.compress(data), len(data))
+
+
+def test_a_window_beyond_the_limit_is_an_error():
+    parameters = zstandard.ZstdCompressionParameters.from_level(3, window_log=25, write_checksum=True)
+    context = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=64 << 20)
+    packed = b"".join(context.compress(bytes(1 << 20)) for _ in range(64)) + context.flush()
+
+    with pytest.raises(DecompressFailed):
+        DECOMPRESSOR.decompress(packed, 64 << 20)
+
+
+@pytest.mark.feature("T13")
+@pytest.mark.parametrize("level", [-1, 0, 20])
+def test_a_level_outside_1_to_19_is_refused(level):
+    with pytest.raises(InvalidSpec):
+        ZstdCompressor(level)
