@@ -331,6 +331,12 @@ class TargetError(EngineError):
 
 
 class VerifyFailed(EngineError):
+    """Damage was found. `result` names it, as results.VerifyResult in JSON types."""
+
     reason = "VERIFY_FAILED"
     template = "{damaged} damaged frames in backup {backup_id}"
     remedy = "Restore from another point; the next backup of this server should be a full"
+
+    def __init__(self, result: dict[str, object], **facts: object) -> None:
+        self.result = result
+        super().__init__(**facts)

@@ -166,7 +166,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One engine process's work: jobs on one storage. `managed` says that an agent answers `commit` on the control file."""
+    """One engine process's work: jobs on one storage. `managed` says that an agent answers `commit` on the control file.
+
+    `stop_grace_seconds`: how long a restore lets the guest shut down by itself before it is ended.
+    """
 
     operation_id: str
     storage: StorageSpec
@@ -178,6 +181,7 @@ class Operation:
     lock_folder: str = "/run/backup-manager/locks"
     control_file: str = ""
     managed: bool = False
+    stop_grace_seconds: int = 60
     version: int = SPEC_VERSION
 
 
@@ -211,9 +215,10 @@ def from_json(kind: Any, data: Any, name: str) -> Any:
         if data is None and type(None) in arguments:
             return None
         return from_json(next(one for one in arguments if one is not type(None)), data, name)
-    if origin is tuple:
+    if origin in {tuple, list}:
         _expect(isinstance(data, list), name, "must be a list")
-        return tuple(from_json(arguments[0], item, f"{name}[{position}]") for position, item in enumerate(data))
+        items = (from_json(arguments[0], item, f"{name}[{position}]") for position, item in enumerate(data))
+        return tuple(items) if origin is tuple else list(items)
     if origin is dict:
         _expect(isinstance(data, dict), name, "must be an object")
         return {key: from_json(arguments[1], item, f"{name}.{key}") for key, item in data.items()}

@@ -1,0 +1,110 @@
+"""A backup while it is being written: nothing of it counts before its last object, and nothing stays if it fails.
+
+    intent.json ─► segments of every disk ─► sizes checked ─► lease asked ─► manifest.json of every disk ─► backup.json
+    └──────────────── a failure anywhere: backup.json first, then the whole folder, are removed ────────────┘
+
+Every manifest is read back. A write whose outcome is unknown (the connection broke) is settled by reading.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from engine.errors import EngineError, LeaseLost, ObjectExists, ObjectNotFound, StorageError, StorageUnreachable
+from engine.format import names
+from engine.format.manifest import DiskManifest
+from engine.format.markers import Intent
+from engine.storage.base import Storage
+from engine.work import Work
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptIdentity:
+    server_id: str
+    backup_id: str
+    job_id: str
+    host: str
+
+    @property
+    def folder(self) -> str:
+        return names.backup_folder(self.server_id, self.backup_id)
+
+
+@contextlib.contextmanager
+def attempt(
+    storage: Storage, reopen: Callable[[], Storage], identity: AttemptIdentity, now: datetime, work: Work
+) -> Iterator[None]:
+    """Announce a backup, and remove everything of it if the block fails.
+
+    `storage` may have been interrupted by then, so `reopen` connects once more. What cannot be removed (the storage is
+    gone) is an orphan without backup.json: it is no backup, a warning says so, and cleanup removes it later.
+    """
+    intent = Intent(identity.server_id, identity.backup_id, identity.job_id, identity.host, now.isoformat())
+    storage.put(names.intent_name(identity.server_id, identity.backup_id), intent.dump())
+    try:
+        yield
+    except BaseException:
+        try:
+            with reopen() as fresh:
+                remove_attempt(fresh, identity.server_id, identity.backup_id)
+        except EngineError as error:
+            log.warning(
+                "Leftovers of the failed backup stay on the storage backup_id=%s: %s", identity.backup_id, error
+            )
+            work.report.warn(f"what was uploaded of backup {identity.backup_id} could not be removed: {error}")
+        raise
+
+
+def remove_attempt(storage: Storage, server_id: str, backup_id: str) -> None:
+    """Remove all of a backup's folder, backup.json first: at no moment does it look like a backup without its data."""
+    storage.delete(names.backup_name(server_id, backup_id))
+    storage.sweep(names.backup_folder(server_id, backup_id))
+
+
+def check_sizes(storage: Storage, manifest: DiskManifest) -> None:
+    """Compare each of the disk's own segments with its size on the storage. Raises StorageError for the first that differs."""
+    for segment in manifest.segments:
+        name = names.segment_name(manifest.server_id, manifest.backup_id, manifest.disk, segment.number)
+        size = storage.size(name)
+        if size != segment.stored_bytes:
+            detail = f"{name} has {size} bytes there, {segment.stored_bytes} were written"
+            raise StorageError(storage=storage.label, step="size check", detail=detail)
+
+
+def ask_lease(identity: AttemptIdentity, work: Work) -> None:
+    """Ask whether the job may still commit. Raises LeaseLost, Cancelled."""
+    work.stop.check()
+    if not work.report.may_commit():
+        work.stop.check()
+        raise LeaseLost(job_id=identity.job_id, detail="another attempt has taken its place")
+
+
+def commit(storage: Storage, disks: dict[str, bytes], server: tuple[str, bytes]) -> str:
+    """Write the disks' manifests (by name), then backup.json, each read back; return the SHA-256 of backup.json."""
+    for name, data in [*disks.items(), server]:
+        _put(storage, name, data)
+    return hashlib.sha256(server[1]).hexdigest()
+
+
+def _put(storage: Storage, name: str, data: bytes) -> None:
+    unsettled: StorageError | None = None
+    try:
+        storage.put(name, data)
+    except (ObjectExists, StorageUnreachable) as error:
+        unsettled = error
+    try:
+        found = storage.get(name)
+    except ObjectNotFound:
+        if unsettled is None:
+            raise
+        storage.put(name, data)
+        found = storage.get(name)
+    if found != data:
+        raise unsettled or StorageError(
+            storage=storage.label, step="read back", detail=f"{name} is not what was written"
+        )

@@ -1,0 +1,304 @@
+"""Back up one domain: all its disks at one instant, each as a full or an incremental, as one restore point.
+
+    lock the domain ─► read what the storage has ─► choose full or incremental for each disk, with the reason (plan.py)
+      ─► intent ─► the instant ─► disk by disk to the storage ─► job ended ─► commit ─► checkpoints that nothing needs go
+
+If anything fails, the attempt is removed from the storage, the block job is ended, the guest is thawed, and the new
+checkpoint is removed: the next backup goes on from the old one.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from engine import plan
+from engine.attempt import AttemptIdentity, ask_lease, attempt, check_sizes, commit
+from engine.catalog import History, Point, read_history
+from engine.errors import BackupManagerError, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
+from engine.extents import plan_full, plan_packed
+from engine.format import manifest as manifests
+from engine.format.crypto import ServerKey
+from engine.format.layout import SegmentRef
+from engine.format.manifest import Definition, DiskManifest, Layer, ServerManifest, SkippedDisk, layer_digest
+from engine.jobs import Surroundings, keys_of
+from engine.pipeline import DiskIdentity, store
+from engine.reindex import summarize
+from engine.results import BackupResult
+from engine.spec import BackupJob
+from engine.storage.base import Storage
+
+if TYPE_CHECKING:
+    from engine.hypervisor.connection import Domain
+    from engine.hypervisor.domains import DiskInfo, DomainInfo
+    from engine.hypervisor.lock import DomainLock
+    from engine.source.nbd_disk import NbdDisk
+    from engine.source.running import Instant
+
+log = logging.getLogger(__name__)
+
+
+def back_up(around: Surroundings) -> BackupResult:
+    """Make the backup that the job asks for and return it. Raises what stands in errors.py; then nothing of it remains."""
+    from engine.hypervisor.connection import open_connection
+    from engine.hypervisor.lock import DomainLock
+
+    spec = around.job.backup
+    assert spec is not None
+    around.work.report.stage("prepare")
+    with (
+        DomainLock(around.lock_folder, spec.domain_uuid, around.job.job_id) as lock,
+        open_connection(around.operation.libvirt_uri) as connection,
+        around.repository(initialize=True) as storage,
+    ):
+        return _Backup(around, spec, connection.domain(spec.domain_uuid), storage, lock).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One disk and what is to be done with it."""
+
+    image: "DiskInfo"
+    choice: plan.Choice
+
+
+class _Backup:
+    def __init__(
+        self, around: Surroundings, spec: BackupJob, domain: "Domain", storage: Storage, lock: "DomainLock"
+    ) -> None:
+        from engine.hypervisor.checkpoints import checkpoint_name
+        from engine.hypervisor.domains import domain_info
+
+        self._around = around
+        self._spec = spec
+        self._work = around.work
+        self._target = around.operation.storage
+        self._domain = domain
+        self._info: DomainInfo = domain_info(domain)
+        self._storage = storage
+        self._lock = lock
+        self._keys = keys_of(spec.server_keys)
+        self._key = self._sealing_key()
+        self._checkpoint = "" if spec.type == "copy" else checkpoint_name(self._target.repository_id, spec.backup_id)
+        self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
+
+    def run(self) -> BackupResult:
+        images, skipped = self._select()
+        history = read_history(self._storage, self._spec.server_id, self._keys)
+        tasks = self._choose(images, history)
+        with attempt(self._storage, self._around.connect, self._identity, self._around.now(), self._work):
+            with self._tentative_checkpoint():
+                with self._instant(tasks) as instant:
+                    self._expect(tasks, instant)
+                    stored = {task.image.target: self._store(task, instant) for task in tasks}
+                self._work.report.stage("commit")
+                point = self._commit(tasks, stored, skipped, instant)
+        self._drop_checkpoints(history, point)
+        for one in skipped:
+            self._work.report.warn(f"disk {one.disk} was left out: {one.detail}")
+        return summarize(point, instant.quiesce_seconds)
+
+    # ---- before the instant ------------------------------------------------------------------------------------------
+
+    def _sealing_key(self) -> ServerKey | None:
+        if not self._target.key_id:
+            return None
+        if self._target.key_id not in self._keys:
+            raise KeyMissing(key_id=self._target.key_id)
+        return self._keys[self._target.key_id]
+
+    def _select(self) -> tuple[list["DiskInfo"], list[SkippedDisk]]:
+        """Return the disks to back up, and those left out with the reason; a disk asked for by name must be there."""
+        by_target = {disk.target: disk for disk in self._info.disks}
+        for name in self._spec.disks:
+            if name not in by_target:
+                raise DiskNotFound(domain=self._info.name, disk=name)
+        wanted = [by_target[name] for name in self._spec.disks] or list(self._info.disks)
+        skipped = [
+            SkippedDisk(disk.target, DiskUnsupported.reason, disk.unsupported) for disk in wanted if disk.unsupported
+        ]
+        images = [disk for disk in wanted if not disk.unsupported]
+        if not images:
+            detail = skipped[0].detail if skipped else "the domain has no disks"
+            raise DiskUnsupported(disk=skipped[0].disk if skipped else "", detail=detail)
+        # A CD drive is no loss; of a disk that holds data and is left out the owner has to hear.
+        return images, [one for one in skipped if by_target[one.disk].device == "disk"]
+
+    def _choose(self, images: list["DiskInfo"], history: History) -> list[_Task]:
+        spec = self._spec
+        now = datetime.fromisoformat(spec.create_time)
+        wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now)
+        tasks = []
+        for image in images:
+            points = history.of_disk(image.target)
+            state = plan.DiskState(
+                image.target, image.size_bytes, image.path, image.holds_bitmaps, self._tracking(image, points)
+            )
+            choice = plan.choose(wish, state, points, unreadable=history.doubtful(image.target))
+            self._work.report.info(
+                f"disk {choice.disk}: {choice.type}" + (f" ({choice.reason})" if choice.reason else "")
+            )
+            tasks.append(_Task(image, choice))
+        return tasks
+
+    def _tracking(self, image: "DiskInfo", points: list[DiskManifest]) -> Mapping[str, str]:
+        """Return what the hypervisor says of the checkpoint that the next incremental would count from."""
+        from engine.hypervisor.checkpoints import checkpoint_usable
+
+        parent = plan.newest([point for point in points if point.type != "copy"])
+        if parent is None or not parent.checkpoint:
+            return {}
+        sizes = {image.target: parent.size_bytes}
+        fault = checkpoint_usable(self._domain, parent.checkpoint, sizes, self._info)[image.target]
+        return {} if fault == plan.BITMAP_LOST else {parent.checkpoint: fault}
+
+    # ---- the instant and the data ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _tentative_checkpoint(self) -> Iterator[None]:
+        """Remove the new checkpoint if the block fails: it belongs to a backup that never was."""
+        from engine.hypervisor.checkpoints import delete_checkpoint
+
+        try:
+            yield
+        except BaseException:
+            if self._checkpoint:
+                try:
+                    delete_checkpoint(self._domain, self._checkpoint)
+                except (
+                    BackupManagerError
+                ) as error:  # the domain is gone, or libvirt: the next run or cleanup removes it
+                    log.warning("A checkpoint stays behind name=%s: %s", self._checkpoint, error)
+            raise
+
+    def _instant(self, tasks: list[_Task]) -> contextlib.AbstractContextManager["Instant"]:
+        from engine.source.running import running_disks
+        from engine.source.stopped import stopped_disks
+
+        bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
+        if not self._info.active:
+            return stopped_disks(self._info, bases, self._checkpoint)
+        lock = (self._around.lock_folder, self._lock)
+        return running_disks(
+            self._domain, self._info, bases, self._checkpoint, self._spec.consistency, self._around.scratch_folder, lock,
+            self._work,
+        )  # fmt: skip
+
+    def _expect(self, tasks: list[_Task], instant: "Instant") -> None:
+        """Tell how much there is to do: of each disk what it will hold, which for an incremental is what is dirty."""
+        total = 0
+        for task in tasks:
+            if task.choice.parent is None:
+                total += task.image.size_bytes
+            else:
+                total += sum(extent.length for extent in instant.disks[task.image.target].extents())
+        self._work.report.stage("read", total)
+        if instant.detail:
+            self._work.report.warn(f"the backup is of consistency {instant.consistency}: {instant.detail}")
+
+    def _store(self, task: _Task, instant: "Instant") -> tuple[SegmentRef, ...]:
+        disk: NbdDisk = instant.disks[task.image.target]
+        incremental = task.choice.parent is not None
+        items = plan_packed(disk.extents()) if incremental else plan_full(disk.extents())
+        identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.image.target)
+        return store(disk, items, self._storage, identity, self._key, self._work)
+
+    # ---- the commit --------------------------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        tasks: list[_Task],
+        stored: dict[str, tuple[SegmentRef, ...]],
+        skipped: list[SkippedDisk],
+        instant: "Instant",
+    ) -> Point:
+        disks = {task.image.target: self._manifest(task, stored[task.image.target]) for task in tasks}
+        for one in disks.values():
+            check_sizes(self._storage, one)
+        data = {name: manifests.dump(one, self._key) for name, one in disks.items()}
+        server = self._server_manifest(disks, data, skipped, instant.consistency)
+        server_data = manifests.dump(server, self._key)
+        ask_lease(self._identity, self._work)
+        by_name = {disks[disk].name: data[disk] for disk in disks}
+        digest = commit(self._storage, by_name, (server.name, server_data))
+        return Point(server, digest, disks)
+
+    def _manifest(self, task: _Task, segments: tuple[SegmentRef, ...]) -> DiskManifest:
+        spec, parent, image = self._spec, task.choice.parent, task.image
+        return DiskManifest(
+            repository_id=self._target.repository_id,
+            installation_id=self._target.installation_id,
+            server_id=spec.server_id,
+            backup_id=spec.backup_id,
+            disk=image.target,
+            type=task.choice.type,
+            chain_id=parent.chain_id if parent else spec.backup_id,
+            parent_backup_id=parent.backup_id if parent else "",
+            create_time=spec.create_time,
+            size_bytes=image.size_bytes,
+            checkpoint=self._checkpoint if image.holds_bitmaps else "",
+            reason=task.choice.reason,
+            compression_level=self._work.settings.compression_level,
+            key_id=self._key.key_id if self._key else "",
+            key_check=self._key.check.hex() if self._key else "",
+            plain_bytes=sum(segment.plain_bytes for segment in segments),
+            stored_bytes=sum(segment.stored_bytes for segment in segments),
+            sha256=layer_digest(segments),
+            layers=(*(parent.layers if parent else ()), Layer(spec.backup_id, segments)),
+            sealed=_about(image),
+        )
+
+    def _server_manifest(
+        self, disks: dict[str, DiskManifest], data: dict[str, bytes], skipped: list[SkippedDisk], consistency: str
+    ) -> ServerManifest:
+        spec, target = self._spec, self._target
+        return ServerManifest(
+            repository_id=target.repository_id,
+            installation_id=target.installation_id,
+            server_id=spec.server_id,
+            backup_id=spec.backup_id,
+            job_id=self._around.job.job_id,
+            host=self._around.operation.host,
+            domain_uuid=self._info.uuid,
+            domain_name=self._info.name,
+            create_time=spec.create_time,
+            consistency_asked=spec.consistency,
+            consistency_reached=consistency,
+            disks=tuple(manifests.summarize(disks[disk], data[disk]) for disk in disks),
+            skipped=tuple(skipped),
+            warnings=tuple(self._around.job_warnings()),
+            key_id=self._key.key_id if self._key else "",
+            key_check=self._key.check.hex() if self._key else "",
+            wrapped_key=target.wrapped_keys.get(target.key_id, ""),
+            sealed=self._definition(disks),
+        )
+
+    def _definition(self, disks: Mapping[str, DiskManifest]) -> Definition:
+        import base64
+
+        from engine.hypervisor.domains import definition, nvram
+
+        nvram_bytes = nvram(self._domain) or b""
+        disk_map = {disk: dict(one.sealed or {}) for disk, one in disks.items()}
+        return Definition(definition(self._domain), base64.b64encode(nvram_bytes).decode(), disk_map)
+
+    def _drop_checkpoints(self, history: History, point: Point) -> None:
+        """Remove this repository's checkpoints that no disk's newest point needs; each one costs the guest writes."""
+        from engine.hypervisor.checkpoints import remove_stale_bitmaps
+
+        if not self._checkpoint:
+            return
+        newest: dict[str, DiskManifest] = {}
+        for one in (*history.points, point):
+            newest.update({disk: found for disk, found in one.disks.items() if found.type != "copy"})
+        keep = {one.checkpoint for one in newest.values() if one.checkpoint}
+        try:
+            remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
+        except HypervisorError as error:  # the backup is whole; the next one, or cleanup, removes them
+            self._work.report.warn(f"old checkpoints could not be removed: {error}")
+
+
+def _about(image: "DiskInfo") -> dict[str, str]:
+    return {"path": image.path, "format": image.format, "bus": image.bus, "serial": image.serial}

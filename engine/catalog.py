@@ -1,0 +1,121 @@
+"""What a storage holds of one server, read from its manifests: the truth that every decision is made on.
+
+servers/<server_id>/<backup_id>/backup.json            a point, if it can be read
+                               /<disk>/manifest.json   believed only with the digest that backup.json names
+                               /<disk>/deleted.json    that disk's data is going, or gone
+… without backup.json                                  an attempt: unfinished, or what a crash left
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from engine.errors import BackupNotFound, FormatError, ObjectNotFound
+from engine.format import manifest, names
+from engine.format.crypto import ServerKey
+from engine.format.manifest import DiskManifest, DiskSummary, ServerManifest
+from engine.storage.base import Storage
+
+Keys = Mapping[str, ServerKey]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A backup of a server. `disks` are those whose manifest is whole; `unreadable` the others, with what is wrong."""
+
+    server: ServerManifest
+    digest: str
+    disks: dict[str, DiskManifest]
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All of a server's backups on one storage, oldest first, and what else lies there.
+
+    `unreadable` maps backup ids whose backup.json cannot be used to what is wrong; `attempts` are folders without one.
+    """
+
+    points: tuple[Point, ...]
+    unreadable: dict[str, str]
+    attempts: tuple[str, ...]
+
+    def of_disk(self, disk: str) -> list[DiskManifest]:
+        """Return the whole manifests of a disk, oldest first."""
+        return [point.disks[disk] for point in self.points if disk in point.disks]
+
+    def doubtful(self, disk: str) -> bool:
+        """Tell whether there are backups that may hold this disk and cannot be read."""
+        return bool(self.unreadable) or any(disk in point.unreadable for point in self.points)
+
+    def point(self, server_id: str, backup_id: str) -> Point:
+        """Return one backup. Raises BackupNotFound, or the reason why it cannot be read as FormatError."""
+        for point in self.points:
+            if point.server.backup_id == backup_id:
+                return point
+        if backup_id in self.unreadable:
+            raise FormatError(name=names.backup_name(server_id, backup_id), detail=self.unreadable[backup_id])
+        raise BackupNotFound(backup_id=backup_id, server_id=server_id)
+
+
+def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
+    """Read every manifest of a server; with a backup's key in `keys` it is authenticated and opened, without only hashed.
+
+    A damaged manifest is part of the answer, not an error; WrongKey is one, since it says nothing about the backup.
+    """
+    folders: dict[str, list[names.ObjectName]] = {}
+    for entry in storage.list(names.server_folder(server_id)):
+        if (parsed := names.parse(entry.name)) is not None:
+            folders.setdefault(parsed.backup_id, []).append(parsed)
+    points, unreadable, attempts = [], {}, []
+    for backup_id, objects in sorted(folders.items()):
+        if not any(one.kind == "backup" for one in objects):
+            attempts.append(backup_id)
+            continue
+        try:
+            gone = {one.disk for one in objects if one.kind == "deleted"}
+            points.append(read_point(storage, server_id, backup_id, keys, gone=gone))
+        except FormatError as error:
+            unreadable[backup_id] = str(error)
+        except ObjectNotFound:  # deleted since it was listed
+            continue
+    points.sort(key=lambda point: (point.server.create_time, point.server.backup_id))
+    return History(tuple(points), unreadable, tuple(attempts))
+
+
+def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gone: set[str] | None = None) -> Point:
+    """Read one backup's manifests; `gone` are disks whose data is marked as deleted. Raises FormatError, ObjectNotFound, WrongKey."""
+    name = names.backup_name(server_id, backup_id)
+    data = storage.get(name)
+    server = manifest.load_server(data, name, _key(data, name, keys))
+    disks: dict[str, DiskManifest] = {}
+    unreadable: dict[str, str] = {}
+    for summary in server.disks:
+        if summary.disk in (gone or set()):
+            continue
+        try:
+            disks[summary.disk] = _read_disk(storage, server, summary, keys)
+        except (FormatError, ObjectNotFound) as error:
+            unreadable[summary.disk] = str(error)
+    return Point(server, hashlib.sha256(data).hexdigest(), disks, unreadable)
+
+
+def list_servers(storage: Storage) -> Iterator[str]:
+    """Yield the ids of all servers that have anything on the storage, ascending."""
+    found = {
+        parsed.server_id for entry in storage.list(names.SERVERS) if (parsed := names.parse(entry.name)) is not None
+    }
+    yield from sorted(found)
+
+
+def _read_disk(storage: Storage, server: ServerManifest, summary: DiskSummary, keys: Keys) -> DiskManifest:
+    name = names.manifest_name(server.server_id, server.backup_id, summary.disk)
+    data = storage.get(name)
+    if hashlib.sha256(data).hexdigest() != summary.manifest_sha256:
+        raise FormatError(name=name, detail="is not the manifest that backup.json names")
+    return manifest.load_disk(data, name, keys.get(server.key_id))
+
+
+def _key(data: bytes, name: str, keys: Keys) -> ServerKey | None:
+    """Return the key of the manifest in `data`, None where there is none in `keys`."""
+    return keys.get(manifest.load_server(data, name).key_id)

@@ -1,0 +1,86 @@
+"""Delete backups: refused while anything needs them, and in an order that leaves no backup without its data (R19).
+
+    read every manifest of the server again ─► veto (chain.needed_by) ─► newest first, for each backup:
+        deleted.json of each disk ─► backup.json ─► manifest.json ─► everything else in the folder
+
+A deletion that was interrupted goes on where it stopped when it is asked for again.
+"""
+
+from datetime import datetime
+
+from engine import chain
+from engine.attempt import remove_attempt
+from engine.catalog import History, Point, read_history
+from engine.errors import BackupNotFound, ObjectExists, StillNeeded
+from engine.format import names
+from engine.format.markers import Deleted
+from engine.results import DeleteResult
+from engine.storage.base import Storage
+from engine.work import Work
+
+
+def delete_backups(
+    storage: Storage, server_id: str, backup_ids: tuple[str, ...], job_id: str, host: str, now: datetime, work: Work
+) -> DeleteResult:
+    """Delete `backup_ids` of a server, all or none as far as vetoes go; return what went and how many bytes.
+
+    Raises StillNeeded if one that stays needs one that should go, or if a manifest cannot be read (it may need anything);
+    BackupNotFound for an id of which nothing is there.
+    """
+    work.report.stage("prepare")
+    history = read_history(storage, server_id, {})
+    wanted = set(backup_ids)
+    check_deletable(history, server_id, wanted)
+    sizes = _sizes(storage, server_id)
+    work.report.stage("clean", sum(sizes.get(backup_id, 0) for backup_id in wanted))
+    for point in reversed(history.points):
+        backup_id = point.server.backup_id
+        if backup_id in wanted:
+            work.stop.check()
+            _delete(storage, point, job_id, host, now)
+            work.report.advance(sizes.get(backup_id, 0))
+    for backup_id in wanted & set(history.attempts):
+        remove_attempt(storage, server_id, backup_id)
+        work.report.advance(sizes.get(backup_id, 0))
+    return DeleteResult(sorted(wanted), sum(sizes.get(backup_id, 0) for backup_id in wanted))
+
+
+def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
+    """Raise unless every one of `wanted` may go at once. Pure."""
+    present = {point.server.backup_id for point in history.points} | set(history.attempts) | set(history.unreadable)
+    for backup_id in sorted(wanted - present):
+        raise BackupNotFound(backup_id=backup_id, server_id=server_id)
+    for backup_id, detail in history.unreadable.items():
+        raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {detail}")
+    for point in history.points:
+        for disk, detail in point.unreadable.items():
+            if point.server.backup_id not in wanted:
+                what = f"disk {disk} of backup {point.server.backup_id} cannot be read: {detail}"
+                raise StillNeeded(backup_id=min(wanted), disk=disk, detail=what)
+    manifests = [manifest for point in history.points for manifest in point.disks.values()]
+    going = [chain.Point(manifest.backup_id, manifest.disk) for manifest in manifests if manifest.backup_id in wanted]
+    for vetoed, users in sorted(chain.needed_by(manifests, going).items()):
+        needing = ", ".join(sorted(user.backup_id for user in users))
+        raise StillNeeded(backup_id=vetoed.backup_id, disk=vetoed.disk, detail=f"it is needed by {needing}")
+
+
+def _delete(storage: Storage, point: Point, job_id: str, host: str, now: datetime) -> None:
+    server_id, backup_id = point.server.server_id, point.server.backup_id
+    for summary in point.server.disks:
+        marker = Deleted(server_id, backup_id, summary.disk, job_id, host, now.isoformat())
+        try:
+            storage.put(names.deleted_name(server_id, backup_id, summary.disk), marker.dump())
+        except ObjectExists:  # an earlier deletion was interrupted
+            continue
+    storage.delete(names.backup_name(server_id, backup_id))
+    for summary in point.server.disks:
+        storage.delete(names.manifest_name(server_id, backup_id, summary.disk))
+    remove_attempt(storage, server_id, backup_id)
+
+
+def _sizes(storage: Storage, server_id: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for entry in storage.list(names.server_folder(server_id)):
+        if (parsed := names.parse(entry.name)) is not None:
+            sizes[parsed.backup_id] = sizes.get(parsed.backup_id, 0) + entry.size_bytes
+    return sizes

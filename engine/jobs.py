@@ -1,0 +1,231 @@
+"""One job from its spec to its result: opens what it needs, calls the verb, and says what was being done when it failed."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import BackupManagerError, Cancelled, VerifyFailed
+from engine.format.crypto import ServerKey
+from engine.spec import Job, Operation
+from engine.storage.base import Storage
+from engine.throttle import Throttle
+from engine.work import Report, Work
+
+if TYPE_CHECKING:
+    from engine.catalog import Keys
+
+
+class StepReport:
+    """Passes a job's words on, and remembers its stage and warnings for the end."""
+
+    def __init__(self, inner: Report) -> None:
+        self.step = "prepare"
+        self.warnings: list[str] = []
+        self._inner = inner
+
+    def stage(self, stage: str, bytes_total: int = 0) -> None:
+        self.step = stage
+        self._inner.stage(stage, bytes_total)
+
+    def expect(self, bytes_total: int) -> None:
+        self._inner.expect(bytes_total)
+
+    def advance(self, bytes_done: int, bytes_stored: int = 0) -> None:
+        self._inner.advance(bytes_done, bytes_stored)
+
+    def info(self, message: str) -> None:
+        self._inner.info(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self._inner.warn(message)
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._inner.record(record)
+
+    def may_commit(self) -> bool:
+        return self._inner.may_commit()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: `state` is completed, completed_with_warnings, failed or cancelled; see spec.py for the rest."""
+
+    state: str
+    failure: dict[str, Any] | None
+    warnings: list[str]
+    result: dict[str, Any] | None
+
+
+def keys_of(server_keys: Mapping[str, str]) -> "Keys":
+    """Return a job's server keys, by key id; the spec has them in hex."""
+    return {key_id: ServerKey(key_id, bytes.fromhex(text)) for key_id, text in server_keys.items()}
+
+
+class Surroundings:
+    """What verbs need beside their own spec: the operation, the storage (opened once, again on demand), and the clock."""
+
+    def __init__(self, job: Job, operation: Operation, work: Work) -> None:
+        self.job = job
+        self.operation = operation
+        self.work = work
+        self.lock_folder = Path(operation.lock_folder)
+        self.scratch_folder = Path(operation.scratch_folder)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def job_warnings(self) -> list[str]:
+        """Return what was warned of so far."""
+        report = self.work.report
+        return list(report.warnings) if isinstance(report, StepReport) else []
+
+    def connect(self) -> Storage:
+        """Open the storage, its uploads under the upload limit. The caller closes it."""
+        from engine.storage.open import open_storage
+        from engine.storage.throttled import ThrottledStorage
+
+        bucket = _Bucket(self.work.upload, self.work.stop.event)
+        return ThrottledStorage(open_storage(self.operation.storage), bucket)
+
+    @contextmanager
+    def repository(self, *, initialize: bool = False) -> Iterator[Storage]:
+        """Open the storage and make sure that its repository is the operation's; `initialize` makes it where there is none."""
+        from engine.repository import check_repository, open_repository
+
+        with self.connect() as storage, self.work.stop.waking(storage.interrupt):
+            if initialize:
+                open_repository(storage, self.operation.storage, self.now())
+            else:
+                check_repository(storage, self.operation.storage)
+            yield storage
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    throttle: Throttle
+    stop: threading.Event
+
+    def take(self, byte_count: int) -> None:
+        self.throttle.take(byte_count, self.stop)
+
+
+def run_job(job: Job, operation: Operation, work: Work) -> Outcome:
+    """Do the job and return how it ended. Raises only what is a fault of our own."""
+    report = StepReport(work.report)
+    work.report = report
+    try:
+        work.stop.check()
+        result = _verb(job)(Surroundings(job, operation, work))
+    except Cancelled:
+        return Outcome("cancelled", None, report.warnings, None)
+    except VerifyFailed as error:
+        return Outcome("failed", failure_of(error, report.step), report.warnings, error.result)
+    except BackupManagerError as error:
+        return Outcome("failed", failure_of(error, report.step), report.warnings, None)
+    state = "completed_with_warnings" if report.warnings else "completed"
+    return Outcome(state, None, report.warnings, result)
+
+
+def failure_of(error: BackupManagerError, step: str) -> dict[str, Any]:
+    """Return an error as it travels: reason, message with remedy, facts, and what was being done."""
+    return {"reason": error.reason, "message": error.message, "facts": error.facts, "step": step}
+
+
+def _verb(job: Job) -> Callable[[Surroundings], dict[str, Any]]:
+    if job.backup is not None:
+        return _back_up
+    if job.restore is not None:
+        return _restore
+    if job.verify is not None:
+        return _verify
+    if job.reindex is not None:
+        return _reindex
+    if job.delete is not None:
+        return _delete
+    return _test
+
+
+def _back_up(around: Surroundings) -> dict[str, Any]:
+    from engine.backup import back_up
+
+    return asdict(back_up(around))
+
+
+def _restore(around: Surroundings) -> dict[str, Any]:
+    from engine.restore import restore
+
+    return asdict(restore(around))
+
+
+def _verify(around: Surroundings) -> dict[str, Any]:
+    from engine.verify import verify
+
+    spec = around.job.verify
+    assert spec is not None
+    with around.repository() as storage:
+        found = verify(storage, spec.server_id, spec.backup_id, keys_of(spec.server_keys), around.work)
+    if found.damaged_count:
+        raise VerifyFailed(asdict(found), backup_id=spec.backup_id or "any", damaged=found.damaged_count)
+    return asdict(found)
+
+
+def _reindex(around: Surroundings) -> dict[str, Any]:
+    from engine.reindex import reindex
+
+    spec = around.job.reindex
+    assert spec is not None
+    with around.repository() as storage:
+        return asdict(reindex(storage, spec.server_id, {}, around.work))
+
+
+def _delete(around: Surroundings) -> dict[str, Any]:
+    from engine.delete import delete_backups
+
+    spec, work = around.job.delete, around.work
+    assert spec is not None
+    host, job_id = around.operation.host, around.job.job_id
+    with around.repository() as storage:
+        result = delete_backups(storage, spec.server_id, spec.backup_ids, job_id, host, around.now(), work)
+    if spec.domain_uuid:
+        _drop_checkpoints(around, spec.domain_uuid, set(result.backup_ids))
+    return asdict(result)
+
+
+def _drop_checkpoints(around: Surroundings, domain_uuid: str, backup_ids: set[str]) -> None:
+    """Remove the checkpoints that deleted backups left on this host's domain; what cannot be reached is only warned of."""
+    from engine.hypervisor.checkpoints import checkpoint_name, delete_checkpoint
+    from engine.hypervisor.connection import open_connection
+    from engine.hypervisor.lock import DomainLock
+
+    repository_id = around.operation.storage.repository_id
+    try:
+        with (
+            DomainLock(around.lock_folder, domain_uuid, around.job.job_id),
+            open_connection(around.operation.libvirt_uri) as connection,
+        ):
+            domain = connection.domain(domain_uuid)
+            for backup_id in backup_ids:
+                delete_checkpoint(domain, checkpoint_name(repository_id, backup_id))
+    except BackupManagerError as error:
+        around.work.report.warn(f"the checkpoints of the deleted backups could not be removed: {error}")
+
+
+def _test(around: Surroundings) -> dict[str, Any]:
+    """Try the storage step by step, and make its repository if there is none; the connection is the first step."""
+    from engine.repository import open_repository
+    from engine.results import TestResult, TestStep
+    from engine.storage.check import storage_test
+    from engine.storage.open import open_storage
+
+    begun = time.monotonic()
+    with open_storage(around.operation.storage) as storage, around.work.stop.waking(storage.interrupt):
+        connected = TestStep("connect", time.monotonic() - begun, 0)
+        open_repository(storage, around.operation.storage, around.now())
+        steps = [TestStep(one.name, one.seconds, one.bytes_per_second) for one in storage_test(storage)]
+        return asdict(TestResult([connected, *steps], getattr(storage, "host_key", "")))

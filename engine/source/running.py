@@ -1,0 +1,102 @@
+"""The disks of a running domain at one instant, through libvirt's pull-mode backup.
+
+    room for scratch ─► freeze │ begin job + checkpoint │ thaw ─► read over NBD … ─► end job, scratch files gone
+                               └──── the instant ──────┘        ▲ a watcher: is the job alive, is there room
+
+Whatever happens in the block, the guest is thawed (see quiesce.py) and the job is ended. The new checkpoint stays: whether
+it is kept is decided by whoever commits the backup.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import EngineError, HypervisorError, NbdError
+from engine.hypervisor.backup_job import BackupJob, begin, check_room, clean_stale
+from engine.hypervisor.connection import Domain
+from engine.hypervisor.domains import DomainInfo
+from engine.hypervisor.lock import DomainLock
+from engine.hypervisor.quiesce import quiesce
+from engine.source.nbd_disk import NbdDisk
+from engine.spec import Consistency
+from engine.units import MIB
+from engine.work import Work
+
+WATCH_SECONDS = 1.0
+# At the beginning a tenth of the disks' sizes has to be free: what guests overwrite during one backup is far less in all but
+# the rarest cases. Below the reserve the backup is given up, because a scratch file without room would stop the guest.
+ROOM_SHARE = 10
+RESERVE_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A domain's disks at one instant; `consistency` is frozen, paused, crash or offline, `detail` why not as asked."""
+
+    disks: Mapping[str, NbdDisk]
+    consistency: str
+    detail: str = ""
+    quiesce_seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def running_disks(
+    domain: Domain,
+    info: DomainInfo,
+    bases: Mapping[str, str | None],
+    checkpoint: str,
+    mode: Consistency,
+    scratch_folder: Path,
+    lock: tuple[Path, DomainLock],
+    work: Work,
+) -> Iterator[Instant]:
+    """Hold the disks of `bases` at one instant for the block; `bases` has each disk's checkpoint to count from, None for a full.
+
+    `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
+    the domain stops while its disks are read.
+    """
+    clean_stale(domain, scratch_folder)
+    sizes = {disk.target: disk.size_bytes for disk in info.disks}
+    check_room(scratch_folder, RESERVE_BYTES + sum(sizes[disk] for disk in bases) // ROOM_SHARE)
+    work.report.stage("freeze")
+    with contextlib.ExitStack() as stack:
+        with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
+            job = stack.enter_context(begin(domain, bases, checkpoint, scratch_folder, info=info))
+        if not quiesced.thaw_confirmed:
+            work.report.warn("the guest has not confirmed yet that its file systems are thawed; it is asked again")
+        disks = {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}
+        with _watched(job, disks, scratch_folder):
+            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds)
+
+
+@contextlib.contextmanager
+def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path) -> Iterator[None]:
+    """Interrupt the disks when the job is gone or scratch space runs short; that error then leaves the block, not its echo."""
+    ended = threading.Event()
+    found: list[EngineError] = []
+
+    def watch() -> None:
+        while not ended.wait(WATCH_SECONDS):
+            try:
+                job.check_alive()
+                check_room(scratch_folder, RESERVE_BYTES)
+            except HypervisorError as error:
+                found.append(error)
+                for disk in disks.values():
+                    disk.interrupt()
+                return
+
+    watcher = threading.Thread(target=watch, name="backup-job-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except NbdError as error:
+        if found:
+            raise found[0] from error
+        job.check_alive()  # raises DomainGone: the domain was stopped, and the read noticed it first
+        raise
+    finally:
+        ended.set()
+        watcher.join()

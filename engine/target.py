@@ -1,0 +1,132 @@
+"""Where a disk is restored to: a new raw file, a block device, or an image behind a writable NBD export.
+
+A target is written by several threads, each through a writer of its own, in pieces that do not overlap.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from engine.errors import StorageFull, TargetError
+from engine.extents import Extent
+from engine.nbd.client import Client
+
+ZERO_PIECE = bytes(1 << 20)
+
+
+class Writer(Protocol):
+    """One thread's way to write a target."""
+
+    def write_from(self, extents: tuple[Extent, ...], buffer: memoryview) -> None:
+        """Write `buffer` to `extents`, one after the other; their lengths sum to `len(buffer)` exactly."""
+
+    def write_zeroes(self, start: int, length: int) -> None:
+        """Make `length` bytes from `start` read as zeros, sparse where the target can be."""
+
+    def flush(self) -> None:
+        """Return when everything that any writer of this target wrote is on stable storage."""
+
+    def close(self) -> None: ...
+
+
+class Target(Protocol):
+    """`size_bytes` to be written; `blank` says that all of it reads as zeros now, so that zeros need not be written."""
+
+    size_bytes: int
+    blank: bool
+
+    def connect(self) -> Writer: ...
+
+
+class NbdTarget:
+    """An image behind a writable export (see source/export.py)."""
+
+    blank = False
+
+    def __init__(self, address: str, export: str, size_bytes: int) -> None:
+        self._address = address
+        self._export = export
+        self.size_bytes = size_bytes
+
+    def connect(self) -> Client:
+        return Client.connect(self._address, self._export)
+
+
+class RawTarget:
+    """A raw file, or a block device. One descriptor for all writers, closed by `close`."""
+
+    def __init__(self, path: Path, descriptor: int, size_bytes: int, *, blank: bool) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self.blank = blank
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, path: Path, size_bytes: int) -> "RawTarget":
+        """Make a new sparse file. Raises TargetError if something is there already or it cannot be made."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            os.ftruncate(descriptor, size_bytes)
+        except OSError as error:
+            raise _error(path, error) from error
+        return cls(path, descriptor, size_bytes, blank=True)
+
+    @classmethod
+    def device(cls, path: Path, size_bytes: int) -> "RawTarget":
+        """Open a block device of at least `size_bytes`. Raises TargetError if it is none, in use, or too small."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
+            room = os.lseek(descriptor, 0, os.SEEK_END)
+        except OSError as error:
+            raise _error(path, error) from error
+        if not stat.S_ISBLK(os.fstat(descriptor).st_mode) or room < size_bytes:
+            os.close(descriptor)
+            raise TargetError(target=path, detail=f"is not a block device of {size_bytes} bytes or more")
+        return cls(path, descriptor, size_bytes, blank=False)
+
+    def connect(self) -> "RawTarget":
+        return self
+
+    def write_from(self, extents: tuple[Extent, ...], buffer: memoryview) -> None:
+        done = 0
+        for extent in extents:
+            self._write(extent.start, buffer[done : done + extent.length])
+            done += extent.length
+
+    def write_zeroes(self, start: int, length: int) -> None:
+        if self.blank:
+            return
+        while length > 0:
+            piece = min(length, len(ZERO_PIECE))
+            self._write(start, memoryview(ZERO_PIECE)[:piece])
+            start += piece
+            length -= piece
+
+    def flush(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise _error(self.path, error) from error
+
+    def close(self) -> None:
+        """Writers share the descriptor: it is closed by `finish`."""
+
+    def finish(self) -> None:
+        os.close(self._descriptor)
+
+    def _write(self, start: int, data: memoryview) -> None:
+        try:
+            while data:
+                written = os.pwrite(self._descriptor, data, start)
+                start += written
+                data = data[written:]
+        except OSError as error:
+            raise _error(self.path, error) from error
+
+
+def _error(path: Path, error: OSError) -> TargetError | StorageFull:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFull(storage="restore target", step="write", name=path)
+    return TargetError(target=path, detail=error.strerror)

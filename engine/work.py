@@ -1,0 +1,98 @@
+"""What ties a job to the process it runs in: where it reports, how it is stopped, how much it may use.
+
+The verbs (backup.py, restore.py, …) get a `Work` and know nothing of files, signals or terminals; `worker.py` gives them
+one that speaks to an agent, `cli.py` one that speaks to a person.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from engine.errors import Cancelled, EngineError
+from engine.limit import Limit
+from engine.spec import Settings
+from engine.throttle import Throttle
+
+
+class Report(Protocol):
+    """Where a job's words go. Any thread may call; calls are quick."""
+
+    def stage(self, stage: str, bytes_total: int = 0) -> None:
+        """A stage begins (see spec.STAGES); its progress counts from zero up to `bytes_total`, 0 for unknown."""
+
+    def expect(self, bytes_total: int) -> None:
+        """The stage's total became known, or grew."""
+
+    def advance(self, bytes_done: int, bytes_stored: int = 0) -> None:
+        """So many more bytes are done, and so many more went to the storage."""
+
+    def info(self, message: str) -> None: ...
+
+    def warn(self, message: str) -> None:
+        """We go on with less than was asked. The sentence reaches the owner of the server with the result."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A backup was found (see results.BackupRecord)."""
+
+    def may_commit(self) -> bool:
+        """Ask whether the job still holds its lease; waits for the answer."""
+
+
+class Stop:
+    """A request to stop, which also wakes whoever is blocked in a socket. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self._lock = threading.Lock()
+        self._wakers: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        """Ask for the end: `check` raises from now on, and everything under `waking` is woken."""
+        self.event.set()
+        with self._lock:
+            wakers = list(self._wakers)
+        for wake in wakers:
+            wake()
+
+    def check(self) -> None:
+        """Raise Cancelled if the end was asked for."""
+        if self.event.is_set():
+            raise Cancelled
+
+    @contextmanager
+    def waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call `wake` if the end is asked for while the block runs; errors that this causes leave as Cancelled."""
+        with self._lock:
+            self._wakers.append(wake)
+        try:
+            self.check()
+            yield
+        except EngineError as error:
+            if self.event.is_set() and not isinstance(error, Cancelled):
+                raise Cancelled from error
+            raise
+        finally:
+            with self._lock:
+                self._wakers.remove(wake)
+
+
+class Work:
+    """One job's surroundings. `read` and `upload` are token buckets, `workers` and `compressing` limit
+    threads; grants change them while it runs.
+    """
+
+    def __init__(self, report: Report, settings: Settings, stop: Stop | None = None) -> None:
+        self.report = report
+        self.settings = settings
+        self.stop = stop or Stop()
+        self.read = Throttle(settings.read_limit)
+        self.upload = Throttle(settings.upload_limit)
+        self.workers = Limit(settings.workers)
+        self.compressing = Limit(settings.compression_threads)
+
+    def grant(self, workers: int, read_limit: int, upload_limit: int) -> None:
+        """Obey a new share of the hypervisor's budget, at once."""
+        self.workers.count = max(1, workers)
+        self.read.rate = read_limit
+        self.upload.rate = upload_limit

@@ -1,0 +1,270 @@
+"""The engine process under an agent: spec in on stdin, events out on stdout, control lines from a file. See spec.py.
+
+    main thread      waits; signal handlers run here: SIGTERM and SIGINT cancel every job
+    job thread       does the jobs, one after the other
+    control thread   reads what the agent appends: cancel, grant, commit
+
+Its first act is process.json beside the control file, so that an agent started later finds it. It ends by itself when its
+jobs have ended, with exit status 0: how they ended is in the events.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine import spec
+from engine.errors import BackupManagerError
+from engine.jobs import Outcome, failure_of, run_job
+from engine.spec import Job, Operation
+from engine.work import Stop, Work
+
+log = logging.getLogger(__name__)
+
+CONTROL_POLL_SECONDS = 0.2
+PROGRESS_SECONDS = 1.0
+COMMIT_WAIT_SECONDS = 600.0  # an agent that is being restarted or updated is back by then; see EventReport.may_commit
+
+
+class Events:
+    """Numbered JSON lines on one descriptor, each written by one call. Any thread may use it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._number = 0
+
+    def send(self, kind: str, *, durable: bool = False, **fields: Any) -> None:
+        """Write one event; `durable` ones are on disk when this returns."""
+        with self._lock:
+            self._number += 1
+            time_text = datetime.now(UTC).isoformat(timespec="milliseconds")
+            line = json.dumps({"n": self._number, "type": kind, "time": time_text, **fields}, separators=(",", ":"))
+            data = line.encode() + b"\n"
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            if durable:
+                with contextlib.suppress(OSError):  # a pipe or a terminal cannot be synced
+                    os.fsync(self._descriptor)
+
+
+class EventReport:
+    """A job's words as events; progress at most once a second."""
+
+    def __init__(self, events: Events, job_id: str, *, managed: bool) -> None:
+        self._events = events
+        self._job_id = job_id
+        self._managed = managed
+        self._lock = threading.Lock()
+        self._stage = ""
+        self._done = 0
+        self._total = 0
+        self._stored = 0
+        self._sent = 0.0
+        self._answer = threading.Event()
+        self._allowed = False
+
+    def stage(self, stage: str, bytes_total: int = 0) -> None:
+        with self._lock:
+            self._stage, self._done, self._total, self._sent = stage, 0, bytes_total, 0.0
+        self._events.send("stage", job_id=self._job_id, stage=stage)
+
+    def expect(self, bytes_total: int) -> None:
+        with self._lock:
+            self._total = bytes_total
+
+    def advance(self, bytes_done: int, bytes_stored: int = 0) -> None:
+        now = time.monotonic()
+        with self._lock:
+            self._done += bytes_done
+            self._stored += bytes_stored
+            if now - self._sent < PROGRESS_SECONDS:
+                return
+            self._sent = now
+            stage, done, total, stored = self._stage, self._done, self._total, self._stored
+        self._events.send(
+            "progress", job_id=self._job_id, stage=stage, bytes_done=done, bytes_total=total, bytes_stored=stored
+        )
+
+    def info(self, message: str) -> None:
+        self._events.send("log", job_id=self._job_id, level="info", message=message)
+
+    def warn(self, message: str) -> None:
+        self._events.send("log", job_id=self._job_id, level="warning", message=message)
+
+    def record(self, record: dict[str, Any]) -> None:
+        self._events.send("record", job_id=self._job_id, record=record)
+
+    def may_commit(self) -> bool:
+        """Ask the agent. If none answers for ten minutes, go on: the domain's lock is ours, and a whole backup harms nobody."""
+        if not self._managed:
+            return True
+        self._events.send("commit", job_id=self._job_id)
+        if not self._answer.wait(COMMIT_WAIT_SECONDS):
+            self.warn("no agent answered whether the job still holds its lease; the backup is committed")
+            return True
+        return self._allowed
+
+    def answer(self, *, allow: bool) -> None:
+        """The agent's word on `may_commit`; a cancelled job gets False."""
+        self._allowed = allow
+        self._answer.set()
+
+
+class Worker:
+    """The process's jobs and what is said to them while they run."""
+
+    def __init__(self, operation: Operation, events: Events) -> None:
+        self._operation = operation
+        self._events = events
+        self._reports = {
+            job.job_id: EventReport(events, job.job_id, managed=operation.managed) for job in operation.jobs
+        }
+        self._works = {
+            job.job_id: Work(self._reports[job.job_id], operation.settings, Stop()) for job in operation.jobs
+        }
+
+    def run(self) -> None:
+        """Do all jobs; return when the last one has ended."""
+        for job in self._operation.jobs:
+            self._events.send("started", job_id=job.job_id)
+            outcome = self._run(job)
+            self._events.send(
+                "finished", durable=True, job_id=job.job_id, state=outcome.state, failure=outcome.failure,
+                warnings=outcome.warnings, result=outcome.result,
+            )  # fmt: skip
+
+    def _run(self, job: Job) -> Outcome:
+        try:
+            return run_job(job, self._operation, self._works[job.job_id])
+        except Exception as error:  # a fault of ours: said once, with its traceback, in the process's own log
+            log.exception("The job failed by a fault of this program job_id=%s", job.job_id)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            detail = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+            failure = {"reason": "INTERNAL", "message": f"a fault of this program: {detail}", "facts": {}, "step": ""}
+            return Outcome("failed", failure, [], None)
+
+    def cancel(self, job_id: str) -> None:
+        if job_id in self._works:
+            self._works[job_id].stop.set()
+            self._reports[job_id].answer(allow=False)
+
+    def cancel_all(self) -> None:
+        for job_id in self._works:
+            self.cancel(job_id)
+
+    def control(self, line: dict[str, Any]) -> None:
+        """Obey one control line; one that is not understood is logged, since an agent may be newer."""
+        match line:
+            case {"type": "cancel", "job_id": str(job_id)}:
+                self.cancel(job_id)
+            case {"type": "grant", "workers": int(workers), "read_limit": int(read), "upload_limit": int(upload)}:
+                for work in self._works.values():
+                    work.grant(workers, read, upload)
+            case {"type": "commit", "job_id": str(job_id), "allow": bool(allow)} if job_id in self._reports:
+                self._reports[job_id].answer(allow=allow)
+            case _:
+                log.warning("An unknown control line was ignored line=%s", line)
+
+
+def follow_control(path: Path, worker: Worker, ended: threading.Event) -> None:
+    """Feed every whole line that is appended to `path` to the worker until `ended`."""
+    position, rest = 0, b""
+    while not ended.wait(CONTROL_POLL_SECONDS):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            file.seek(position)
+            data = file.read()
+            position += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a torn line of an agent that died
+                    worker.control(json.loads(line))
+
+
+def identify_process() -> dict[str, Any]:
+    """Return what tells this process from any other that may get its pid: pid, start time in clock ticks, boot id."""
+    stat = Path(f"/proc/{os.getpid()}/stat").read_text()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"pid": os.getpid(), "start_time": int(stat.rpartition(")")[2].split()[19]), "boot_id": boot_id}
+
+
+def set_priority(settings: spec.Settings) -> None:
+    """Set nice and ionice of this process. Before the first thread: later ones inherit, earlier ones would not."""
+    import psutil
+
+    own = psutil.Process()
+    with contextlib.suppress(psutil.AccessDenied):  # raising a priority again needs privileges; lowering never does
+        own.nice({"normal": own.nice(), "low": max(10, own.nice()), "idle": 19}[settings.cpu_priority])
+        if settings.io_priority == "low":
+            own.ionice(psutil.IOPRIO_CLASS_BE, 7)
+        elif settings.io_priority == "idle":
+            own.ionice(psutil.IOPRIO_CLASS_IDLE)
+
+
+@contextlib.contextmanager
+def private_stdout() -> Iterator[int]:
+    """Yield the process's stdout for events alone; whatever else writes to descriptor 1 from now on goes to stderr."""
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def run(operation: Operation, events: Events) -> None:
+    """Do an operation's jobs, obeying signals and control lines; call from the main thread."""
+    worker = Worker(operation, events)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.cancel_all())
+    jobs = threading.Thread(target=worker.run, name="jobs", daemon=True)
+    jobs.start()
+    if operation.control_file:
+        arguments = (Path(operation.control_file), worker, ended)
+        threading.Thread(target=follow_control, args=arguments, name="control", daemon=True).start()
+    while jobs.is_alive():
+        jobs.join(1.0)
+    ended.set()
+    events.send("ended", durable=True)
+
+
+def main() -> None:
+    """Entry point of `python -m engine.worker [--heal]`."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    text = sys.stdin.buffer.read()
+    with private_stdout() as descriptor:
+        if "--heal" in sys.argv[1:]:
+            from engine.heal import heal_from_json
+
+            os.write(descriptor, heal_from_json(text).encode() + b"\n")
+            return
+        events = Events(descriptor)
+        try:
+            operation = spec.load(Operation, text)
+        except BackupManagerError as error:
+            events.send("refused", durable=True, failure=failure_of(error, "prepare"))
+            sys.exit(2)
+        if operation.control_file:
+            _announce(Path(operation.control_file).parent)
+        set_priority(operation.settings)
+        run(operation, events)
+
+
+def _announce(folder: Path) -> None:
+    temporary = folder / f"process.json.{os.getpid()}"
+    temporary.write_text(json.dumps(identify_process()))
+    temporary.replace(folder / "process.json")
+
+
+if __name__ == "__main__":
+    main()
