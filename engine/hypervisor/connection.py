@@ -78,12 +78,21 @@ class Domain:
             yield
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watcher:
+    changed: Callable[[DomainEvent], None]
+    closed: Callable[[], None] | None
+
+
 class Connection:
     """An open connection; close it with `close` or `with`. Any thread may use it. From `open_connection`."""
 
     def __init__(self, uri: str, handle: Any) -> None:
         self.uri = uri
         self.handle = handle
+        self._watchers: list[_Watcher] = []
+        self._registered: int | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +104,12 @@ class Connection:
 
     def close(self) -> None:
         """End the connection, its watches with it. A dead connection is no error."""
+        with self._lock:
+            number, self._registered = self._registered, None
+        with contextlib.suppress(libvirt.libvirtError):
+            if number is not None:  # else libvirt keeps the connection open for the sake of the callbacks
+                self.handle.domainEventDeregisterAny(number)
+                self.handle.unregisterCloseCallback()
         with contextlib.suppress(libvirt.libvirtError):
             self.handle.close()
 
@@ -125,18 +140,17 @@ class Connection:
         The calls come in the event loop's thread: they must be short and must not call libvirt. An exception in them is
         logged and ends nothing.
         """
-        with translated("virConnectDomainEventRegisterAny", uri=self.uri):
-            number = self.handle.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _on_lifecycle, changed
-            )
-            if closed is not None:
-                self.handle.registerCloseCallback(_on_close, closed)
+        watcher = _Watcher(changed, closed)
+        with self._lock, translated("virConnectDomainEventRegisterAny", uri=self.uri):
+            if self._registered is None:  # libvirt takes one callback of a kind per connection
+                kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+                self._registered = self.handle.domainEventRegisterAny(None, kind, _on_lifecycle, self._watchers)
+                self.handle.registerCloseCallback(_on_close, self._watchers)
+            self._watchers.append(watcher)
 
         def end() -> None:
-            with contextlib.suppress(libvirt.libvirtError):
-                self.handle.domainEventDeregisterAny(number)
-                if closed is not None:
-                    self.handle.unregisterCloseCallback()
+            with self._lock, contextlib.suppress(ValueError):
+                self._watchers.remove(watcher)
 
         return end
 
@@ -197,23 +211,25 @@ def _text(error: Any) -> str:
     return str(error.get_error_message() or error)
 
 
-def _on_lifecycle(
-    _connection: Any, handle: Any, number: int, detail: int, changed: Callable[[DomainEvent], None]
-) -> None:
+def _on_lifecycle(_connection: Any, handle: Any, number: int, detail: int, watchers: list[_Watcher]) -> None:
     if number >= len(_CHANGES):
         return
     io_error = number == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR
-    try:
-        changed(DomainEvent(handle.UUIDString(), handle.name(), _CHANGES[number], io_error))
-    except Exception:
-        log.exception("a watcher of domains failed")
+    event = DomainEvent(handle.UUIDString(), handle.name(), _CHANGES[number], io_error)
+    for watcher in tuple(watchers):
+        try:
+            watcher.changed(event)
+        except Exception:
+            log.exception("a watcher of domains failed")
 
 
-def _on_close(_connection: Any, _reason: int, closed: Callable[[], None]) -> None:
-    try:
-        closed()
-    except Exception:
-        log.exception("a watcher of a connection failed")
+def _on_close(_connection: Any, _reason: int, watchers: list[_Watcher]) -> None:
+    for watcher in tuple(watchers):
+        try:
+            if watcher.closed is not None:
+                watcher.closed()
+        except Exception:
+            log.exception("a watcher of a connection failed")
 
 
 class _EventLoop:

@@ -126,6 +126,10 @@ class Libvirtd:
                 return int(entry.name)
         raise LookupError(name)
 
+    def enter(self) -> list[str]:
+        """Return the beginning of a command line that runs a program with the daemon's mounts, as QEMU sees files."""
+        return ["nsenter", f"--mount={self._namespace_file()}", "--"]
+
     def _is_qemu(self, entry: Path, wanted: str) -> bool:
         try:
             command = (entry / "cmdline").read_bytes().split(b"\0")
@@ -135,9 +139,12 @@ class Libvirtd:
         return inside and any(one.decode(errors="replace").startswith(wanted) for one in itertools.islice(command, 4))
 
     def _namespace(self) -> Path:
+        return self._namespace_file().readlink()
+
+    def _namespace_file(self) -> Path:
         assert self._init is not None
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
-        return Path(f"/proc/{children[0]}/ns/mnt").readlink()
+        return Path(f"/proc/{children[0]}/ns/mnt")
 
     def _tell(self, word: str) -> None:
         init = self._init
