@@ -76,10 +76,11 @@ def storage_key(folder: Path, key_id: str, passphrase: str) -> bytes:
 
 def read_document(path: Path, kind: str) -> tuple[dict[str, Any], bytes, str | None]:
     """Return body, its exact bytes, and the HMAC in hex."""
-    lines = path.read_bytes().split(b"\n")
+    data = path.read_bytes()
+    lines = data.split(b"\n")
     demand(len(lines) == 3 and lines[2] == b"", f"{path} is not two lines")
     trailer = json.loads(lines[1])
-    demand(trailer["sha256"] == sha256(lines[0]).hex(), f"{path}: SHA-256")
+    demand(trailer["sha256"] == sha256(data[: data.rindex(b'"sha256":"') + 10]).hex(), f"{path}: SHA-256")
     body = json.loads(lines[0])
     demand(body["version"] == 1 and body["kind"] == kind, f"{path} is no {kind}")
     return body, lines[0], trailer["hmac"]

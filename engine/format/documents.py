@@ -1,13 +1,14 @@
-"""JSON objects as the storage holds them: two lines, the second with the first one's SHA-256, and an HMAC if encrypted.
+"""JSON objects as the storage holds them: two lines, the second with a SHA-256, and an HMAC if encrypted.
 
     {"kind":"disk","version":1,...}
-    {"sha256":"...","hmac":null}
+    {"hmac":null,"sha256":"..."}
 
 Frozen dataclasses go in and come out. Reading is strict, and on purpose separate from `engine.spec`, which may become more
 lenient one day: what the format allows never changes. Source: FORMAT.md, "JSON objects".
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -25,7 +26,7 @@ DOCUMENT_BYTES_MAX = 32 * MIB
 INTEGER_MAX = (1 << 63) - 1
 T = TypeVar("T")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)", re.ASCII)
-_TRAILER = re.compile(rb'\{"sha256":"([0-9a-f]{64})","hmac":(?:null|"([0-9a-f]{64})")\}\n')
+_TRAILER = re.compile(rb'\{"hmac":(?:null|"([0-9a-f]{64})"),"sha256":"([0-9a-f]{64})"\}\n')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def to_json(value: object) -> bytes:
 def wrap(body: bytes, hmac: bytes | None = None) -> bytes:
     """Return the two lines of a document."""
     mac = f'"{hmac.hex()}"' if hmac is not None else "null"
-    return body + f'\n{{"sha256":"{hashlib.sha256(body).hexdigest()}","hmac":{mac}}}\n'.encode()
+    hashed = body + f'\n{{"hmac":{mac},"sha256":"'.encode()
+    return hashed + hashlib.sha256(hashed).hexdigest().encode() + b'"}\n'
 
 
 def dump_plain(kind: str, value: Any) -> bytes:
@@ -73,7 +75,7 @@ def unwrap(data: bytes, kind: str, name: str) -> Document:
     if trailer is None:
         corrupt(name, "is not two lines with a hash: it was cut short or grew")
     body = data[:end]
-    if hashlib.sha256(body).hexdigest().encode() != trailer[1]:
+    if hashlib.sha256(data[: trailer.start(2)]).hexdigest().encode() != trailer[2]:
         corrupt(name, "the SHA-256 does not fit")
     values = from_json(body, name)
     version = values.pop("version", None)
@@ -81,7 +83,7 @@ def unwrap(data: bytes, kind: str, name: str) -> Document:
         raise ManifestUnsupported(name=name, found=version, known=VERSION)
     if type(version) is not int or version != VERSION or values.pop("kind", None) != kind:
         corrupt(name, f"is no {kind} document")
-    return Document(body, values, bytes.fromhex(trailer[2].decode()) if trailer[2] else None)
+    return Document(body, values, bytes.fromhex(trailer[1].decode()) if trailer[1] else None)
 
 
 def from_json(text: bytes, name: str) -> dict[str, Any]:
@@ -135,11 +137,16 @@ def _decode(kind: Any, value: Any, name: str, where: str) -> Any:
 
 
 def _dataclass(cls: type, values: Any, name: str, where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    fields = [one.name for one in dataclasses.fields(cls)]
-    if type(values) is not dict or values.keys() != set(fields):
+    hints = _hints(cls)
+    if type(values) is not dict or values.keys() != hints.keys():
         corrupt(name, f"{where or 'the body'} has not exactly the fields of {cls.__name__}")
-    return cls(**{field: _decode(hints[field], values[field], name, f"{where}.{field}") for field in fields})
+    return cls(**{field: _decode(hint, values[field], name, f"{where}.{field}") for field, hint in hints.items()})
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {one.name: hints[one.name] for one in dataclasses.fields(cls)}
 
 
 def corrupt(name: str, detail: str) -> NoReturn:
