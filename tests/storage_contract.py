@@ -316,6 +316,17 @@ class StorageContract:
         storage.put("servers/a/object", b"")
         assert [entry.name for entry in storage.list("servers/a")] == ["servers/a/object"]
 
+    def test_folders_are_those_directly_inside(self, storage, place):
+        for name in ("repository.json", "servers/a/one/disk/0000.data", "servers/b/two/backup.json", "keys/k.json"):
+            storage.put(name, b"x")
+        (place.folder / "servers/.hidden").mkdir()
+        (place.folder / "servers/link").symlink_to(place.folder)
+        assert sorted(storage.folders()) == ["keys", "servers"]
+        assert sorted(storage.folders("servers")) == ["a", "b"]
+        assert list(storage.folders("servers/a/one")) == ["disk"]
+        assert list(storage.folders("servers/a/one/disk")) == []
+        assert list(storage.folders("never/was")) == []
+
     def test_unfinished_and_foreign_names_are_left_out(self, storage, place):
         storage.put("d/object", b"x")
         for planted in ("d/object.0123.part", "d/.hidden", "d/with space", "d/-dash", "d/line\nbreak", "d/ä"):
@@ -385,6 +396,7 @@ class StorageContract:
         ]
         if name:
             calls.append(lambda: list(storage.list(name)))
+            calls.append(lambda: list(storage.folders(name)))
         for call in calls:
             with pytest.raises(InvalidName):
                 call()

@@ -98,6 +98,7 @@ class Storage(ABC):
 
     abilities: Abilities
     label: str  # for messages: type and place, never a secret
+    host_key: str = ""  # what an SSH server showed, `type base64`: to be pinned by who had none; "" elsewhere
 
     @abstractmethod
     def create(self, name: str) -> AbstractContextManager[Sink]:
@@ -120,6 +121,14 @@ class Storage(ABC):
 
         `prefix` is "" or a name without a trailing slash; a folder that does not exist yields nothing. Names that are not
         ours (see `check_name`) and unfinished `.part` objects are left out.
+        """
+
+    @abstractmethod
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names (one part each) of the folders directly in the folder `prefix`, in no special order.
+
+        One request where `list` asks once for every folder at any depth. Names that are not ours are left out. A folder
+        may turn out to hold nothing, or nothing finished.
         """
 
     @abstractmethod

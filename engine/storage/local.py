@@ -91,6 +91,11 @@ class LocalStorage(Storage):
                 elif stat.S_ISREG(status.st_mode):
                     yield Entry(path, status.st_size, status.st_mtime)
 
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        for name, status in self._entries(prefix and check_name(prefix)):
+            if stat.S_ISDIR(status.st_mode) and is_name(name):
+                yield name
+
     def delete(self, name: str) -> None:
         *parents, base = check_name(name).split("/")
         with self.failures("delete", name):

@@ -44,7 +44,6 @@ _ROOM_BYTES_MIN = 1 * MIB  # with less than this left, a "Failure" of a write me
 class SftpStorage(Storage):
     """A storage in the folder `config.path` of an SFTP server; the folder is made if its parent exists.
 
-    `host_key` is the key that the server showed, `type base64`: with none pinned in `config`, the caller keeps it.
     `sleep` waits between attempts; a test may pass its own.
     """
 
@@ -69,10 +68,7 @@ class SftpStorage(Storage):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def host_key(self) -> str:
-        return self._dialer.host_key
+        self.host_key = self._dialer.host_key
 
     def create(self, name: str) -> "_SftpUpload":
         return _SftpUpload(self, check_name(name))
@@ -99,6 +95,13 @@ class SftpStorage(Storage):
                     waiting.append(path)
                 elif _is_file(attributes):
                     yield Entry(path, attributes.size, float(attributes.modified_time))
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        folder = prefix and check_name(prefix)
+        for raw, attributes in self.attempt("list", folder or "the folder", self._lister(folder)):
+            name = raw.decode("ascii", "replace")
+            if stat.S_ISDIR(attributes.mode) and is_name(name):
+                yield name
 
     def delete(self, name: str) -> None:
         check_name(name)

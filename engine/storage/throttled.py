@@ -22,7 +22,7 @@ class ThrottledStorage(Storage):
     """Every call goes to `inner`; the bytes of every sink go through `bucket` first. Closing it closes `inner`."""
 
     def __init__(self, inner: Storage, bucket: Bucket) -> None:
-        self.abilities, self.label = inner.abilities, inner.label
+        self.abilities, self.label, self.host_key = inner.abilities, inner.label, inner.host_key
         self._inner, self._bucket = inner, bucket
 
     def create(self, name: str) -> "_ThrottledUpload":
@@ -36,6 +36,9 @@ class ThrottledStorage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         return self._inner.list(prefix)
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        return self._inner.folders(prefix)
 
     def delete(self, name: str) -> None:
         self._inner.delete(name)

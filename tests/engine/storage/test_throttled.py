@@ -1,0 +1,64 @@
+"""The upload limit: every byte written is taken from the bucket first, and nothing else is."""
+
+import pytest
+
+from engine.errors import Cancelled
+from engine.spec import LocalConfig, StorageSpec
+from engine.storage.local import LocalStorage
+from engine.storage.throttled import PIECE_BYTES_MAX, ThrottledStorage
+from engine.units import MIB
+from tests.storage_contract import Place, StorageContract
+
+
+class Bucket:
+    """Counts what it grants; refuses after `limit` bytes."""
+
+    def __init__(self, limit: int = 1 << 62) -> None:
+        self.taken: list[int] = []
+        self._limit = limit
+
+    def take(self, byte_count: int) -> None:
+        if sum(self.taken) + byte_count > self._limit:
+            raise Cancelled
+        self.taken.append(byte_count)
+
+
+class TestThrottled(StorageContract):
+    @pytest.fixture
+    def place(self, tmp_path):
+        folder = tmp_path / "storage"
+        return Place(StorageSpec("r", "i", local=LocalConfig(str(folder))), folder)
+
+    @pytest.fixture
+    def storage(self, place):
+        with ThrottledStorage(place.open(), Bucket()) as storage:
+            yield storage
+
+
+@pytest.mark.feature("P8")
+def test_every_written_byte_is_taken_in_small_pieces(tmp_path):
+    bucket = Bucket()
+    with ThrottledStorage(LocalStorage(str(tmp_path)), bucket) as storage:
+        with storage.create("object") as sink:
+            sink.write(bytes(4 * MIB + 5))
+            sink.write(memoryview(bytes(16)).cast("Q"))
+        assert sum(bucket.taken) == 4 * MIB + 5 + 16
+        assert max(bucket.taken) == PIECE_BYTES_MAX
+
+
+@pytest.mark.feature("P8")
+def test_reading_takes_nothing(tmp_path):
+    bucket = Bucket()
+    with ThrottledStorage(LocalStorage(str(tmp_path)), bucket) as storage:
+        storage.put("object", bytes(1000))
+        taken = sum(bucket.taken)
+        assert len(storage.get("object")) == 1000
+        storage.delete("object")
+        assert sum(bucket.taken) == taken == 1000
+
+
+def test_a_bucket_that_ends_the_wait_ends_the_upload(tmp_path):
+    with ThrottledStorage(LocalStorage(str(tmp_path)), Bucket(limit=1 * MIB)) as storage:
+        with pytest.raises(Cancelled):
+            storage.put("object", bytes(2 * MIB))
+    assert list(tmp_path.iterdir()) == []
