@@ -115,7 +115,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DISK_UNSUPPORTED: _ErrorReason.ValueType  # 85
     """One disk cannot be backed up; `disk`, `detail`. The others are."""
     ERROR_REASON_DISK_NOT_FOUND: _ErrorReason.ValueType  # 86
-    """The domain or the backup has no such disk; `domain`, `disk`."""
+    """NOT_FOUND. The domain or the backup has no such disk; `domain`, `disk`. Also a job's end."""
     ERROR_REASON_DISK_MISMATCH: _ErrorReason.ValueType  # 87
     """The disk does not fit what the backup holds; `disk`, `detail`."""
     ERROR_REASON_QUIESCE_FAILED: _ErrorReason.ValueType  # 88
@@ -284,7 +284,7 @@ ERROR_REASON_VM_STATE: ErrorReason.ValueType  # 84
 ERROR_REASON_DISK_UNSUPPORTED: ErrorReason.ValueType  # 85
 """One disk cannot be backed up; `disk`, `detail`. The others are."""
 ERROR_REASON_DISK_NOT_FOUND: ErrorReason.ValueType  # 86
-"""The domain or the backup has no such disk; `domain`, `disk`."""
+"""NOT_FOUND. The domain or the backup has no such disk; `domain`, `disk`. Also a job's end."""
 ERROR_REASON_DISK_MISMATCH: ErrorReason.ValueType  # 87
 """The disk does not fit what the backup holds; `disk`, `detail`."""
 ERROR_REASON_QUIESCE_FAILED: ErrorReason.ValueType  # 88
