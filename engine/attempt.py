@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from engine.errors import EngineError, LeaseLost, ObjectExists, ObjectNotFound, StorageError, StorageUnreachable
+from engine.failpoint import reached
 from engine.format import names
 from engine.format.manifest import DiskManifest
 from engine.format.markers import Intent
@@ -88,6 +89,7 @@ def commit(storage: Storage, disks: dict[str, bytes], server: tuple[str, bytes])
     """Write the disks' manifests (by name), then backup.json, each read back; return the SHA-256 of backup.json."""
     for name, data in [*disks.items(), server]:
         _put(storage, name, data)
+        reached("disk_manifest")
     return hashlib.sha256(server[1]).hexdigest()
 
 

@@ -19,6 +19,7 @@ from engine.attempt import AttemptIdentity, ask_lease, attempt, check_sizes, com
 from engine.catalog import History, Point, read_history
 from engine.errors import BackupManagerError, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
 from engine.extents import plan_full, plan_packed
+from engine.failpoint import reached
 from engine.format import manifest as manifests
 from engine.format.crypto import ServerKey
 from engine.format.layout import SegmentRef
@@ -88,14 +89,20 @@ class _Backup:
         images, skipped = self._select()
         history = read_history(self._storage, self._spec.server_id, self._keys)
         tasks = self._choose(images, history)
+        reached("prepared")
         with attempt(self._storage, self._around.connect, self._identity, self._around.now(), self._work):
+            reached("intent")
             with self._tentative_checkpoint():
                 with self._instant(tasks) as instant:
                     self._expect(tasks, instant)
                     stored = {task.image.target: self._store(task, instant) for task in tasks}
+                    reached("stored")
+                reached("job_ended")
                 self._work.report.stage("commit")
                 point = self._commit(tasks, stored, skipped, instant)
+        reached("committed")
         self._drop_checkpoints(history, point)
+        reached("checkpoints_dropped")
         for one in skipped:
             self._work.report.warn(f"disk {one.disk} was left out: {one.detail}")
         return summarize(point, instant.quiesce_seconds)
@@ -221,6 +228,7 @@ class _Backup:
         server = self._server_manifest(disks, data, skipped, instant.consistency)
         server_data = manifests.dump(server, self._key)
         ask_lease(self._identity, self._work)
+        reached("lease_held")
         by_name = {disks[disk].name: data[disk] for disk in disks}
         digest = commit(self._storage, by_name, (server.name, server_data))
         return Point(server, digest, disks)

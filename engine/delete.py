@@ -12,6 +12,7 @@ from engine import chain
 from engine.attempt import remove_attempt
 from engine.catalog import History, Point, read_history
 from engine.errors import BackupNotFound, ObjectExists, StillNeeded
+from engine.failpoint import reached
 from engine.format import names
 from engine.format.markers import Deleted
 from engine.results import DeleteResult
@@ -72,10 +73,14 @@ def _delete(storage: Storage, point: Point, job_id: str, host: str, now: datetim
             storage.put(names.deleted_name(server_id, backup_id, summary.disk), marker.dump())
         except ObjectExists:  # an earlier deletion was interrupted
             continue
+    reached("marked")
     storage.delete(names.backup_name(server_id, backup_id))
+    reached("unlisted")
     for summary in point.server.disks:
         storage.delete(names.manifest_name(server_id, backup_id, summary.disk))
+    reached("manifests_gone")
     remove_attempt(storage, server_id, backup_id)
+    reached("deleted")
 
 
 def _sizes(storage: Storage, server_id: str) -> dict[str, int]:

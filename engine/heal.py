@@ -3,18 +3,21 @@
 Safe to run at any time: a domain that somebody works on is locked and left alone, and what belongs to others is not ours.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine import spec
 from engine.attempt import remove_attempt
-from engine.errors import BackupManagerError, DomainNotFound, ObjectNotFound
+from engine.errors import BackupManagerError, DomainBusy, DomainNotFound, ObjectNotFound
 from engine.format import names
 from engine.spec import StorageSpec
 
 THAW_SECONDS = 60.0
+LOCK_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,6 @@ def _heal_domain(what: HealSpec) -> list[str]:
     from engine.hypervisor import thaw_guard
     from engine.hypervisor.backup_job import clean_stale
     from engine.hypervisor.connection import open_connection
-    from engine.hypervisor.lock import DomainLock
 
     with open_connection(what.libvirt_uri) as connection:
         done = [f"thawed {name}" for name in thaw_guard.heal(connection, Path(what.lock_folder), THAW_SECONDS)]
@@ -70,17 +72,37 @@ def _heal_domain(what: HealSpec) -> list[str]:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
             return done
-        with DomainLock(Path(what.lock_folder), what.domain_uuid, "self-heal"):
+        with _locked(what):
             if clean_stale(domain, Path(what.scratch_folder)):
                 done.append(f"ended the leftover backup job of domain {domain.name}")
     return done
+
+
+@contextlib.contextmanager
+def _locked(what: HealSpec) -> Iterator[None]:
+    """Hold the domain's lock, waiting a while: a dead engine's thaw guard has it until the guest is thawed. Raises DomainBusy."""
+    from engine.hypervisor.lock import DomainLock
+
+    lock = DomainLock(Path(what.lock_folder), what.domain_uuid, "self-heal")
+    deadline = time.monotonic() + THAW_SECONDS
+    while True:
+        try:
+            lock.acquire()
+            break
+        except DomainBusy:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _drop_checkpoint(what: HealSpec) -> list[str]:
     """Remove the checkpoint of a backup that never was. Raises DomainBusy, HypervisorError."""
     from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints
     from engine.hypervisor.connection import open_connection
-    from engine.hypervisor.lock import DomainLock
 
     done: list[str] = []
     with open_connection(what.libvirt_uri) as connection:
@@ -88,7 +110,7 @@ def _drop_checkpoint(what: HealSpec) -> list[str]:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
             return done
-        with DomainLock(Path(what.lock_folder), what.domain_uuid, "self-heal"):
+        with _locked(what):
             for checkpoint in list_checkpoints(domain):
                 if checkpoint.backup_id == what.backup_id:
                     delete_checkpoint(domain, checkpoint.name)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
+from engine.failpoint import reached
 from engine.format.crypto import ServerKey
 from engine.format.frames import FrameSealer, SealedFrame
 from engine.format.layout import Identity, Segment, SegmentRef
@@ -150,6 +151,7 @@ class _Output:
             self._report(0, self.segments[-1].stored_bytes)
             self._writer = None
             self._open.close()
+            reached("segment")
 
     def _report(self, done: int, stored_bytes: int) -> None:
         self._work.report.advance(done, stored_bytes - self._reported)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from engine.coverage import Coverage
 from engine.errors import ChainBroken, ObjectNotFound, SegmentCorrupt
 from engine.extents import Extent
+from engine.failpoint import reached
 from engine.format import names
 from engine.format.crypto import ServerKey
 from engine.format.frames import FrameOpener
@@ -155,6 +156,7 @@ class _Segment:
         if item.entry is not None:
             self._written += sum(extent.length for _, extent in item.pieces)
             self._work.report.advance(item.entry.plain_bytes)
+            reached("half_written")
 
 
 class _Worker:

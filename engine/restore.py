@@ -24,6 +24,7 @@ from engine.errors import (
     ManifestCorrupt,
     TargetError,
 )
+from engine.failpoint import reached
 from engine.format.manifest import Definition, DiskManifest
 from engine.jobs import Surroundings, keys_of
 from engine.rebuild import check_layers, rebuild
@@ -141,14 +142,19 @@ class _Domain:
             for manifest in chosen:
                 _check_fit(info, images, manifest)
             ran = info.active
+            reached("checked")
             around.work.stop.check()
             if ran:
                 around.work.report.info(f"stopping domain {domain.name}")
                 shut_down(domain, around.operation.stop_grace_seconds)
+            reached("stopped")
             self._forget_changes(domain, chosen)
+            reached("forgotten")
             written = self._write(chosen, images)
+            reached("written")
             if ran:
                 start(domain)
+            reached("started")
         return RestoreResult([one.disk for one in chosen], written, server_started=ran)
 
     def _find_or_define(self, connection: "Connection", chosen: list[DiskManifest]) -> "Domain":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import EngineError, HypervisorError, NbdError
+from engine.failpoint import reached
 from engine.hypervisor.backup_job import BackupJob, begin, check_room, clean_stale
 from engine.hypervisor.connection import Domain
 from engine.hypervisor.domains import DomainInfo
@@ -64,6 +65,8 @@ def running_disks(
     with contextlib.ExitStack() as stack:
         with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
             job = stack.enter_context(begin(domain, bases, checkpoint, scratch_folder, info=info))
+            reached("begun")
+        reached("thawed")
         if not quiesced.thaw_confirmed:
             work.report.warn("the guest has not confirmed yet that its file systems are thawed; it is asked again")
         disks = {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}

@@ -34,3 +34,100 @@ def test_every_point_of_a_chain_is_what_the_disk_was(tmp_path: Path, libvirtd: A
         assert digest(restored["vda"]) == expected
     assert reason(rig.verify(domain.uuid)) == ""
     assert reason(rig.verify(domain.uuid, with_key=False)) == ""
+
+
+@pytest.mark.feature("M15")
+@pytest.mark.feature("M16")
+def test_a_restore_into_the_domain_brings_back_the_point_and_starts_it_again(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
+) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(64 * MIB)
+    domain = blank_domain([disk])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    domain.write("vda", 3 * MIB, 2 * MIB, 0x11)
+    first, first_digest = rig.back_up(domain.uuid), digest(disk.path, "qcow2")
+    domain.write("vda", 4 * MIB, 30 * MIB, 0x22)
+    second, second_digest = rig.back_up(domain.uuid), digest(disk.path, "qcow2")
+    domain.write("vda", 0, 64 * MIB, 0x33)
+
+    for made, expected in ((second, second_digest), (first, first_digest)):
+        outcome = rig.restore(domain.uuid, made["backup_id"])
+        assert reason(outcome) == ""
+        assert outcome.result is not None
+        assert outcome.result["server_started"]
+        assert domain.state()[0] == 1
+        assert digest(disk.path, "qcow2") == expected
+
+    after = rig.back_up(domain.uuid)
+    assert after["disks"][0]["type"] == "full"
+    assert after["disks"][0]["fallback_reason"] == "bitmap_lost"
+
+
+@pytest.mark.feature("T28")
+@pytest.mark.feature("T10")
+def test_disks_of_mixed_formats_go_together_and_a_cdrom_is_left_out(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
+) -> None:
+    disks = [
+        DiskFile("vda", tmp_path / "a.qcow2").create(16 * MIB),
+        DiskFile("vdb", tmp_path / "b.raw", "raw").create(8 * MIB),
+    ]
+    cdrom = "<disk type='file' device='cdrom'><target dev='hda' bus='ide'/></disk>"
+    domain = blank_domain(disks, devices=cdrom)
+    rig = Rig.make(tmp_path, libvirtd.uri, encrypted=False)
+    domain.write("vda", 0, MIB, 1)
+    domain.write("vdb", MIB, MIB, 2)
+    rig.back_up(domain.uuid)
+    domain.write("vda", 2 * MIB, MIB, 3)
+    domain.write("vdb", 3 * MIB, MIB, 4)
+
+    made = rig.back_up(domain.uuid)
+
+    assert [(one["disk"], one["type"], one["fallback_reason"]) for one in made["disks"]] == [
+        ("vda", "incremental", ""),
+        ("vdb", "full", "untracked"),
+    ]
+    restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
+    assert digest(restored["vda"]) == digest(disks[0].path, "qcow2")
+    assert digest(restored["vdb"]) == digest(disks[1].path)
+
+
+@pytest.mark.feature("T24")
+def test_a_stopped_domain_is_backed_up_from_its_images(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
+    domain = blank_domain([disk])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    domain.write("vda", 0, MIB, 1)
+    rig.back_up(domain.uuid)
+    domain.write("vda", 5 * MIB, MIB, 2)
+    domain.handle.destroy()
+
+    stopped = rig.back_up(domain.uuid)
+    assert (stopped["consistency"], stopped["disks"][0]["type"]) == ("offline", "incremental")
+    restored = rig.restore_to(tmp_path / "one", domain.uuid, stopped["backup_id"])
+    assert digest(restored["vda"]) == digest(disk.path, "qcow2")
+
+    domain.handle.create()
+    domain.write("vda", 9 * MIB, MIB, 3)
+    running = rig.back_up(domain.uuid)
+    assert running["disks"][0]["type"] == "incremental"
+    restored = rig.restore_to(tmp_path / "two", domain.uuid, running["backup_id"])
+    assert digest(restored["vda"]) == digest(disk.path, "qcow2")
+
+
+@pytest.mark.feature("R19")
+def test_what_is_needed_is_not_deleted_and_what_goes_leaves_nothing(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
+) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
+    domain = blank_domain([disk])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    full, incremental = rig.back_up(domain.uuid), rig.back_up(domain.uuid)
+
+    assert reason(rig.delete(domain.uuid, full["backup_id"])) == "STILL_NEEDED"
+    assert [record["backup"]["backup_id"] for record in rig.reindex()] == [full["backup_id"], incremental["backup_id"]]
+    both = rig.delete(domain.uuid, full["backup_id"], incremental["backup_id"])
+
+    assert reason(both) == ""
+    assert rig.reindex() == []
+    assert not (tmp_path / "storage" / "servers").exists()
