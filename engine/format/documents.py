@@ -114,6 +114,8 @@ def decode(kind: type[T], values: Any, name: str, where: str = "") -> T:
 
 
 def _decode(kind: Any, value: Any, name: str, where: str) -> Any:
+    if kind is str and type(value) is str:
+        return value  # most values: a manifest may name thousands of segments
     if dataclasses.is_dataclass(kind):
         return _dataclass(typing.cast("type", kind), value, name, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -296,7 +296,8 @@ def _check_layer(layer: Layer, name: str) -> None:
     expect(1 <= len(layer.segments) <= names.SEGMENTS_MAX, name, f"a layer of {len(layer.segments)} segments")
     for number, segment in enumerate(layer.segments):
         hashes = is_hex(segment.digest, HASH_BYTES) and is_hex(segment.check, HASH_BYTES)
-        expect(segment.number == number and hashes, name, f"segment {number} of layer {layer.backup_id} is malformed")
+        if segment.number != number or not hashes:
+            corrupt(name, f"segment {number} of layer {layer.backup_id} is malformed")
 
 
 def _check_server(manifest: ServerManifest, name: str) -> None:

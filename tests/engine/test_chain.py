@@ -10,7 +10,7 @@ from engine import chain
 from engine.chain import DataFile, Point
 from engine.format.layout import SegmentRef
 from engine.format.manifest import DiskManifest, Layer
-from tests.engine.format.samples import Writing, disk_manifest
+from tests.engine.format.samples import RELAXED, Writing, disk_manifest
 
 
 def backup_id(number: int) -> str:
@@ -93,6 +93,7 @@ def histories(draw):
 
 
 @pytest.mark.feature("R19")
+@RELAXED
 @given(history=histories())
 def test_after_what_is_allowed_every_survivor_has_all_it_needs(history):
     found, deleting = history
@@ -107,6 +108,7 @@ def test_after_what_is_allowed_every_survivor_has_all_it_needs(history):
 
 
 @pytest.mark.feature("R19")
+@RELAXED
 @given(history=histories())
 def test_nothing_is_refused_without_a_survivor_that_needs_it(history):
     found, deleting = history

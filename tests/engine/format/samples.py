@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from hypothesis import HealthCheck, settings
+
 from engine.extents import Extent, FramePlan
 from engine.format import manifest, names
 from engine.format.compress import Compressor, ZstdCompressor
@@ -29,6 +31,9 @@ INSTALLATION = "00000000-0000-7000-8000-0000000000bb"
 TIME = "2026-11-23T03:00:00Z"
 STORAGE_KEY = StorageKey(KEY, bytes(range(32)))
 SERVER_KEY = STORAGE_KEY.server_key(SERVER)
+
+# Our machines are shared: how long an example takes says nothing.
+RELAXED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Objects = dict[str, bytes]
 Item = FramePlan | Extent

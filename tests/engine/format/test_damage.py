@@ -1,6 +1,7 @@
 """Damage and forgery: every flipped byte, every cut, every swap of a small backup is a typed error, never wrong data."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import struct
@@ -12,6 +13,7 @@ from engine.extents import Extent
 from engine.format import documents, manifest, names
 from engine.format.crypto import ServerKey
 from engine.format.frames import FrameOpener
+from engine.format.index import INDEX_BYTES_MAX
 from engine.format.layout import FOOTER_BYTES, HEADER_BYTES, Footer, SegmentRef
 from engine.format.reader import SegmentReader
 from tests.engine.format.samples import (
@@ -234,6 +236,49 @@ def test_without_encryption_a_manifest_still_notices_a_forged_segment():
 
     with pytest.raises(SegmentCorrupt):
         read_all(name, forged, ref, None)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"frames": 2**32 - 1},
+        {"frames": 0},
+        {"frames": 2},
+        {"map_bytes": 2**32 - 1},
+        {"map_bytes": 0},
+        {"map_plain_bytes": 2**32 - 1},
+        {"map_plain_bytes": 8 << 20},
+        {"map_plain_bytes": 0},
+        {"entries": 2**32 - 1},
+        {"entries": 0},
+        {"plain_bytes": 2**64 - 1},
+        {"plain_bytes": 0},
+        {"table_offset": 0},
+        {"table_offset": 2**64 - 1},
+        {"encrypted": True},
+        {"digest": bytes(32)},
+        {"index_hash": bytes(32)},
+    ],
+    ids=str,
+)
+def test_absurd_counts_under_a_check_that_fits_are_refused(absurd):
+    one, _ = twins(None)
+    header, footer = one[:HEADER_BYTES], parts(one)[0]
+    forged = one[:-FOOTER_BYTES] + dataclasses.replace(footer, **absurd).pack(header)
+
+    with pytest.raises(SegmentCorrupt):
+        read_all(names.segment_name(SERVER, FULL, "vda", 0), forged, None, None)
+
+
+def test_an_index_beyond_the_limit_is_refused_before_it_is_read():
+    one, _ = twins(None)
+    header, footer = one[:HEADER_BYTES], parts(one)[0]
+    many = INDEX_BYTES_MAX // 36 + 1
+    forged = dataclasses.replace(footer, frames=many).pack(header)
+    data = one[: footer.table_offset] + bytes(36 * many + footer.map_bytes) + forged
+
+    with pytest.raises(SegmentCorrupt, match="beyond the limit"):
+        read_all(names.segment_name(SERVER, FULL, "vda", 0), data, None, None)
 
 
 def test_a_segment_with_the_header_of_another_is_an_error():

@@ -1,17 +1,22 @@
 """The envelope of every JSON object, and the strict reading of what is inside."""
 
 import dataclasses
+import json
 import time
 from typing import Any, Literal
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from engine.errors import ManifestCorrupt, RepositoryUnsupported
-from engine.format import documents, names
+from engine.errors import FormatError, ManifestCorrupt, RepositoryUnsupported
+from engine.format import documents, manifest, names
 from engine.format.markers import Deleted, Intent, Repository
-from tests.engine.format.samples import FULL, INSTALLATION, OTHER_SERVER, REPOSITORY, SERVER, TIME
+from tests.engine.format.samples import FULL, INSTALLATION, OTHER_SERVER, RELAXED, REPOSITORY, SERVER, TIME
+from tests.vectors import generate
 
 NAME = "name.json"
+VECTOR = names.manifest_name(SERVER, FULL, "vda")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,26 @@ def test_what_does_not_fit_is_refused(wrong):
 def test_a_body_that_is_no_document_is_refused(body):
     with pytest.raises(ManifestCorrupt):
         documents.unwrap(documents.wrap(body), "key", NAME)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@RELAXED
+@given(
+    value=json_values,
+    field=st.sampled_from(["layers", "sealed", "server_id", "size_bytes", "key_id", "version", "type"]),
+)
+def test_any_json_in_any_field_is_refused_as_a_whole(value, field):
+    whole = json.loads((generate.FOLDER / "plain" / VECTOR).read_bytes().splitlines()[0])
+    assume(whole[field] != value or type(whole[field]) is not type(value))
+
+    with pytest.raises(FormatError):
+        manifest.load_disk(documents.wrap(documents.to_json({**whole, field: value})), VECTOR, None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from engine.errors import SegmentCorrupt
 from engine.extents import FRAME_BYTES_MAX, FRAME_EXTENTS_MAX, Extent
 from engine.format.index import INDEX_BYTES_MAX, RAW, ZSTD, FrameEntry, IndexBuilder, Map, Table
 from engine.units import KIB
-from tests.engine.format.samples import frame, noise, zero
+from tests.engine.format.samples import RELAXED, frame, noise, zero
 
 SIZE = 1 << 40
 
@@ -49,6 +49,7 @@ def build(items: list[Any]) -> IndexBuilder:
 
 
 @pytest.mark.feature("T12")
+@RELAXED
 @given(items=entries())
 def test_reading_gives_what_was_built(items):
     items = [one for one in items if isinstance(one, Extent) or one[0] == RAW or sum(e.length for e in one[1]) > 1]
@@ -118,6 +119,19 @@ def test_a_map_that_breaks_a_rule_is_refused(data, frames, entries, plain_bytes)
         Map(data).check(frames, entries, plain_bytes, 30, "name")
 
 
+@RELAXED
+@given(
+    data=st.binary(max_size=80)
+    | st.lists(st.sampled_from([b"\0", b"\1", b"\2", GOOD, bytes(7)]), max_size=9).map(b"".join)
+)
+def test_any_bytes_are_a_map_or_refused(data):
+    try:
+        Map(data).check(1, 2, 20, 30, "name")
+    except SegmentCorrupt:
+        return
+    assert len(data) == len(GOOD)
+
+
 def test_a_frame_of_too_much_or_too_many_is_refused():
     half = FRAME_BYTES_MAX // 2
     for extents in ([(0, half), (half, half + 1)], [(2 * at, 1) for at in range(FRAME_EXTENTS_MAX + 1)]):
@@ -152,11 +166,11 @@ def test_the_builder_refuses_what_a_reader_would(wrong):
 
 @pytest.mark.feature("T12")
 def test_an_index_takes_no_more_memory_than_its_bytes():
-    """An eighth of 32 GiB of dirty 64 KiB extents, every second one: the worst a segment meets in practice."""
+    """Dirty 64 KiB extents, every second one: the worst a segment meets in practice. 8192 such frames are 32 GiB."""
     index, position = IndexBuilder(), 0
     tracemalloc.start()
     try:
-        for _ in range(1024):
+        for _ in range(128):
             extents = tuple(Extent(position + at * 128 * KIB, 64 * KIB) for at in range(64))
             position = extents[-1].end
             index.add_frame(ZSTD, extents, 100, bytes(32))
@@ -165,7 +179,7 @@ def test_an_index_takes_no_more_memory_than_its_bytes():
         tracemalloc.stop()
 
     index_bytes = len(index.table) + len(index.map)
-    assert 8 * index_bytes <= INDEX_BYTES_MAX
+    assert 64 * index_bytes <= INDEX_BYTES_MAX
     assert held < 1.3 * index_bytes, "a bytearray may be an eighth longer than what is in it"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.errors import FormatError, InvalidSpec, ManifestCorrupt, ManifestUnsupported, WrongKey
 from engine.format import documents, keys, names
 from engine.format.keys import KeyObject, ScryptCost
-from tests.engine.format.samples import KEY, OTHER_SERVER, STORAGE_KEY, TIME, Luck
+from tests.engine.format.samples import KEY, OTHER_SERVER, RELAXED, STORAGE_KEY, TIME, Luck
 
 CHEAP = ScryptCost(2, 1, 1)
 NAME = names.key_name(KEY)
@@ -21,7 +21,7 @@ def wrapped(passphrase: str = "secret") -> KeyObject:
 
 
 @pytest.mark.feature("S26", "N12")
-@settings(max_examples=30)
+@settings(RELAXED, max_examples=30)
 @given(passphrase=st.text(min_size=1, max_size=40).filter(lambda text: text.isprintable()))
 def test_a_passphrase_opens_what_it_wrapped(passphrase):
     stored = KeyObject.load(keys.wrap_key(STORAGE_KEY, passphrase, TIME, CHEAP).dump(), NAME)

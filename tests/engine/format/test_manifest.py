@@ -18,6 +18,7 @@ from tests.engine.format.samples import (
     INCREMENTAL,
     KEY,
     OTHER_SERVER,
+    RELAXED,
     SERVER,
     SERVER_KEY,
     STORAGE_KEY,
@@ -65,7 +66,7 @@ def disk_manifests(draw):
 
 
 @pytest.mark.feature("T25", "T26", "T28")
-@settings(max_examples=60)
+@settings(RELAXED, max_examples=60)
 @given(made=disk_manifests())
 def test_a_disk_manifest_reads_as_it_was_written(made):
     value, key = made
@@ -78,7 +79,7 @@ def test_a_disk_manifest_reads_as_it_was_written(made):
 
 
 @pytest.mark.feature("T25", "T20", "N12")
-@settings(max_examples=60)
+@settings(RELAXED, max_examples=60)
 @given(
     made=disk_manifests(),
     xml=st.text(max_size=200),

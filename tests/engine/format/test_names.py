@@ -8,12 +8,14 @@ from engine.errors import InvalidSpec
 from engine.format import names
 from engine.format.names import ObjectName
 from engine.storage.base import check_name
+from tests.engine.format.samples import RELAXED
 
 ids = st.uuids().map(str)
 disks = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}", fullmatch=True)
 
 
 @pytest.mark.feature("S29")
+@RELAXED
 @given(server_id=ids, backup_id=ids, disk=disks, number=st.integers(0, names.SEGMENTS_MAX - 1))
 def test_parse_is_the_inverse_of_every_name(server_id, backup_id, disk, number):
     of_disk = {"server_id": server_id, "backup_id": backup_id, "disk": disk}
@@ -32,6 +34,7 @@ def test_parse_is_the_inverse_of_every_name(server_id, backup_id, disk, number):
         assert names.parse(check_name(name)) == meaning
 
 
+@RELAXED
 @given(st.text(alphabet="servkyintbackupdola0123456789-./_\0\n", max_size=120))
 def test_other_names_are_foreign(name):
     assert names.parse(name) is None

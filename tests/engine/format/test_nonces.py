@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_no_key_and_nonce_repeat_across_backups_disks_segments_retries_and_manif
     slots, segments, frames, manifests = 2, 3 * (3 + 2 + 3 + 3), 4 * 3 * 5, 4 * (3 + 1)
     assert len(seen) == slots + segments + frames + manifests
     assert len(set(seen)) == len(seen)
+
+
+def test_nothing_in_the_format_seals_past_the_hook():
+    users = [path.name for path in Path(crypto.__file__).parent.glob("*.py") if "ChaCha20Poly1305(" in path.read_text()]
+
+    assert users == ["crypto.py"]
+    assert Path(crypto.__file__).read_text().count(".encrypt") == 1
 
 
 @pytest.mark.feature("T14")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
 from engine.format.index import INDEX_BYTES_MAX, ZERO_BYTES, frame_bytes
 from engine.format.placement import PlacedFrame, PlacedZero, SegmentEnd, place
-from tests.engine.format.samples import Item, frame, zero
+from tests.engine.format.samples import RELAXED, Item, frame, zero
 
 items = st.lists(
     st.one_of(
@@ -26,6 +26,7 @@ items = st.lists(
 
 
 @pytest.mark.feature("T12")
+@RELAXED
 @given(items=items, plain_max=st.integers(1, 60), index_max=st.integers(60, 400))
 def test_every_item_has_one_place(items, plain_max, index_max):
     placed = list(place(items, plain_max, index_max))
@@ -45,6 +46,7 @@ def test_every_item_has_one_place(items, plain_max, index_max):
 
 
 @pytest.mark.feature("T12")
+@RELAXED
 @given(items=items, plain_max=st.integers(36, 90), index_max=st.integers(87, 400))
 def test_no_segment_exceeds_a_limit(items, plain_max, index_max):
     placed = list(place(items, plain_max, index_max))

@@ -20,6 +20,7 @@ from engine.format.writer import SegmentWriter
 from tests.engine.format.samples import (
     FULL,
     OTHER_SERVER,
+    RELAXED,
     SERVER,
     SERVER_KEY,
     STORAGE_KEY,
@@ -63,7 +64,7 @@ def disks(draw):
 
 
 @pytest.mark.feature("T12", "T13", "T14", "T16")
-@settings(max_examples=60)
+@settings(RELAXED, max_examples=60)
 @given(disk=disks(), encrypted=st.booleans(), segment_bytes=st.integers(600, 3000))
 def test_a_layer_of_many_segments_reads_as_it_was_written(disk, encrypted, segment_bytes):
     image, items = disk
