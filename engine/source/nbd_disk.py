@@ -1,0 +1,89 @@
+"""A disk behind an NBD export on a unix socket: QEMU's pull-mode export, or our own of a stopped domain's image.
+
+    full          |base:allocation of the whole disk|                     zero → zero extent, the rest → data
+    incremental   |qemu:dirty-bitmap:NAME|, its dirty parts cut by |base:allocation|   dirty and zero → zero extent
+
+Extents are asked for window by window while they are consumed, so that a 4 TiB disk costs no more memory than a small one.
+"""
+
+import threading
+from collections.abc import Iterator
+from weakref import WeakSet
+
+from engine.errors import NbdDisconnected, NbdRefused
+from engine.extents import Extent
+from engine.nbd.client import Client
+from engine.nbd.connection import SILENCE_SECONDS, Address, Connection
+from engine.nbd.protocol import CONTEXT_ALLOCATION, CONTEXT_BITMAP_PREFIX, STATE_DIRTY, STATE_ZERO
+
+
+class NbdDisk:
+    """A `Disk` (see disk.py). It holds no connection of its own: each reader and each run of `extents` opens one."""
+
+    def __init__(
+        self, address: Address, export: str, bitmap: str = "", silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
+        """Look at `export`; with the name of a dirty `bitmap`, `extents` yields only what that bitmap has recorded.
+
+        Raises NbdRefused if the export or its bitmap is not there, NbdDisconnected, NbdProtocolError.
+        """
+        self._address = address
+        self._export = export
+        self._dirty_context = CONTEXT_BITMAP_PREFIX + bitmap if bitmap else ""
+        self._silence_seconds = silence_seconds
+        self._lock = threading.Lock()
+        self._live: WeakSet[Connection] = WeakSet()  # closed ones may linger; interrupting them does nothing
+        self._interrupted = False
+        with self._open(self._dirty_context) as client:
+            self.size_bytes = client.size_bytes
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield what a backup has to hold, ascending and disjoint; see `Disk.extents`. Close the generator if you leave early.
+
+        A server that does not know base:allocation is taken to hold data everywhere. The calls may come from changing
+        threads, one at a time.
+        """
+        if not self._dirty_context:
+            with self._open(CONTEXT_ALLOCATION) as client:
+                yield from _allocation(client, 0, self.size_bytes)
+            return
+        with self._open(self._dirty_context) as bitmap, self._open(CONTEXT_ALLOCATION) as client:
+            for status in bitmap.block_status(0, self.size_bytes, self._dirty_context):
+                if status.flags & STATE_DIRTY:
+                    yield from _allocation(client, status.start, status.length)
+
+    def connect(self) -> Client:
+        """Open one more connection for one thread; the caller closes it."""
+        return self._open("")
+
+    def interrupt(self) -> None:
+        """Make every blocked read end at once with NbdDisconnected, and every later `connect`. Any thread may call this."""
+        with self._lock:
+            self._interrupted = True
+            live = list(self._live)
+        for connection in live:
+            connection.interrupt()
+
+    def _open(self, context: str) -> Client:
+        """Connect; a connection can be interrupted from its first byte on, the handshake included."""
+        connection = Connection.open(self._address, self._silence_seconds)
+        with self._lock:
+            self._live.add(connection)
+            interrupted = self._interrupted
+        if interrupted:
+            connection.close()
+            raise NbdDisconnected(operation="connect", detail="interrupted")
+        client = Client(connection, self._export, [context] if context else [])
+        if context and context != CONTEXT_ALLOCATION and context not in client.contexts:
+            client.close()
+            raise NbdRefused(operation="handshake", detail=f"export {self._export!r} has no {context}")
+        return client
+
+
+def _allocation(client: Client, start: int, length: int) -> Iterator[Extent]:
+    """Yield data and zero extents of a part of the disk. A hole that does not promise zeros is data."""
+    if CONTEXT_ALLOCATION not in client.contexts:
+        yield Extent(start, length)
+        return
+    for status in client.block_status(start, length, CONTEXT_ALLOCATION):
+        yield Extent(status.start, status.length, zero=bool(status.flags & STATE_ZERO))
