@@ -1,0 +1,104 @@
+"""Tidying up after an engine that died: thaw the guest, end its block job, remove what it had half written.
+
+The engine itself knows how; it runs once more, in a process of its own, with `--heal`:
+
+    {"libvirt_uri", "domain_uuid", "scratch_folder", "lock_folder", "server_id", "backup_id", "storage"} ── stdin ──► engine
+    ◄── stdout: {"done": [sentences], "failed": [sentences]}; everything is tidy when nothing failed and the exit status is 0
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from dataclasses import asdict
+
+from agent.config import Config
+from agent.records import Operation
+from agent.scrub import Scrubber
+from engine.errors import EngineError
+from engine.spec import StorageSpec
+from engine.units import KIB
+
+log = logging.getLogger(__name__)
+
+HEAL_SECONDS = 180.0  # a guest agent that hangs is asked several times
+OUTPUT_BYTES_MAX = 64 * KIB
+SENTENCES_MAX = 20
+
+
+class HealFailed(EngineError):
+    """Something could not be tidied up yet; it is tried again."""
+
+    reason = "HYPERVISOR_FAILED"
+    template = "tidying up after job {job_id} failed: {detail}"
+
+
+def needs_heal(operation: Operation) -> bool:
+    """Tell whether a dead engine of this operation can have left anything: in a guest, or half a backup on the storage."""
+    return bool(operation.domain_uuid) or operation.verb == "backup"
+
+
+async def heal(
+    config: Config, operation: Operation, storage: StorageSpec | None, scrubber: Scrubber | None = None
+) -> list[str]:
+    """Tidy up; return what was done as sentences. Raises HealFailed. May be repeated.
+
+    `storage` may be None when its credentials are no longer known: what lies there is then left to the orphan rule.
+    """
+    text = json.dumps(_request(config, operation, storage)).encode()
+    try:
+        status, output, errors = await _run((*config.engine_command, "--heal"), text)
+    except OSError as error:
+        raise HealFailed(job_id=operation.job_id, detail=f"the engine does not start: {error.strerror}") from error
+    if status != 0:
+        last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
+        words = scrubber.text(last[0][:500]) if last and scrubber else ""
+        raise HealFailed(job_id=operation.job_id, detail=words or f"exit status {status}")
+    done, failed = _sentences(output, "done"), _sentences(output, "failed")
+    for sentence in done:
+        log.info("tidied up job_id=%s done=%s", operation.job_id, sentence)
+    if failed:
+        detail = "; ".join(failed)
+        raise HealFailed(job_id=operation.job_id, detail=scrubber.text(detail) if scrubber else detail)
+    return done
+
+
+def _request(config: Config, operation: Operation, storage: StorageSpec | None) -> dict[str, object]:
+    """Only a backup's own data may be removed: the backup that a restore or a check was reading is a good one."""
+    request: dict[str, object] = {
+        "libvirt_uri": config.libvirt_uri,
+        "domain_uuid": operation.domain_uuid,
+        "scratch_folder": str(config.scratch_folder),
+        "lock_folder": str(config.lock_folder),
+        "server_id": operation.server_id,
+        "backup_id": operation.backup_id if operation.verb == "backup" else "",
+    }
+    if storage is not None and operation.verb == "backup":
+        request["storage"] = asdict(storage)
+    return request
+
+
+async def _run(command: tuple[str, ...], text: bytes) -> tuple[int, bytes, bytes]:
+    """Return exit status, stdout and stderr; a process that takes too long, or outlives our interest, is killed."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/", start_new_session=True
+    )
+    try:
+        output, errors = await asyncio.wait_for(process.communicate(text), HEAL_SECONDS)
+        return process.returncode or 0, output[:OUTPUT_BYTES_MAX], errors[-OUTPUT_BYTES_MAX:]
+    except TimeoutError:
+        return -1, b"", b"it took too long"
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _sentences(output: bytes, name: str) -> list[str]:
+    try:
+        found = json.loads(output).get(name, [])
+        return [str(one) for one in found][:SENTENCES_MAX]
+    except (ValueError, AttributeError, TypeError):
+        return [] if name == "done" else ["the engine's answer cannot be read"]

@@ -1,0 +1,249 @@
+"""All operations of this hypervisor: who may begin, who shares what with whom, who is to end.
+
+    submit ──► turn: whoever works on the same server first, until its process is reaped and its traces are tidied up (N15)
+               │  its deadline passes ──► rejected          cancelled meanwhile ──► finished as cancelled
+               └► accepted ──► Runner ──► reported ──► clear
+
+When an operation on a storage begins or ends, the others there get their new share of the storage's budget (P1).
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from agent import convert_results, shares
+from agent.errors import CommandLate
+from agent.folder import Folder
+from agent.host import Host, Leases
+from agent.operation import Runner
+from agent.process import Process
+from agent.records import Operation
+from engine import spec
+from engine.errors import BackupManagerError, Cancelled, EngineError
+
+log = logging.getLogger(__name__)
+
+WAITING_MAX = 500
+RECOVER_SECONDS = 15.0  # how long the first connection may wait for traces of dead engines to be tidied up
+STRANGER_GRACE_SECONDS = 60.0
+RETRY_SECONDS = 5.0
+
+
+class Supervisor:
+    """Belongs to the event loop. `recover` first, `stop` last."""
+
+    def __init__(self, host: Host, leases: Leases) -> None:
+        self._host = host
+        self._leases = leases
+        self._runners: dict[tuple[str, int], Runner] = {}  # in the order of their commands
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def recover(self) -> None:
+        """Take up what an earlier agent left: adopt what runs, report what ended, tidy up what died.
+
+        Returns when all of it was looked after once, or after RECOVER_SECONDS; what is not done goes on.
+        """
+        operations = await self._host.journal.operations()
+        self._drop_strangers({operation.folder_name for operation in operations})
+        for operation in operations:
+            await self._recover(operation)
+        waits = [runner.settled.wait() for runner in self._runners.values() if runner.operation.state != "waiting"]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*waits), RECOVER_SECONDS)
+
+    async def stop(self) -> None:
+        """Let go of everything. The engines go on, and the next agent adopts them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners.values():
+            runner.release()
+
+    # ---- what the controller wants -------------------------------------------------------------------------------------
+
+    async def submit(self, operation: Operation, specification: spec.Operation) -> None:
+        """Do an operation that the journal holds as waiting, when its turn comes."""
+        for (job_id, _), runner in list(self._runners.items()):
+            if job_id == operation.job_id and not runner.clear.is_set():
+                await self.cancel(runner.operation, runner.operation.grace_seconds)  # an attempt that nobody counts on
+        self._take_up(operation, specification)
+
+    async def cancel(self, operation: Operation, grace_seconds: float) -> None:
+        """End an operation. One that has ended is left alone."""
+        runner = self._runners.get(operation.key)
+        if runner is None or runner.operation.state == "finished":
+            return
+        runner.cancel(await self._host.journal.cancel(operation, grace_seconds))
+
+    async def cancel_by_key(self, job_id: str, attempt: int, grace_seconds: float) -> None:
+        """As `cancel`, for the words of a Welcome; what is not here needs no end."""
+        runner = self._runners.get((job_id, attempt))
+        if runner is not None:
+            await self.cancel(runner.operation, grace_seconds)
+
+    def forget(self, operations: list[Operation]) -> None:
+        """These are over for good: the controller has their end."""
+        for operation in operations:
+            self._folder(operation).remove()
+
+    @property
+    def full(self) -> bool:
+        return len(self._runners) >= WAITING_MAX
+
+    # ---- one operation's way -------------------------------------------------------------------------------------------
+
+    def _take_up(self, operation: Operation, specification: spec.Operation | None) -> None:
+        rivals = [
+            runner
+            for runner in self._runners.values()
+            if runner.operation.subjects & operation.subjects and not runner.clear.is_set()
+        ]
+        runner = Runner(self._host, self._leases, operation, specification)
+        self._runners[operation.key] = runner
+        self._spawn(self._run(runner, rivals))
+
+    async def _run(self, runner: Runner, rivals: list[Runner]) -> None:
+        """See an operation to its end, whatever happens to us: a fault of ours begins anew from what the journal says."""
+        try:
+            await self._see_through(runner, rivals)
+        except Exception:
+            log.exception("the care for an operation failed, it begins anew job_id=%s", runner.operation.job_id)
+            runner.release()
+            await asyncio.sleep(RETRY_SECONDS)
+            del self._runners[runner.operation.key]
+            operation = await self._host.journal.find(*runner.operation.key)
+            if operation is not None:
+                await self._recover(operation)
+        else:
+            del self._runners[runner.operation.key]
+        # Not before: whoever waits for this server must not begin beside a process that we lost sight of.
+        runner.clear.set()
+        runner.settled.set()
+        self._share_budget(runner.operation.storage_id)
+
+    async def _see_through(self, runner: Runner, rivals: list[Runner]) -> None:
+        now = self._host.clock.now
+        try:
+            if runner.operation.state == "waiting":
+                await self._wait_turn(runner, rivals)
+                body = convert_results.accepted(runner.operation, now())
+                runner.operation = await self._host.journal.accept(runner.operation, body)
+        except Cancelled as error:
+            runner.folder.drop_spec()
+            body = convert_results.ended_badly(runner.operation, now(), "cancelled", error, ["It had not begun yet"])
+            runner.operation = await self._host.journal.finish(runner.operation, body, unhealed=False)
+        except CommandLate as error:
+            await self._reject(runner.operation, error)
+        else:
+            if runner.operation.state == "running":
+                self._share_budget(runner.operation.storage_id)
+                await runner.run()
+            else:
+                await runner.heal_until_clear()
+
+    async def _wait_turn(self, runner: Runner, rivals: list[Runner]) -> None:
+        """Return when nobody else works on the same server. Raises Cancelled, CommandLate."""
+        operation = runner.operation
+        elapsed = self._host.clock.uptime() - operation.receive_uptime
+        free = asyncio.create_task(_all_clear(rivals))
+        cancelled = asyncio.create_task(runner.cancel_asked.wait())
+        tasks: set[asyncio.Task[Any]] = {free, cancelled}
+        try:
+            remaining = max(0.0, operation.deadline_seconds - elapsed)
+            await asyncio.wait(tasks, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+            if runner.cancel_asked.is_set():
+                raise Cancelled
+            if not free.done():
+                holder = next(rival.operation.job_id for rival in rivals if not rival.clear.is_set())
+                raise CommandLate(
+                    seconds=operation.deadline_seconds, detail=f"job {holder} still holds the server", job_id=holder
+                )
+            if elapsed > operation.deadline_seconds:
+                raise CommandLate(seconds=operation.deadline_seconds, detail="no agent ran")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _reject(self, operation: Operation, error: BackupManagerError) -> None:
+        log.warning("rejected job_id=%s reason=%s detail=%s", operation.job_id, error.reason, error)
+        body = convert_results.rejected(convert_results.event(operation, self._host.clock.now()), error)
+        await self._host.journal.reject(operation.command_id, operation.job_id, operation.attempt, body)
+        self._folder(operation).remove()
+
+    def _share_budget(self, storage_id: str) -> None:
+        """Give everybody who works on a storage a share of the newest command's budget."""
+        working = [
+            runner
+            for runner in self._runners.values()
+            if runner.operation.storage_id == storage_id
+            and runner.operation.state == "running"
+            and not runner.clear.is_set()
+        ]
+        if not working:
+            return
+        newest = working[-1].operation
+        budget = shares.Budget(newest.workers, newest.read_limit, newest.upload_limit)
+        for runner, grant in zip(working, shares.split(budget, len(working)), strict=True):
+            runner.grant(grant)
+
+    # ---- after a restart -----------------------------------------------------------------------------------------------
+
+    async def _recover(self, operation: Operation) -> None:
+        specification = self._read_spec(operation)
+        if operation.state == "finished":
+            if operation.unhealed:
+                self._take_up(operation, None)
+        elif operation.state == "running":
+            self._take_up(operation, specification)
+        elif specification is None or operation.boot_id != self._host.boot_id:
+            error = CommandLate(seconds=operation.deadline_seconds, detail="this host was restarted meanwhile")
+            await self._reject(operation, error)
+        else:
+            self._take_up(operation, specification)
+
+    def _read_spec(self, operation: Operation) -> spec.Operation | None:
+        text = self._folder(operation).read_spec()
+        try:
+            return spec.load(spec.Operation, text) if text is not None else None
+        except EngineError:
+            return None  # another version wrote it; whoever needs it says so
+
+    def _drop_strangers(self, known: set[str]) -> None:
+        """Remove folders that the journal does not know; an engine in one of them does what nobody will count."""
+        if not self._host.config.operations_folder.is_dir():
+            return
+        for path in self._host.config.operations_folder.iterdir():
+            if path.name in known:
+                continue
+            folder = Folder(path)
+            process = folder.find_process()
+            if process is None:
+                folder.remove()
+            else:
+                log.warning("ending an engine that the journal does not know folder=%s pid=%s", path.name, process.pid)
+                self._spawn(_end_stranger(folder, process))
+
+    def _folder(self, operation: Operation) -> Folder:
+        return Folder(self._host.config.operations_folder / operation.folder_name)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _all_clear(rivals: list[Runner]) -> None:
+    for rival in rivals:
+        await rival.clear.wait()
+
+
+async def _end_stranger(folder: Folder, process: Process) -> None:
+    process.send(signal.SIGTERM)
+    if not await process.wait(STRANGER_GRACE_SECONDS):
+        process.send(signal.SIGKILL)
+        await process.wait()
+    folder.remove()
