@@ -1,0 +1,284 @@
+"""Work done by several threads side by side, delivered in order: the scheduling core of the pipeline.
+
+    items ──(one lock)──► 1 2 3 4 5 6 …
+                          │ │ │ │            each thread: take an item, process it on its own resources (an NBD connection,
+    workers               A B A C            buffers, a compressor), deliver the result
+                          ▼ ▼ ▼ ▼
+    parked                  2 3              finished before its turn; a bounded number, of bounded bytes
+                          ▼
+    consume ◄──(the turn)─1                  one call at a time, strictly in order, by whichever thread holds the turn
+
+There is no reader thread, no writer thread and no queue between them: a thread that finishes item 1 delivers it, then 2 and
+3 if they are parked, and takes the next item. That costs less memory than a queued pipeline, at the same speed.
+
+Nobody waits for a thread that waits for it: a thread takes an item only when it is let in by the limit and the window, so
+the holder of the oldest item is always at work, and its result is always accepted.
+"""
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from engine.errors import Cancelled
+from engine.limit import POLL_SECONDS, Limit
+from engine.units import MIB
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+PARKED_BYTES_MAX = 8 * MIB
+WINDOW_PER_WORKER = 2  # items taken but not yet delivered, for each worker
+
+
+class Worker(Protocol[T_contra, R_co]):
+    """What one thread works with. Made, used and closed in that thread."""
+
+    def process(self, item: T_contra, /) -> R_co:
+        """Return the item's result. It must stay as it is until it is consumed: do not reuse its buffers before."""
+
+    def close(self) -> None:
+        """Release the worker's resources."""
+
+
+def run_ordered(
+    items: Iterator[T],
+    make_worker: Callable[[], Worker[T, R]],
+    consume: Callable[[R], None],
+    *,
+    workers: Limit,
+    stop: threading.Event,
+    interrupts: Iterable[Callable[[], None]] = (),
+    weigh: Callable[[R], int] = lambda _: 0,
+    parked_bytes_max: int = PARKED_BYTES_MAX,
+) -> None:
+    """Process every item and consume every result, in the order of `items`; return when all is done and no thread is left.
+
+    `workers` may be shared by several runs, which then share that many threads' worth of work; its count may change at any
+    time. `weigh` tells a result's bytes. `items` is advanced by one thread at a time, but by changing threads; so is
+    `consume` called.
+
+    The first exception of `items`, a worker or `consume` ends the run and is raised here. So does `stop`: set from outside
+    it raises Cancelled (within POLL_SECONDS it is noticed), and the run sets it itself on a failure, so that whoever waits
+    on it lets go. Then every one of `interrupts` is called once, from the calling thread: they have to make blocked calls
+    end, as `Disk.interrupt` does.
+
+    The calling thread only waits, in short naps: if it is the main thread, signal handlers run meanwhile.
+    """
+    _Run(items, make_worker, consume, workers, stop, tuple(interrupts), weigh, parked_bytes_max).run()
+
+
+class _Run(Generic[T, R]):
+    """One call of `run_ordered`. All fields below `_changed` are guarded by it."""
+
+    def __init__(
+        self,
+        items: Iterator[T],
+        make_worker: Callable[[], Worker[T, R]],
+        consume: Callable[[R], None],
+        workers: Limit,
+        stop: threading.Event,
+        interrupts: tuple[Callable[[], None], ...],
+        weigh: Callable[[R], int],
+        parked_bytes_max: int,
+    ) -> None:
+        self._items = items
+        self._make_worker = make_worker
+        self._consume = consume
+        self._workers = workers
+        self._stop = stop
+        self._interrupts = interrupts
+        self._weigh = weigh
+        self._parked_bytes_max = parked_bytes_max
+        self._taking = threading.Lock()  # held while `items` is advanced, which may ask a server
+        self._threads: list[threading.Thread] = []
+
+        self._changed = threading.Condition()
+        self._live = 0  # threads that have not ended
+        self._reserved = 0  # places of the window in use: items about to be taken, taken, or parked
+        self._taken = 0  # items given out, and the number of the next one
+        self._delivered = 0  # items consumed, and the number of the next one
+        self._parked: dict[int, tuple[R, int]] = {}  # result and bytes by item number
+        self._parked_bytes = 0
+        self._turn_held = False  # a thread is consuming
+        self._exhausted = False
+        self._failure: BaseException | None = None
+
+    # ---- the calling thread ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            self._watch()
+        except BaseException as error:  # a signal handler raised, or no thread could be started
+            self._fail(error)
+        finally:
+            self._end_threads()
+        failure, self._failure = (
+            self._failure,
+            None,
+        )  # no cycle run → failure → its frames → run: they hold large buffers
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure
+
+    def _watch(self) -> None:
+        """Keep as many threads at work as are granted, until all is done, or something ends the run."""
+        while True:
+            with self._changed:
+                if self._failure is not None or (self._exhausted and self._live == 0):
+                    return
+                missing = 0 if self._exhausted else self._workers.count - self._live
+            if self._stop.is_set():
+                raise Cancelled
+            for _ in range(missing):
+                self._start_thread()
+            with self._changed:
+                if self._failure is None and self._live:
+                    self._changed.wait(POLL_SECONDS)
+
+    def _start_thread(self) -> None:
+        context = contextvars.copy_context()  # log lines of the thread carry the job's id
+        thread = threading.Thread(
+            target=context.run, args=(self._work,), name=f"worker-{len(self._threads) + 1}", daemon=True
+        )
+        with self._changed:
+            self._live += 1
+        try:
+            thread.start()
+        except BaseException:
+            with self._changed:
+                self._live -= 1
+            raise
+        self._threads.append(thread)
+
+    def _end_threads(self) -> None:
+        if self._failure is not None:
+            for interrupt in self._interrupts:
+                try:
+                    interrupt()
+                except Exception:  # the others have to be called all the same
+                    log.warning("An interrupt failed", exc_info=True)
+        for thread in self._threads:
+            while thread.is_alive():
+                try:
+                    thread.join(POLL_SECONDS)
+                except BaseException as error:  # a second Ctrl-C: still no thread is left behind
+                    self._fail(error)
+
+    # ---- a worker's thread -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            worker = self._make_worker()
+            try:
+                while self._enter_window():
+                    with self._workers.inside(self._stop):
+                        if not self._work_once(worker):
+                            return
+            finally:
+                worker.close()
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            with self._changed:
+                self._live -= 1
+                self._changed.notify_all()
+
+    def _work_once(self, worker: Worker[T, R]) -> bool:
+        """Take one item to its result; tell whether there was one."""
+        taken = self._take()
+        if taken is None:
+            return False
+        number, item = taken
+        self._deliver(number, worker.process(item))
+        return True
+
+    def _enter_window(self) -> bool:
+        """Wait for a place in the reorder window; tell whether to go on: there are items, and this thread is not one too many."""
+        with self._changed:
+            while True:
+                if self._exhausted or self._failure is not None or self._live > self._workers.count:
+                    return False
+                if self._reserved < WINDOW_PER_WORKER * self._workers.count:
+                    self._reserved += 1
+                    return True
+                self._wait()
+
+    def _take(self) -> tuple[int, T] | None:
+        """Return the next item and its number, or None at the end (the place in the window is then of no more use)."""
+        with self._taking:
+            if self._exhausted:
+                return None
+            self._check()
+            try:
+                item = next(self._items)
+            except StopIteration:
+                with self._changed:
+                    self._exhausted = True
+                    self._changed.notify_all()
+                return None
+            with self._changed:
+                number = self._taken
+                self._taken += 1
+            return number, item
+
+    def _deliver(self, number: int, result: R) -> None:
+        """Consume the result if it is its turn, with all parked ones that follow it; else park it, waiting for room."""
+        weight = self._weigh(result)
+        with self._changed:
+            while number != self._delivered and self._parked_bytes + weight > self._parked_bytes_max:
+                self._wait()
+            self._parked[number] = (result, weight)
+            self._parked_bytes += weight
+            if self._turn_held:
+                return  # the holder of the turn comes by
+            self._turn_held = True
+        del result
+        self._hold_turn()
+
+    def _hold_turn(self) -> None:
+        """Consume parked results as long as the next one is there. On an exception the run ends with the turn held."""
+        while True:
+            with self._changed:
+                self._check()
+                if self._delivered not in self._parked:
+                    self._turn_held = False
+                    return
+                result, weight = self._parked.pop(self._delivered)
+            self._consume(result)
+            del result
+            with self._changed:
+                self._delivered += 1
+                self._parked_bytes -= weight
+                self._reserved -= 1
+                self._changed.notify_all()
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Wait for a change, with `_changed` held. Raises Cancelled when the run is ending."""
+        self._changed.wait(POLL_SECONDS)
+        self._check()
+
+    def _check(self) -> None:
+        if self._failure is not None or self._stop.is_set():
+            raise Cancelled
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first failure. Whatever fails after `stop` was set from outside is the cancel's doing."""
+        with self._changed:
+            if self._failure is None:
+                if self._stop.is_set() and isinstance(error, Exception) and not isinstance(error, Cancelled):
+                    cancelled = Cancelled()
+                    cancelled.__cause__ = error
+                    error = cancelled
+                self._failure = error
+                self._stop.set()
+            self._changed.notify_all()
