@@ -10,7 +10,8 @@ grpc is imported inside the functions: `bmctl --help` has to know these classes 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 from engine.errors import BackupManagerError
 
@@ -30,16 +31,6 @@ _TRANSPORT = {
     "UNIMPLEMENTED": ("UNSUPPORTED", "the controller does not know this call; it may be older than this program"),
     "CANCELLED": ("CANCELLED", "the call was cancelled"),
 }
-
-
-class Refusal(Protocol):
-    """What every error here has in common with those of the engine: enough to show it and to act on it."""
-
-    reason: str
-    facts: dict[str, str]
-
-    @property
-    def message(self) -> str: ...
 
 
 class CallRefused(Exception):
@@ -135,4 +126,5 @@ def _from_details(error: aio.AioRpcError) -> tuple[str, dict[str, str], float | 
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    """Return a trailer's value; trailers are ASCII, so what is not stands there percent-encoded."""
+    return unquote(value.decode("ascii", "replace") if isinstance(value, bytes) else value)

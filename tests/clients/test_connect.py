@@ -148,13 +148,13 @@ async def test_a_refusal_arrives_with_reason_facts_and_delay(peer: Peer) -> None
 
 @pytest.mark.feature("N8")
 async def test_plain_trailers_say_the_same(peer: Peer) -> None:
-    trailers = (("backupmanager-reason", "VM_LOCKED"), ("backupmanager-fact-lock_reason", "rescue"))
+    trailers = (("backupmanager-reason", "VM_LOCKED"), ("backupmanager-fact-lock_reason", "r%C3%A9serv%C3%A9 100%25"))
     peer.service.refusals = [(code_pb2.FAILED_PRECONDITION, "locked", [], trailers)]
 
     with pytest.raises(CallRefused) as caught:
         await version(peer)
 
-    assert (caught.value.reason, caught.value.facts) == ("VM_LOCKED", {"lock_reason": "rescue"})
+    assert (caught.value.reason, caught.value.facts) == ("VM_LOCKED", {"lock_reason": "réservé 100%"})
 
 
 @pytest.mark.feature("N8")

@@ -1,0 +1,313 @@
+"""`bmctl backup …`: making, seeing, restoring, checking and deleting restore points."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import typer
+
+from clients.cli import ask, words
+from clients.cli.failures import Usage
+from clients.cli.names import Names
+from clients.cli.options import (
+    BackupArgument,
+    Disks,
+    From,
+    Limit,
+    Output,
+    RequestId,
+    ServerArgument,
+    ServerFilter,
+    Since,
+    StorageFilter,
+    Until,
+    Wait,
+    Yes,
+    group,
+    moment,
+    request_id,
+)
+from clients.cli.output import Column, Screen, card, heading, plain, state_of, styled
+from clients.cli.results import DISKS, SKIPPED, conclude
+from clients.cli.session import Controller, run
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clients.gen.backupmanager.v1.backup_pb2 import Backup
+    from clients.gen.backupmanager.v1.backup_service_pb2 import PreviewDeleteResponse, PreviewRestoreResponse
+
+Type: TypeAlias = Literal["full", "incremental", "differential", "copy"]
+Consistency: TypeAlias = Literal["freeze-or-pause", "freeze", "pause", "none"]
+
+app = group()
+
+_NONE = "No such backups. `bmctl backup start SERVER --storage NAME` makes one."
+
+
+@app.command()
+def start(
+    server: ServerArgument,
+    storage: Annotated[str, typer.Option("--storage", "-s", help="Where it goes: id or name.")],
+    backup_type: Annotated[
+        Type | None, typer.Option("--type", help="Incremental where possible, else full, when not given.")
+    ] = None,
+    consistency: Annotated[
+        Consistency | None, typer.Option("--consistency", help="Freeze, else a brief pause, when not given.")
+    ] = None,
+    disk: Disks = None,
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Start a backup of a server."""
+    from clients.gen.backupmanager.v1 import disk_pb2
+    from clients.gen.backupmanager.v1.backup_service_pb2 import StartBackupRequest
+
+    request = StartBackupRequest(server_id=server, storage_id=storage, disks=disk, request_id=request_id(id_of_request))
+    if backup_type:
+        request.type = words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", backup_type)
+    if consistency:
+        request.consistency = words.enum_value(disk_pb2.ConsistencyMode, "CONSISTENCY_MODE_", consistency)
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.backups.StartBackup, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command("list")
+def list_backups(
+    server: ServerFilter = "",
+    storage: StorageFilter = "",
+    since: Since = "",
+    until: Until = "",
+    limit: Limit = 50,
+    output: Output = "table",
+) -> None:
+    """List backups, newest first."""
+    from clients.gen.backupmanager.v1.backup_service_pb2 import ListBackupsRequest
+
+    request = ListBackupsRequest(server_id=server, storage_id=storage)
+    if (start_time := moment("--since", since)) is not None:
+        request.start_time.FromDatetime(start_time)
+    if (end_time := moment("--until", until)) is not None:
+        request.end_time.FromDatetime(end_time)
+
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        reply, more = await controller.every(controller.backups.ListBackups, request, "backups", limit)
+        names = Names() if screen.json else await Names.load(controller, "servers", "storages")
+        screen.show_list(reply, "backups", _columns(screen, names), empty=_NONE)
+        if more:
+            screen.note(f"There are more; these are the newest {limit}. --limit 0 shows all.")
+
+    run(work)
+
+
+@app.command()
+def show(backup: BackupArgument, output: Output = "table") -> None:
+    """Show one backup with its disks."""
+    from clients.gen.backupmanager.v1.backup_service_pb2 import GetBackupRequest
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.backups.GetBackup, GetBackupRequest(backup_id=backup))
+        screen = Screen(output)
+        names = Names() if screen.json else await Names.load(controller, "servers", "storages")
+        screen.show({"backup": plain(reply.backup)}, lambda: _card(screen, reply.backup, names))
+
+    run(work)
+
+
+@app.command()
+def restore(
+    backup: Annotated[str, typer.Argument(metavar="[BACKUP]", help="Id; or give --server for its latest.")] = "",
+    server: Annotated[str, typer.Option("--server", help="Restore this server's latest backup.")] = "",
+    disk: Disks = None,
+    to_folder: Annotated[
+        str, typer.Option("--to-folder", help="Write new raw files into this folder on the hypervisor instead.")
+    ] = "",
+    id_of_request: RequestId = "",
+    yes: Yes = False,
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Restore a backup.
+
+    Over the disks of its server, which is stopped for it and started again, or into new files. Shows what would be
+    overwritten, and asks.
+    """
+    from clients.gen.backupmanager.v1.backup_service_pb2 import PreviewRestoreRequest, StartRestoreRequest
+
+    if bool(backup) == bool(server):
+        raise Usage(field="BACKUP", problem="give either the id of a backup, or --server for its latest")
+
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        asked = PreviewRestoreRequest(backup_id=backup, server_id=server, disks=disk, target_folder=to_folder)
+        preview = await controller.call(controller.backups.PreviewRestore, asked)
+        names = await Names.load(controller, "servers", "storages")
+        screen.side.print(_restore_preview(screen, preview, names, to_folder))
+        question = "Write these files?" if to_folder else f"Overwrite {', '.join(preview.disks)}?"
+        ask.confirm(question, yes=yes)
+        request = StartRestoreRequest(
+            backup_id=preview.backup.backup_id,
+            disks=disk,
+            target_folder=to_folder,
+            confirmation=preview.confirmation,
+            request_id=request_id(id_of_request),
+        )
+        reply = await controller.call(controller.backups.StartRestore, request)
+        await conclude(controller, screen, reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
+def verify(
+    backup: BackupArgument,
+    hypervisor: From = "",
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Check every frame of a backup.
+
+    Those of the backups that it needs too. Needs no key.
+    """
+    from clients.gen.backupmanager.v1.backup_service_pb2 import StartVerifyRequest
+
+    request = StartVerifyRequest(backup_id=backup, hypervisor_id=hypervisor, request_id=request_id(id_of_request))
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.backups.StartVerify, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
+def delete(
+    backup: Annotated[list[str], typer.Argument(metavar="BACKUP...", help="Ids; of one server, on one storage.")],
+    hypervisor: From = "",
+    id_of_request: RequestId = "",
+    yes: Yes = False,
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Delete backups.
+
+    Shows all that would go, those that cannot live without the given ones too, and asks.
+    """
+    from clients.gen.backupmanager.v1.backup_service_pb2 import PreviewDeleteRequest, StartDeleteRequest
+
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        preview = await controller.call(controller.backups.PreviewDelete, PreviewDeleteRequest(backup_ids=backup))
+        names = await Names.load(controller, "servers", "storages")
+        screen.side.print(_delete_preview(screen, preview, names, set(backup)))
+        ask.confirm(f"Delete {words.plural(len(preview.backups), 'backup')} for good?", yes=yes)
+        request = StartDeleteRequest(
+            backup_ids=backup,
+            confirmation=preview.confirmation,
+            hypervisor_id=hypervisor,
+            request_id=request_id(id_of_request),
+        )
+        reply = await controller.call(controller.backups.StartDelete, request)
+        await conclude(controller, screen, reply.job_id, wait=wait)
+
+    run(work)
+
+
+def type_of(backup: "Backup") -> str:
+    """Return a backup's type in a word: its disks', or `mixed` where these differ."""
+    types = {words.enum_label(disk, "type") for disk in backup.disks}
+    return types.pop() if len(types) == 1 else "mixed" if types else "-"
+
+
+def _columns(screen: Screen, names: Names) -> tuple[Column, ...]:
+    return (
+        Column("Backup", lambda one: one.backup_id, whole=True),
+        Column("Made", lambda one: words.short_time(words.set_time(one, "create_time"), screen.now)),
+        Column("Server", lambda one: names[one.server_id]),
+        Column("Type", type_of),
+        Column("State", state_of, rank=3),
+        Column("Stored", lambda one: words.size(one.stored_bytes), right=True, rank=1),
+        Column("Data", lambda one: words.size(_data_bytes(one)), right=True, rank=5),
+        Column("Storage", lambda one: names[one.storage_id], rank=2),
+        Column("Consistency", lambda one: words.enum_label(one, "consistency"), rank=4),
+        Column("Encrypted", lambda one: "yes" if one.encrypted else "no", rank=6),
+    )
+
+
+def _data_bytes(backup: "Backup") -> int:
+    return sum(disk.data_bytes for disk in backup.disks)
+
+
+def _card(screen: Screen, backup: "Backup", names: Names) -> "RenderableType":
+    facts = (
+        ("Backup", backup.backup_id),
+        ("Made", words.long_time(words.set_time(backup, "create_time"), screen.now)),
+        ("Server", names[backup.server_id]),
+        ("Domain", backup.domain_name),
+        ("Storage", names[backup.storage_id]),
+        ("Folder", backup.path),
+        ("Consistency", words.enum_label(backup, "consistency")),
+        ("Encrypted", "yes" if backup.encrypted else "no"),
+        ("Data", words.size(_data_bytes(backup))),
+        ("Stored", words.size(backup.stored_bytes)),
+        ("Job", backup.job_id),
+    )
+    parts = [screen.table(backup.disks, (*DISKS, Column("SHA-256", lambda one: one.sha256, rank=3, whole=True)))]
+    if backup.skipped_disks:
+        parts.append(screen.table(backup.skipped_disks, SKIPPED))
+    return card(heading(f"{type_of(backup)} backup", state_of(backup)), facts, *parts)
+
+
+def _restore_preview(
+    screen: Screen, preview: "PreviewRestoreResponse", names: Names, target_folder: str
+) -> "RenderableType":
+    """Return what a restore would do, the loss first in red: whoever confirms has read it."""
+    backup = preview.backup
+    wanted = set(preview.disks)
+    disks = [disk for disk in backup.disks if disk.disk in wanted]
+    if target_folder:
+        target = f"new files in {target_folder}"
+        warning = styled("  The server's own disks stay as they are.", "green")
+    else:
+        target = f"the disks of {names[backup.server_id]}"
+        stop = " The server is stopped for it and started again." if preview.stops_server else " The server is off."
+        warning = styled(f"  What is on {', '.join(preview.disks)} now is lost.{stop}", "bold red")
+    facts = (
+        ("From", f"{type_of(backup)} backup {backup.backup_id}"),
+        ("Made", words.long_time(words.set_time(backup, "create_time"), screen.now)),
+        ("On", names[backup.storage_id]),
+        ("Reads", words.plural(len(preview.chain_backup_ids), "backup")),
+        ("To", target),
+        ("State", state_of(backup)),
+    )
+    columns = (
+        Column("Disk", lambda one: one.disk),
+        Column("Size", lambda one: words.size(one.size_bytes), right=True),
+    )
+    return card(heading("Restore"), facts, warning, screen.table(disks, columns))
+
+
+def _delete_preview(
+    screen: Screen, preview: "PreviewDeleteResponse", names: Names, asked: set[str]
+) -> "RenderableType":
+    """Return all that a deletion would remove; what was not asked for and goes along stands out."""
+    columns = (
+        *(
+            column
+            for column in _columns(screen, names)
+            if column.title in {"Backup", "Made", "Server", "Type", "Stored"}
+        ),
+        Column(
+            "Why", lambda one: "asked for" if one.backup_id in asked else styled("needs one of these", "bold yellow")
+        ),
+    )
+    facts = (
+        ("Goes", words.plural(len(preview.backups), "backup")),
+        ("Frees", words.size(preview.stored_bytes)),
+    )
+    return card(heading("Delete"), facts, screen.table(preview.backups, columns))

@@ -1,0 +1,93 @@
+"""bmctl: the administrators' command line.
+
+    bmctl <resource> <verb> …        one file per resource: hypervisors, servers, storages, backups, jobs, tokens
+    bmctl login | logout | version | completion
+
+Importing this and showing help costs no grpc and no rich: verbs import these themselves, since a completion or `--help`
+has to feel immediate. An error of any kind ends here, as an exit code and a sentence (failures.py).
+"""
+
+import os
+import sys
+from itertools import pairwise
+from typing import NoReturn
+
+import typer
+
+from clients.cli import completion, failures, login, system
+from clients.cli.lazy import lazy_group
+
+RESOURCES = (
+    ("hypervisor", "clients.cli.hypervisors", "The hosts of the servers."),
+    ("server", "clients.cli.servers", "Which servers there are to back up."),
+    ("storage", "clients.cli.storages", "Where backups go."),
+    ("backup", "clients.cli.backups", "Make, see, restore, check, delete backups."),
+    ("job", "clients.cli.jobs", "See and end work."),
+    ("token", "clients.cli.tokens", "Who may call the controller."),
+)
+
+app = typer.Typer(
+    name="bmctl",
+    help="Manage the backups of virtual servers: hypervisors, servers, storages, backups and jobs.",
+    epilog=failures.EPILOG,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(login.login)
+app.command()(login.logout)
+app.command()(system.version)
+for name, module, help_text in RESOURCES:
+    app.add_typer(lazy_group(module, help_text), name=name)
+app.command()(completion.completion)
+
+_PIPE_CLOSED = 141  # as a shell calls a program that SIGPIPE ended
+
+
+def main() -> NoReturn:
+    """Run bmctl with the arguments of this process and end the process."""
+    completion.prepare()
+    try:
+        result = app(prog_name="bmctl", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. Nothing more can be said, not even at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_PIPE_CLOSED)
+    except BaseException as error:
+        sys.exit(_failed(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _failed(error: BaseException) -> int:
+    """Say what went wrong and return the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else failures.Exit.INTERNAL
+    if os.environ.get("BMCTL_DEBUG") and isinstance(error, Exception):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, typer.Abort):
+        error = KeyboardInterrupt() if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt) else error
+    show = getattr(error, "show", None)
+    if show is not None and not _wants_json():  # the parser's own errors know the usage line and similar options
+        show()
+        return failures.Exit.USAGE
+    if show is not None:
+        error = failures.Usage(field="bmctl", problem=getattr(error, "message", "") or str(error))
+    failures.report(error, as_json=_wants_json())
+    return failures.exit_code(error)
+
+
+def _wants_json() -> bool:
+    """Tell whether errors are to be JSON; the arguments may be what is wrong, so they are looked at as they are."""
+    arguments = sys.argv[1:]
+    given = [value for name, value in pairwise(arguments) if name in {"--output", "-o"}]
+    given += [name.partition("=")[2] for name in arguments if name.startswith("--output=")]
+    given += [name[2:] for name in arguments if name.startswith("-o") and name != "-o"]
+    return (given[-1] if given else os.environ.get("BMCTL_OUTPUT")) == "json"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""How a job looks to people: its card while it lives, and what it brought when it has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clients.cli import words
+from clients.cli.failures import JobEnded
+from clients.cli.names import Names
+from clients.cli.output import Column, card, heading, state_of, styled
+from clients.cli.progress import ended, figures, follow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from clients.cli.output import Screen
+    from clients.cli.session import Controller
+    from clients.gen.backupmanager.v1.job_pb2 import Job
+
+_BAD_STATES = {"failed", "cancelled"}
+_DAMAGE_SHOWN = 20
+
+DISKS = (
+    Column("Disk", lambda one: one.disk),
+    Column("Type", lambda one: words.enum_label(one, "type")),
+    Column("Size", lambda one: words.size(one.size_bytes), right=True),
+    Column("Data", lambda one: words.size(one.data_bytes), right=True),
+    Column("Stored", lambda one: words.size(one.stored_bytes), right=True),
+    Column("Why full", lambda one: one.fallback_reason or "-"),
+    Column("Chain", lambda one: one.chain_id, rank=2, whole=True),
+)
+SKIPPED = (
+    Column("Disk left out", lambda one: one.disk),
+    Column("Reason", lambda one: one.failure.reason),
+    Column("Because", lambda one: one.failure.message),
+)
+_STEPS = (
+    Column("Step", lambda one: one.name),
+    Column("Took", lambda one: words.span(words.seconds_of(one.duration)), right=True),
+    Column("Rate", lambda one: words.rate(one.bytes_per_second), right=True),
+)
+_DAMAGED = (
+    Column("Disk", lambda one: one.disk),
+    Column("Bytes", lambda one: f"{one.start}-{one.end}", right=True),
+    Column("Frame", lambda one: str(one.frame) if one.frame >= 0 else "all", right=True),
+    Column("What", lambda one: one.detail),
+    Column("Object", lambda one: one.object_name, rank=1),
+)
+
+
+async def conclude(controller: Controller, screen: Screen, job_id: str, *, wait: bool) -> None:
+    """End a verb that started a job: say its id, or (with `wait`) show it to its end. Raises JobEnded if that is not good."""
+    if not wait:
+        screen.show(
+            {"job_id": job_id},
+            lambda: f"Job {job_id} has been started. Watch it with `bmctl job watch {job_id}`.",
+        )
+        return
+    job = await follow(controller, screen, job_id)
+    names = Names() if screen.json else await Names.load(controller, "servers", "storages", "hypervisors")
+    show_job(screen, job, names)
+    if words.enum_label(job, "state") in _BAD_STATES:
+        raise JobEnded(job)
+
+
+def show_job(screen: Screen, job: Job, names: Names) -> None:
+    """Show one job: JSON is {"job": …}."""
+    from clients.cli.output import plain
+
+    screen.show({"job": plain(job)}, lambda: job_card(screen, job, names))
+
+
+def job_card(screen: Screen, job: Job, names: Names) -> RenderableType:
+    """Return a job with all that is known of it."""
+    now, progress = screen.now, job.progress
+    facts: list[tuple[str, Any]] = [
+        ("Job", job.job_id),
+        ("Server", names[job.server_id]),
+        ("Storage", names[job.storage_id]),
+        ("Hypervisor", names[job.hypervisor_id]),
+        ("Backup", job.backup_id),
+        ("Asked for", words.long_time(words.set_time(job, "create_time"), now)),
+        ("By", job.requester),
+        ("Attempt", str(job.attempt) if job.attempt > 1 else ""),
+        ("Ended", words.long_time(words.set_time(job, "end_time"), now)),
+        ("Took", took(job)),
+        ("Stored", words.size(progress.bytes_stored)),
+        ("Now", "" if ended(job) else figures(job).line),
+        *_result_facts(job),
+    ]
+    return card(
+        heading(words.enum_label(job, "type"), state_of(job)),
+        facts,
+        *_failure(job),
+        *_warnings(job),
+        *_tables(screen, job),
+    )
+
+
+def took(job: Job) -> str:
+    """Return how long a job ran, `-` where it has not ended or never began."""
+    if not (job.HasField("start_time") and job.HasField("end_time")):
+        return "-"
+    return words.span(max(0.0, (job.end_time.ToNanoseconds() - job.start_time.ToNanoseconds()) / 1e9))
+
+
+def _result_facts(job: Job) -> list[tuple[str, str]]:
+    result = job.result
+    match result.WhichOneof("result"):
+        case "backup":
+            seconds = words.seconds_of(result.backup.quiesce_duration)
+            quiesced = f", quiet for {words.span(seconds)}" if seconds else ""
+            return [("Consistency", words.enum_label(result.backup, "consistency") + quiesced)]
+        case "restore":
+            return [
+                ("Disks", ", ".join(result.restore.disks)),
+                ("Written", words.size(result.restore.bytes_written)),
+                ("Afterwards", "the server was started again" if result.restore.server_started else ""),
+                ("Files", "\n".join(result.restore.files)),
+            ]
+        case "verify":
+            damaged = result.verify.damaged_count
+            return [
+                ("Checked", f"{words.plural(result.verify.frames, 'frame')}, {words.size(result.verify.stored_bytes)}"),
+                ("Damage", words.plural(damaged, "frame") if damaged else "none"),
+            ]
+        case "delete":
+            return [
+                ("Deleted", words.plural(len(result.delete.backup_ids), "backup")),
+                ("Freed", words.size(result.delete.freed_bytes)),
+            ]
+        case "reindex":
+            return [
+                ("Found", words.plural(result.reindex.backup_count, "backup")),
+                ("New", words.plural(result.reindex.added_count, "backup")),
+                ("Unreadable", "\n".join(result.reindex.unreadable)),
+            ]
+        case "test":
+            return [("Host key", result.test.host_key)]
+    return []
+
+
+def _failure(job: Job) -> Iterator[RenderableType]:
+    if job.HasField("failure"):
+        during = f", during {job.failure.step}" if job.failure.step else ""
+        yield styled(f"  ✗ {job.failure.message} [{job.failure.reason}{during}]", "red")
+
+
+def _warnings(job: Job) -> Iterator[RenderableType]:
+    for warning in job.warnings:
+        yield styled(f"  ! {warning}", "yellow")
+
+
+def _tables(screen: Screen, job: Job) -> Iterator[RenderableType]:
+    result = job.result
+    if result.backup.disks:
+        yield screen.table(result.backup.disks, DISKS)
+    if result.backup.skipped_disks:
+        yield screen.table(result.backup.skipped_disks, SKIPPED)
+    if result.test.steps:
+        yield screen.table(result.test.steps, _STEPS)
+    if result.verify.damaged:
+        yield screen.table(result.verify.damaged[:_DAMAGE_SHOWN], _DAMAGED)
+        more = result.verify.damaged_count - _DAMAGE_SHOWN
+        if more > 0:
+            yield styled(f"  and {more} more; --output json has up to a thousand", "dim")

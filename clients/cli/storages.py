@@ -1,0 +1,389 @@
+"""`bmctl storage …`: where backups go. The many settings of one are options from storage_settings.py."""
+
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from clients.cli import ask, words
+from clients.cli.failures import Usage
+from clients.cli.options import Output, RequestId, ServerFilter, StorageArgument, Wait, Yes, group, request_id
+from clients.cli.output import Column, Format, Screen, card, heading, plain, state
+from clients.cli.results import conclude
+from clients.cli.session import Controller, run
+from clients.cli.storage_settings import (
+    Compress,
+    CompressionThreads,
+    CpuPriority,
+    Encrypt,
+    IoPriority,
+    KeyFile,
+    KeyPassphraseFile,
+    Level,
+    Name,
+    PassphraseFile,
+    ReadLimit,
+    SecretFiles,
+    Settings,
+    UploadLimit,
+    Workers,
+    sftp_place,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from clients.gen.backupmanager.v1.storage_pb2 import Storage
+    from clients.gen.backupmanager.v1.storage_service_pb2 import CreateStorageRequest
+
+From: TypeAlias = Annotated[str, typer.Option("--hypervisor", help="From which hypervisor: id or name.")]
+
+app = group()
+add = group()
+app.add_typer(add, name="add", help="Add a storage.", invoke_without_command=True, no_args_is_help=True)
+
+_NONE = "No storages yet. `bmctl storage add sftp NAME` adds one."
+_FILE_BYTES_MAX = 1 << 20
+
+
+@add.callback()
+def add_file(
+    context: typer.Context,
+    file: Annotated[str, typer.Option("--file", help="A CreateStorageRequest as JSON; - for stdin.")] = "",
+    output: Output = "table",
+) -> None:
+    """Add a storage: of a type, or from a JSON file."""
+    if context.invoked_subcommand is not None:
+        if file:
+            raise Usage(field="--file", problem="describes a whole storage; give either a file, or a type and options")
+        return
+    from clients.gen.backupmanager.v1.storage_service_pb2 import CreateStorageRequest
+
+    if not file:
+        raise Usage(field="storage add", problem="give a type (sftp or local), or --file")
+    request = CreateStorageRequest()
+    _read(file, request)
+    SecretFiles().new(request.secrets, sftp=request.WhichOneof("config") == "sftp", encrypt=request.encryption_enabled)
+    _create(request, output)
+
+
+@add.command("sftp")
+def add_sftp(
+    name: Name,
+    host: Annotated[str, typer.Option("--host", help="Name or address of the SSH server.")],
+    username: Annotated[str, typer.Option("--username", help="User there.")],
+    path: Annotated[str, typer.Option("--path", help="Absolute path there.")],
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port.")] = 22,
+    key_file: KeyFile = "",
+    key_passphrase_file: KeyPassphraseFile = "",
+    host_key: Annotated[
+        str, typer.Option("--host-key", help="Its host key, `type base64`; learnt at the first test when not given.")
+    ] = "",
+    bind_address: Annotated[str, typer.Option("--bind-address", help="Source address of the connections.")] = "",
+    encrypt: Encrypt = False,
+    passphrase_file: PassphraseFile = "",
+    compress: Compress = None,
+    level: Level = None,
+    compression_threads: CompressionThreads = None,
+    workers: Workers = None,
+    upload_limit: UploadLimit = "",
+    read_limit: ReadLimit = "",
+    io_priority: IoPriority = None,
+    cpu_priority: CpuPriority = None,
+    output: Output = "table",
+) -> None:
+    """Add an SSH server with SFTP."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import CreateStorageRequest
+
+    request = CreateStorageRequest(name=name, encryption_enabled=encrypt)
+    sftp_place(
+        request.sftp, host=host, port=port, username=username, path=path, host_key=host_key, bind_address=bind_address
+    )
+    Settings(
+        compress, level, compression_threads, workers, upload_limit, read_limit, io_priority, cpu_priority
+    ).apply_new(request)
+    SecretFiles(key_file, key_passphrase_file, passphrase_file).new(request.secrets, sftp=True, encrypt=encrypt)
+    _create(request, output)
+
+
+@add.command("local")
+def add_local(
+    name: Name,
+    path: Annotated[str, typer.Option("--path", help="Absolute path on each hypervisor.")],
+    allow_local: Annotated[
+        bool, typer.Option("--allow-local", help="Accept that a folder does not survive the loss of its hypervisor.")
+    ] = False,
+    encrypt: Encrypt = False,
+    passphrase_file: PassphraseFile = "",
+    compress: Compress = None,
+    level: Level = None,
+    compression_threads: CompressionThreads = None,
+    workers: Workers = None,
+    upload_limit: UploadLimit = "",
+    read_limit: ReadLimit = "",
+    io_priority: IoPriority = None,
+    cpu_priority: CpuPriority = None,
+    output: Output = "table",
+) -> None:
+    """Add a folder on the hypervisors.
+
+    For tests, and for mounts of something that outlives the hypervisor.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import CreateStorageRequest
+
+    request = CreateStorageRequest(name=name, encryption_enabled=encrypt, allow_local=allow_local)
+    request.local.path = path
+    Settings(
+        compress, level, compression_threads, workers, upload_limit, read_limit, io_priority, cpu_priority
+    ).apply_new(request)
+    SecretFiles(passphrase=passphrase_file).new(request.secrets, sftp=False, encrypt=encrypt)
+    _create(request, output)
+
+
+@app.command("list")
+def list_storages(output: Output = "table") -> None:
+    """List storages by name."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import ListStoragesRequest
+
+    async def work(controller: Controller) -> None:
+        reply, _ = await controller.every(controller.storages.ListStorages, ListStoragesRequest(), "storages")
+        Screen(output).show_list(reply, "storages", _COLUMNS, empty=_NONE)
+
+    run(work)
+
+
+@app.command()
+def show(storage: StorageArgument, output: Output = "table") -> None:
+    """Show one storage.
+
+    Of its secrets only that they are set, with a fingerprint.
+    """
+
+    async def work(controller: Controller) -> None:
+        _show(Screen(output), await find(controller, storage))
+
+    run(work)
+
+
+@app.command()
+def update(
+    storage: StorageArgument,
+    name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
+    enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Disabled refuses everything.")] = None,
+    read_only: Annotated[
+        bool | None, typer.Option("--read-only/--read-write", help="Read-only allows restores and checks.")
+    ] = None,
+    path: Annotated[str | None, typer.Option("--path", help="New path, while no backups lie there.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="SFTP: new host.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="SFTP: new port.")] = None,
+    username: Annotated[str | None, typer.Option("--username", help="SFTP: new user.")] = None,
+    host_key: Annotated[
+        str | None, typer.Option("--host-key", help="SFTP: pin this host key; empty learns it.")
+    ] = None,
+    bind_address: Annotated[str | None, typer.Option("--bind-address", help="SFTP: new source address.")] = None,
+    key_file: KeyFile = "",
+    key_passphrase_file: KeyPassphraseFile = "",
+    encrypt: Annotated[
+        bool | None, typer.Option("--encrypt/--no-encrypt", help="Encrypt; while no backups lie there.")
+    ] = None,
+    passphrase_file: PassphraseFile = "",
+    compress: Compress = None,
+    level: Level = None,
+    compression_threads: CompressionThreads = None,
+    workers: Workers = None,
+    upload_limit: UploadLimit = "",
+    read_limit: ReadLimit = "",
+    io_priority: IoPriority = None,
+    cpu_priority: CpuPriority = None,
+    output: Output = "table",
+) -> None:
+    """Change a storage.
+
+    What is not given stays as it is.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import UpdateStorageRequest
+
+    settings = Settings(
+        compress, level, compression_threads, workers, upload_limit, read_limit, io_priority, cpu_priority
+    )
+    files = SecretFiles(key_file, key_passphrase_file, passphrase_file)
+    sftp_only = {"host": host, "port": port, "username": username, "host_key": host_key, "bind_address": bind_address}
+
+    async def work(controller: Controller) -> None:
+        request = UpdateStorageRequest(storage=await find(controller, storage))
+        changed, paths = request.storage, request.update_mask.paths
+        flags = {"name": name, "enabled": enable, "read_only": read_only}
+        for field, value in flags.items():
+            if value is not None:
+                setattr(changed, field, value)
+                paths.append(field)
+        if changed.WhichOneof("config") == "sftp":
+            if sftp_place(changed.sftp, path=path, **sftp_only):
+                paths.append("sftp")
+        elif any(value is not None for value in sftp_only.values()):
+            raise Usage(field="storage update", problem=f"{changed.name} is no SFTP storage")
+        elif path is not None:
+            changed.local.path = path
+            paths.append("local")
+        if settings.changes_compression:
+            settings.compression(changed.compression)
+            paths.append("compression")
+        if settings.changes_limits:
+            settings.limits(changed.limits)
+            paths.append("limits")
+        if encrypt is not None:
+            changed.encryption.enabled = encrypt
+            paths.append("encryption.enabled")
+        files.changed(request.secrets, encrypt=bool(encrypt))
+        if not paths and not request.secrets.ByteSize():
+            raise Usage(field="storage update", problem="nothing to change was given")
+        reply = await controller.call(controller.storages.UpdateStorage, request)
+        _show(Screen(output), reply.storage)
+
+    run(work)
+
+
+@app.command()
+def delete(storage: StorageArgument, yes: Yes = False, output: Output = "table") -> None:
+    """Forget a storage; what lies there stays."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import DeleteStorageRequest
+
+    async def work(controller: Controller) -> None:
+        found = await find(controller, storage)
+        ask.confirm(f"Forget storage {found.name} ({_place(found)})? What lies there stays.", yes=yes)
+        await controller.call(controller.storages.DeleteStorage, DeleteStorageRequest(storage_id=found.storage_id))
+        Screen(output).show({"storage_id": found.storage_id}, lambda: f"Storage {found.name} is forgotten.")
+
+    run(work)
+
+
+@app.command("test")
+def try_storage(
+    storage: StorageArgument,
+    hypervisor: From,
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Try a storage from a hypervisor.
+
+    Step by step; an empty one is initialized. The first test of an SFTP storage learns its host key.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import TestStorageRequest
+
+    request = TestStorageRequest(storage_id=storage, hypervisor_id=hypervisor, request_id=request_id(id_of_request))
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.storages.TestStorage, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
+def reindex(
+    storage: StorageArgument,
+    hypervisor: From,
+    server: ServerFilter = "",
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Rebuild the catalog from a storage."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import ReindexStorageRequest
+
+    request = ReindexStorageRequest(
+        storage_id=storage, hypervisor_id=hypervisor, server_id=server, request_id=request_id(id_of_request)
+    )
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.storages.ReindexStorage, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+async def find(controller: Controller, storage: str) -> "Storage":
+    """Return a storage by id or name. Raises CallRefused."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import GetStorageRequest
+
+    return (await controller.call(controller.storages.GetStorage, GetStorageRequest(storage_id=storage))).storage
+
+
+def _create(request: "CreateStorageRequest", output: Format) -> None:
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        reply = await controller.call(controller.storages.CreateStorage, request)
+        _show(screen, reply.storage)
+        screen.note(f"Try it with `bmctl storage test {reply.storage.name} --hypervisor NAME --wait`.")
+
+    run(work)
+
+
+def _read(file: str, request: "CreateStorageRequest") -> None:
+    """Fill a request from a JSON file. Raises Usage, which names a field and never quotes a value: it may be a secret."""
+    from google.protobuf import json_format
+
+    text = ask.read_file(file, option="--file", bytes_max=_FILE_BYTES_MAX)
+    try:
+        json_format.Parse(text, request)
+    except json_format.ParseError as error:
+        problem = str(error).partition(": ")[0].partition("\n")[0]
+        raise Usage(field="--file", problem=f"{file} does not fit: {problem}") from None
+
+
+def _place(storage: "Storage") -> str:
+    """Return a storage's type and place in one line."""
+    if storage.WhichOneof("config") == "sftp":
+        place = storage.sftp
+        port = f":{place.port}" if place.port not in {0, 22} else ""
+        return f"sftp://{place.username}@{place.host}{port}{place.path}"
+    return f"local {storage.local.path}"
+
+
+def _state(storage: "Storage") -> "Text":
+    return state("disabled" if not storage.enabled else "read-only" if storage.read_only else "enabled")
+
+
+_COLUMNS = (
+    Column("Name", lambda one: one.name),
+    Column("State", _state),
+    Column("Backups", lambda one: str(one.backup_count), right=True),
+    Column("Stored", lambda one: words.size(one.stored_bytes), right=True),
+    Column("Encrypted", lambda one: "yes" if one.encryption.enabled else "no", rank=2),
+    Column("Place", _place, rank=1),
+    Column("Storage", lambda one: one.storage_id, rank=3, whole=True),
+)
+
+
+def _show(screen: Screen, storage: "Storage") -> None:
+    screen.show({"storage": plain(storage)}, lambda: _card(screen, storage))
+
+
+def _card(screen: Screen, storage: "Storage") -> "RenderableType":
+    compression, limits = storage.compression, storage.limits
+    facts = (
+        ("Storage", storage.storage_id),
+        ("Place", _place(storage)),
+        ("Host key", storage.sftp.host_key),
+        ("From", storage.sftp.bind_address),
+        (
+            "Backups",
+            f"{storage.backup_count}, {words.size(storage.stored_bytes)} stored" if storage.backup_count else "none",
+        ),
+        ("Compression", f"zstd, level {compression.level or 3}" if compression.enabled else "off"),
+        (
+            "Encryption",
+            f"on, key {storage.encryption.key_id or 'not made yet'}" if storage.encryption.enabled else "off",
+        ),
+        ("Workers", str(limits.worker_threads or 4)),
+        ("Upload limit", words.rate(limits.bandwidth_bytes_per_second)),
+        ("Read limit", words.rate(limits.read_bytes_per_second)),
+        ("Disk priority", words.enum_label(limits, "io_priority")),
+        ("CPU priority", words.enum_label(limits, "cpu_priority")),
+        ("Secrets set", "\n".join(f"{one.name}  {one.fingerprint}" for one in storage.secrets)),
+        ("Repository", storage.repository_id),
+        ("Made", words.long_time(words.set_time(storage, "create_time"), screen.now)),
+        ("Changed", words.long_time(words.set_time(storage, "update_time"), screen.now)),
+    )
+    return card(heading(storage.name, _state(storage)), facts)
