@@ -44,7 +44,8 @@ class Agent:
         self.log_file = folder / "agent.log"
         self.config_file = folder / "agent.toml"
         self.process: subprocess.Popen[bytes] | None = None
-        self._controller, self._token, self._program, self._start = controller, token, program, start
+        self.program = tuple(program)
+        self._controller, self._token, self._start = controller, token, start
         self.scratch_folder.mkdir(parents=True, exist_ok=True)
         command = list(engine_command) or [sys.executable, "-m", "engine.worker"]
         self.config_file.write_text(
@@ -78,7 +79,7 @@ class Agent:
         """Run `bm-agent enroll` with the token on stdin; return how it ended."""
         arguments = ["enroll", "--config", str(self.config_file), "--controller", controller, "--token-file", "-"]
         return subprocess.run(
-            [*self._program, *arguments, *options],
+            [*self.program, *arguments, *options],
             input=token, text=True, capture_output=True, cwd=ROOT, timeout=60, check=False,
         )  # fmt: skip
 
@@ -87,7 +88,7 @@ class Agent:
         assert self.process is None
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._program, "run", "--config", str(self.config_file)],
+                [*self.program, "run", "--config", str(self.config_file)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, start_new_session=True,
             )  # fmt: skip
 
