@@ -65,13 +65,22 @@ class RunningJob:
 class BackupJob:
     """A job that runs, from `begin`. Any thread may use it; end it with `end` or as a `with` block."""
 
-    def __init__(self, domain: Domain, folder: Path, socket_path: Path, bases: Mapping[str, str | None]) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        folder: Path,
+        socket_path: Path,
+        bases: Mapping[str, str | None],
+        *,
+        stopped_before: bool = False,
+    ) -> None:
         self.domain = domain
         self.socket_path = socket_path
         self.bases = dict(bases)
         self._folder = folder
         self._lock = threading.Lock()
         self._ended = False
+        self._stopped_before = stopped_before  # by a write error that has nothing to do with us
 
     @property
     def disks(self) -> tuple[str, ...]:
@@ -98,6 +107,7 @@ class BackupJob:
     def end(self) -> None:
         """End the job, wait until it is gone, and remove its files. May be called twice, and after the domain's end.
 
+        A guest that QEMU stopped while the job ran, because a write found no room, goes on: the room is there again.
         Raises HypervisorError when QEMU does not let go of it in 60 s; then the files stay for `clean_stale`.
         """
         with self._lock:
@@ -105,6 +115,8 @@ class BackupJob:
                 return
             _abort(self.domain, str(self.socket_path))
             _remove(self._folder)
+            if not self._stopped_before:
+                _resume_io_error(self.domain)
             with contextlib.suppress(OSError):  # given by the caller, outside of our folder
                 self.socket_path.unlink(missing_ok=True)
             self._ended = True
@@ -143,6 +155,7 @@ def begin(
         raise HypervisorError(
             operation="virDomainBackupBegin", detail=f"the socket's path is too long: {socket}", code=0
         )
+    stopped_before = stopped_by_io_error(domain)
     _prepare(domain, folder)
     backup_xml = _backup_xml(info, bases, folder, socket)
     checkpoint_xml = _checkpoint_xml(info, chosen, checkpoint) if checkpoint else None
@@ -154,7 +167,7 @@ def begin(
         with contextlib.suppress(HypervisorError):
             clean_stale(domain, scratch_folder)
         raise
-    return BackupJob(domain, folder, socket, bases)
+    return BackupJob(domain, folder, socket, bases, stopped_before=stopped_before)
 
 
 def job_folder(scratch_folder: Path, domain_uuid: str) -> Path:
@@ -199,7 +212,6 @@ def recover_io_error(job: BackupJob) -> bool:
     if not is_active(job.domain) or not stopped_by_io_error(job.domain):
         return False
     job.end()
-    _resume_io_error(job.domain)
     return True
 
 
@@ -322,10 +334,15 @@ def _abort(domain: Domain, socket_path: str) -> None:
 
 def _resume_io_error(domain: Domain) -> None:
     """Let a guest go on that was stopped for want of room; it repeats the write that failed."""
-    if not is_active(domain) or not stopped_by_io_error(domain):
+    try:
+        if not is_active(domain) or not stopped_by_io_error(domain):
+            return
+        with domain.translated("virDomainResume"):
+            domain.handle.resume()
+    except HypervisorError:
+        if is_active(domain):
+            raise
         return
-    with domain.translated("virDomainResume"):
-        domain.handle.resume()
     log.warning("the guest was stopped by a write error and goes on domain=%s", domain.name)
 
 

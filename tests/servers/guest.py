@@ -72,12 +72,18 @@ class _Domain:
 
     @property
     def handle(self) -> Any:
-        """libvirt's virDomain, looked up now."""
+        """libvirt's virDomain, looked up now, over a new connection when libvirtd was restarted since the last time."""
+        try:
+            return self.connection.lookupByUUIDString(self.uuid)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+        self._connection = None
         return self.connection.lookupByUUIDString(self.uuid)
 
     @property
     def connection(self) -> Any:
-        if self._connection is None or not self._connection.isAlive():
+        if self._connection is None:
             self._connection = libvirt.open(self._uri)
         return self._connection
 

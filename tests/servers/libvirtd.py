@@ -71,7 +71,7 @@ class Libvirtd:
         namespaces = ["unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "private"]
         with (self.folder / "log" / "init.log").open("w") as log:
             self._init = subprocess.Popen(
-                [*namespaces, "bash", str(_SCRIPT), str(self.folder.resolve())],
+                [*namespaces, "bash", str(_SCRIPT), str(self.folder.resolve()), *self._outside()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -115,8 +115,8 @@ class Libvirtd:
         for stream in (init.stdin, init.stdout):
             if stream is not None:
                 stream.close()
-        if self._sockets.parent != self.folder:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        for outside in self._outside():
+            shutil.rmtree(outside, ignore_errors=True)
 
     def qemu_pid(self, name: str) -> int:
         """Return the process id, as this process sees it, of a running domain's QEMU."""
@@ -145,6 +145,10 @@ class Libvirtd:
         assert self._init is not None
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         return Path(f"/proc/{children[0]}/ns/mnt")
+
+    def _outside(self) -> list[str]:
+        """Return the sockets' folder if it had to be made elsewhere, for the sake of a short path."""
+        return [] if self._sockets.parent == self.folder else [str(self._sockets)]
 
     def _tell(self, word: str) -> None:
         init = self._init

@@ -4,6 +4,8 @@
 #   start   begin libvirtd                 kill   end libvirtd at once, domains keep running
 #   stop    end libvirtd politely          (end of input)   leave, and the kernel takes every process in here along
 #
+# The second argument, if any, is a folder to remove when the input ends: then the owner died and cannot do it.
+#
 # libvirtd must not be process 1 itself: it does not reap a QEMU that is not its child, and destroying a domain then takes
 # 15 s and fails. bash reaps whatever is handed to it, also while it waits in `read`.
 set -eu
@@ -29,3 +31,4 @@ while read -r word; do
     esac
     echo "$word"
 done
+[ -z "${2:-}" ] || rm -rf -- "$2"

@@ -29,6 +29,7 @@ from tests.servers.libvirtd import Libvirtd
 from tests.waiting import wait_until
 
 KIB64 = 64 << 10
+_CHECKOUT = Path(__file__).parents[3]
 
 
 def _digest(path: Path) -> str:
@@ -229,6 +230,50 @@ def test_a_job_outlives_a_restart_of_libvirtd(libvirtd: Libvirtd, blank_domain, 
     with open_connection(libvirtd.uri) as after:
         assert backup_job.clean_stale(after.domain(made.uuid), tmp_path / "scratch")
         assert list((tmp_path / "scratch").iterdir()) == []
+
+
+# Runs with the daemon's mounts, so that QEMU and this program see the same small file system.
+_FULL = """
+import subprocess, sys
+from pathlib import Path
+from engine.hypervisor import backup_job
+from engine.hypervisor.connection import open_connection
+from tests.servers.guest import _shell
+from tests.waiting import wait_until
+uri, uuid, scratch, console = sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", scratch], check=True)
+connection = open_connection(uri)
+domain = connection.domain(uuid)
+seen = []
+connection.watch_domain(domain, seen.append)
+job = backup_job.begin(domain, {"vdb": None}, "", Path(scratch))
+assert not backup_job.recover_io_error(job)
+write = "dd if=/dev/urandom of=/data2/f bs=1M count=8 conv=notrunc,fsync"
+_shell(Path(console), f"( {write}; echo done > /run/wrote ) </dev/null >/dev/null 2>&1 &")
+wait_until(lambda: any(one.change == "suspended" and one.io_error for one in seen), 30, "the guest to stop")
+assert job.scratch_used() > 1 << 20
+assert RECOVER
+assert backup_job.running_job(domain) is None
+connection.close()
+subprocess.run(["umount", scratch], check=True)
+"""
+
+
+@pytest.mark.feature("C11")
+@pytest.mark.parametrize(
+    "recover",
+    ["backup_job.recover_io_error(job)", "job.end() is None", "backup_job.clean_stale(domain, Path(scratch))"],
+)
+def test_a_guest_stopped_by_a_full_scratch_folder_goes_on(libvirtd, real_guest, tmp_path: Path, recover: str) -> None:
+    guest = real_guest(formats=("qcow2", "raw"))
+    scratch = tmp_path / "s"
+    scratch.mkdir()
+    guest.run("dd if=/dev/urandom of=/data2/f bs=1M count=8 2>/dev/null; sync")
+    script = _FULL.replace("RECOVER", recover)
+    arguments = [libvirtd.uri, guest.uuid, str(scratch), str(guest.folder / "console")]
+    subprocess.run([*libvirtd.enter(), sys.executable, "-c", script, *arguments], check=True, cwd=_CHECKOUT)
+    wait_until(lambda: "done" in guest.run("cat /run/wrote 2>/dev/null || true"), 30, "the guest's write")
+    assert guest.state()[0] == 1
 
 
 def test_room_is_checked_before_it_is_needed(tmp_path: Path) -> None:
