@@ -1,0 +1,1 @@
+"""Dealing with agents: sessions, commands until they arrived, events, enrollment."""

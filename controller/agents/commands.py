@@ -1,0 +1,139 @@
+"""Commands as agents get them: made from the job at the moment of sending, with secrets opened for that one message (N16).
+
+An agent gets the credentials of the storage that the job is on and the keys of the server that it is for, and nothing else.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from clients.gen.backupmanager.agent.v1 import command_pb2
+from clients.gen.backupmanager.v1 import disk_pb2
+from controller import installation, storages
+from controller.agents.outbox import Pending
+from controller.db import secrets
+from controller.db.secrets import Vault
+from controller.jobs import Job
+from controller.limits import CANCEL_GRACE, Limits
+from controller.storages import Storage
+
+_DEADLINE_MIN = timedelta(seconds=1)
+
+
+def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetime) -> command_pb2.Command:
+    """Return the message of a command. Raises StorageNotFound, BoxDamaged; holds secrets: send it and forget it."""
+    command = command_pb2.Command(
+        command_id=pending.command_id,
+        job_id=pending.stamp.job_id,
+        attempt=pending.stamp.attempt,
+        generation=pending.stamp.generation,
+        epoch=pending.stamp.epoch,
+    )
+    if pending.kind == "cancel":
+        command.cancel.grace.CopyFrom(_span(CANCEL_GRACE))
+        return command
+    left = pending.create_time + limits.accept_time_max - now
+    command.deadline.CopyFrom(_span(max(left, _DEADLINE_MIN)))
+    storage = storages.find(job.storage_id)
+    run = command.run
+    run.storage.CopyFrom(_access(storage, vault))
+    json_format.ParseDict(storage.limits, run.limits)
+    json_format.ParseDict(storage.compression, run.compression)
+    _WORK[job.type](run, job, _server_keys(storage, job.server_id, vault))
+    return command
+
+
+def _access(storage: Storage, vault: Vault) -> command_pb2.StorageAccess:
+    access = command_pb2.StorageAccess(
+        storage_id=storage.storage_id,
+        repository_id=storage.repository_id,
+        installation_id=installation.get().installation_id,
+        wrapped_keys=storages.wrapped_keys(storage.storage_id),
+        key_id=storage.key_id if storage.encryption_enabled else "",
+    )
+    if storage.type == "local":
+        json_format.ParseDict(storage.config, access.local)
+        return access
+    opened = secrets.open_all(vault, storages.TABLE, storage.storage_id)
+    json_format.ParseDict(storage.config, access.sftp)
+    access.sftp_private_key = opened.get("sftp_private_key", "")
+    access.sftp_key_passphrase = opened.get("sftp_key_passphrase", "")
+    return access
+
+
+def _server_keys(storage: Storage, server_id: str, vault: Vault) -> list[command_pb2.ServerKey]:
+    """Return the server's key under each key of the storage: older backups may be sealed with an older one."""
+    if not server_id:
+        return []
+    derived = (key.server_key(server_id) for key in storages.open_keys(storage.storage_id, vault))
+    return [command_pb2.ServerKey(key_id=one.key_id, key=one.secret) for one in derived]
+
+
+def _backup(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
+    time = Timestamp()
+    time.FromDatetime(job.create_time)
+    work = command_pb2.BackupWork(
+        server_id=job.server_id,
+        domain_uuid=job.spec["domain_uuid"],
+        backup_id=job.backup_id,
+        create_time=time,
+        disks=job.spec["disks"],
+        full_interval_days=job.spec["full_interval_days"],
+        server_keys=keys,
+    )
+    work.type = disk_pb2.BackupType.Value(f"BACKUP_TYPE_{job.spec['type'].upper()}")
+    work.consistency = disk_pb2.ConsistencyMode.Value(f"CONSISTENCY_MODE_{job.spec['consistency'].upper()}")
+    run.backup.CopyFrom(work)
+
+
+def _restore(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
+    run.restore.CopyFrom(
+        command_pb2.RestoreWork(
+            server_id=job.server_id,
+            domain_uuid=job.spec["domain_uuid"],
+            backup_id=job.backup_id,
+            disks=job.spec["disks"],
+            target_folder=job.spec["target_folder"],
+            manifest_digest=job.spec["manifest_digest"],
+            server_keys=keys,
+        )
+    )
+
+
+def _verify(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
+    run.verify.CopyFrom(command_pb2.VerifyWork(server_id=job.server_id, backup_id=job.backup_id, server_keys=keys))
+
+
+def _delete(run: command_pb2.RunCommand, job: Job, _keys: list[command_pb2.ServerKey]) -> None:
+    run.delete.CopyFrom(
+        command_pb2.DeleteWork(
+            server_id=job.server_id, backup_ids=job.spec["backup_ids"], domain_uuid=job.spec["domain_uuid"]
+        )
+    )
+
+
+def _reindex(run: command_pb2.RunCommand, job: Job, _keys: list[command_pb2.ServerKey]) -> None:
+    run.reindex.CopyFrom(command_pb2.ReindexWork(server_id=job.server_id))
+
+
+def _test(run: command_pb2.RunCommand, _job: Job, _keys: list[command_pb2.ServerKey]) -> None:
+    run.test.CopyFrom(command_pb2.TestWork())
+
+
+_WORK: dict[str, Any] = {
+    "backup": _backup,
+    "restore": _restore,
+    "verify": _verify,
+    "delete": _delete,
+    "reindex": _reindex,
+    "test": _test,
+}
+
+
+def _span(value: timedelta) -> Duration:
+    span = Duration()
+    span.FromTimedelta(value)
+    return span

@@ -1,0 +1,346 @@
+"""One agent's stream, as tasks around one outbound queue.
+
+    requests ──► reader ──► database, in the order of arrival ──► answers ─┐
+    outbox changes ──► pump ──► commands ─────────────────────────────────┼─► queue ──► run (a generator) ──► gRPC writes
+    clock ──► watch ──► ends a session that fell silent or does not read ──┘
+
+The generator is the one writer: concurrent writes on one stream hang grpc.aio. It empties the queue before it ends, so that a
+receipt for what was stored still goes out. The reader takes the next message when the last one is stored, and so an agent that
+is too quick waits in gRPC's flow control; the queue is bounded for one that does not read.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
+from controller import hypervisors, job_log, jobs
+from controller.agents import convert, events, hello, outbox
+from controller.agents.deliveries import take
+from controller.agents.hello import Suspect, Welcome
+from controller.agents.outbox import Stamp
+from controller.changes import Changes
+from controller.clock import Clock
+from controller.cycle import dispatch
+from controller.db.database import Database
+from controller.db.secrets import Vault
+from controller.errors import ControllerError, HypervisorUnreachable, InvalidField
+from controller.hypervisors import Domain
+from controller.installation import Installation
+from controller.limits import Limits
+
+log = logging.getLogger(__name__)
+
+Request = session_service_pb2.SessionRequest
+Response = session_service_pb2.SessionResponse
+
+QUEUE_MAX = 64
+HELLO_SECONDS = 30.0
+WRITE_SECONDS = 60.0  # a peer whose program hangs still answers pings; its stream would hold some 4 MiB for ever
+COMMANDS_SECONDS = (
+    30.0  # the outbox is looked at this often even when nothing woke us: another controller may have added to it
+)
+EVENTS_MAX = 5000
+INVENTORY_PARTS_MAX = 1000
+DOMAINS_MAX = 20_000
+_VERDICTS = {
+    "keep": session_service_pb2.VERDICT_KEEP,
+    "cancel": session_service_pb2.VERDICT_CANCEL,
+    "unknown": session_service_pb2.VERDICT_UNKNOWN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What sessions work with."""
+
+    database: Database
+    vault: Vault
+    clock: Clock
+    limits: Limits
+    changes: Changes
+    installation: Installation
+    controller_version: str
+
+
+@dataclass(slots=True)
+class _Inventory:
+    """A report of which parts are still to come."""
+
+    version: int = 0
+    part_count: int = 0
+    parts: dict[int, list[Domain]] = field(default_factory=dict)
+
+
+class Session:
+    """One stream. `run` it once; `end` and `finish` may be called from other tasks of the loop."""
+
+    def __init__(self, hypervisor_id: str, parts: Parts, on_welcome: "Callable[[Session], None]") -> None:
+        loop = asyncio.get_running_loop()
+        self.hypervisor_id = hypervisor_id
+        self.session_id = ""
+        self._parts = parts
+        self._on_welcome = on_welcome
+        self._queue: asyncio.Queue[Response] = asyncio.Queue(QUEUE_MAX)
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._handling = asyncio.Lock()
+        self._greeted = asyncio.Event()
+        self._greeting: convert.Greeting | None = None
+        self._suspects: tuple[Suspect, ...] = ()
+        self._inventory = _Inventory()
+        self._heard = loop.time()
+        self._write_began: float | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Response, None]:
+        """Yield what is to be written, until the session ends; then raise what it ended with, if with anything."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(one) for one in (self._read(requests), self._pump(), self._watch())]
+        for task in tasks:
+            task.add_done_callback(self._task_done)
+        getter: asyncio.Task[Response] | None = None
+        try:
+            while True:
+                getter = getter or asyncio.create_task(self._queue.get())
+                wanted: set[asyncio.Future[Any]] = {getter, self._ended}
+                await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+                if not getter.done() and self._queue.empty():
+                    break
+                response, getter = await getter, None
+                self._write_began = loop.time()
+                yield response
+                self._write_began = None
+        finally:
+            waiting: list[asyncio.Task[Any]] = [*tasks, *([getter] if getter else [])]
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            if not self._ended.done():
+                self._ended.set_result(None)
+        self._ended.result()
+
+    def end(self, error: Exception | None) -> None:
+        """End the session, with an error or without; what is queued is still written."""
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+            self._ended.exception()  # seen, also when nobody is left to raise it to
+
+    async def finish(self, error: ControllerError) -> None:
+        """End the session once the message in hand is dealt with and its answer is queued."""
+        async with self._handling:
+            self.end(error)
+
+    # ---- tasks ----------------------------------------------------------------------------------------------------------
+
+    async def _read(self, requests: AsyncIterator[Request]) -> None:
+        loop = asyncio.get_running_loop()
+        async for request in requests:
+            async with self._handling:
+                if self._ended.done():
+                    return
+                self._heard = loop.time()
+                await self._handle(request)
+        self.end(None)
+
+    async def _pump(self) -> None:
+        """Send the hypervisor's commands, each once in this session, until the agent has confirmed it."""
+        parts = self._parts
+        await self._greeted.wait()
+        sent: set[str] = set()
+        with parts.changes.watch_outbox(self.hypervisor_id) as watch:
+            while True:
+                seen = watch.newest
+                commands = await parts.database.run(
+                    take,
+                    self.hypervisor_id,
+                    self.session_id,
+                    frozenset(sent),
+                    parts.vault,
+                    parts.limits,
+                    parts.clock.now(),
+                )
+                for command in commands:
+                    sent.add(command.command_id)
+                    await self._queue.put(Response(command=command))
+                if not commands:
+                    await watch.wait(seen, COMMANDS_SECONDS)
+                    if parts.changes.closed:
+                        return
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        silence = self._parts.limits.silence_max.total_seconds()
+        while not self._ended.done():
+            await asyncio.sleep(min(1.0, silence / 6))
+            allowed = silence if self._greeted.is_set() else HELLO_SECONDS
+            if loop.time() - self._heard > allowed and not self._handling.locked():
+                last = self._parts.clock.now() - timedelta(seconds=loop.time() - self._heard)
+                self.end(HypervisorUnreachable(hypervisor_id=self.hypervisor_id, last_contact_time=last.isoformat()))
+            if self._write_began is not None and loop.time() - self._write_began > WRITE_SECONDS:
+                log.error("session dropped, its agent does not read hypervisor_id=%s", self.hypervisor_id)
+                self._drop()
+
+    def _drop(self) -> None:
+        """Give up a stream that cannot even be told its end; the agent notices by its own clock."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _task_done(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and task.exception() is not None:
+            error = task.exception()
+            self.end(error if isinstance(error, Exception) else RuntimeError("session task failed"))
+
+    # ---- messages -------------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: Request) -> None:
+        kind = request.WhichOneof("message")
+        if (kind == "hello") == self._greeted.is_set():
+            raise InvalidField(field="message", problem="Hello is the first message, and comes once")
+        match kind:
+            case "hello":
+                await self._hello(request.hello)
+            case "heartbeat":
+                await self._heartbeat(request.heartbeat)
+            case "command_receipt":
+                command_id = request.command_receipt.command_id
+                await self._parts.database.run(outbox.receive, self.hypervisor_id, command_id, self._parts.clock.now())
+            case "events":
+                await self._events(request.events)
+            case "progress":
+                await self._progress(request.progress)
+            case "logs":
+                now = self._parts.clock.now()
+                lines = [convert.log_line(line, now) for line in request.logs.lines]
+                await self._parts.database.run(job_log.append, self.hypervisor_id, lines)
+            case "inventory":
+                await self._take_inventory(request.inventory)
+            case "lease_check":
+                await self._lease_check(request.lease_check)
+            case _:
+                log.warning("message of an unknown kind passed over hypervisor_id=%s", self.hypervisor_id)
+
+    async def _hello(self, message: session_service_pb2.Hello) -> None:
+        parts = self._parts
+        greeting = convert.greeting(message)
+        welcome = await parts.database.run(
+            hello.greet, self.hypervisor_id, greeting, parts.installation, parts.clock.now()
+        )
+        self.session_id, self._greeting, self._suspects = welcome.session_id, greeting, welcome.suspects
+        await self._queue.put(Response(welcome=self._welcome(welcome)))
+        self._on_welcome(self)
+        self._greeted.set()
+        await self._judge(welcome.stored_sequence)
+        await parts.database.run(dispatch.run, parts.limits, parts.clock.now(), self.hypervisor_id)
+
+    async def _judge(self, stored_sequence: int) -> None:
+        """Settle the fate of jobs that the agent does not know, once all that it has to say of them is stored."""
+        greeting, parts = self._greeting, self._parts
+        if not self._suspects or greeting is None or stored_sequence < greeting.last_sequence:
+            return
+        suspects, self._suspects = self._suspects, ()
+        await parts.database.run(
+            hello.judge,
+            self.hypervisor_id,
+            greeting.journal_id,
+            greeting.last_sequence,
+            suspects,
+            parts.limits,
+            parts.clock.now(),
+        )
+
+    async def _heartbeat(self, message: session_service_pb2.Heartbeat) -> None:
+        now = self._parts.clock.now()
+        offset = convert.instant(message.time) - now if message.HasField("time") else None
+        await self._parts.database.run(
+            hypervisors.heard, self.hypervisor_id, now, offset, message.load, message.scratch_free_bytes
+        )
+
+    async def _events(self, message: event_pb2.EventBatch) -> None:
+        if len(message.events) > EVENTS_MAX:
+            raise InvalidField(field="events", problem=f"are more than {EVENTS_MAX}")
+        parts, journal_id = self._parts, message.journal_id
+        batch = [convert.event(one) for one in message.events]
+        stored = await parts.database.run(
+            events.store_batch,
+            self.hypervisor_id,
+            journal_id,
+            batch,
+            parts.installation.epoch,
+            parts.limits,
+            parts.clock.now(),
+        )
+        if stored is None:
+            return
+        await self._queue.put(Response(event_receipt=event_pb2.EventReceipt(journal_id=journal_id, sequence=stored)))
+        if self._greeting is not None and journal_id == self._greeting.journal_id:
+            await self._judge(stored)
+
+    async def _progress(self, message: event_pb2.ProgressReport) -> None:
+        await self._parts.database.run(
+            jobs.report,
+            message.job_id,
+            self.hypervisor_id,
+            message.attempt,
+            convert.to_json(message.progress),
+            self._parts.clock.now(),
+        )
+
+    async def _take_inventory(self, message: event_pb2.InventoryReport) -> None:
+        """Collect a report's parts; a newer report takes the place of one that never became whole."""
+        if not 0 <= message.part < message.part_count <= INVENTORY_PARTS_MAX:
+            raise InvalidField(
+                field="inventory.part", problem=f"must be below part_count, at most {INVENTORY_PARTS_MAX}"
+            )
+        if message.version < self._inventory.version:
+            return
+        if message.version > self._inventory.version:
+            self._inventory = _Inventory(message.version, message.part_count)
+        whole = self._inventory
+        whole.parts[message.part] = [convert.domain(one) for one in message.domains]
+        if sum(map(len, whole.parts.values())) > DOMAINS_MAX:
+            raise InvalidField(field="inventory.domains", problem=f"are more than {DOMAINS_MAX}")
+        if len(whole.parts) < whole.part_count:
+            return
+        domains = [one for _, part in sorted(whole.parts.items()) for one in part]
+        self._inventory = _Inventory(message.version, message.part_count)
+        await self._parts.database.run(
+            hypervisors.replace_domains, self.hypervisor_id, self.session_id, domains, self._parts.clock.now()
+        )
+
+    async def _lease_check(self, message: session_service_pb2.LeaseCheck) -> None:
+        stamp = Stamp(message.job_id, message.attempt, message.generation, self._parts.installation.epoch)
+        held = await self._parts.database.run(jobs.holds_lease, stamp, self.hypervisor_id)
+        verdict = session_service_pb2.LeaseVerdict(job_id=message.job_id, attempt=message.attempt, held=held)
+        await self._queue.put(Response(lease_verdict=verdict))
+
+    def _welcome(self, welcome: Welcome) -> session_service_pb2.Welcome:
+        parts = self._parts
+        interval = Duration()
+        interval.FromTimedelta(timedelta(seconds=parts.limits.heartbeat_seconds))
+        message = session_service_pb2.Welcome(
+            session_id=welcome.session_id,
+            heartbeat_interval=interval,
+            stored_sequence=welcome.stored_sequence,
+            verdicts=[
+                session_service_pb2.OperationVerdict(
+                    job_id=stamp.job_id, attempt=stamp.attempt, verdict=_VERDICTS[verdict]
+                )
+                for stamp, verdict in welcome.verdicts
+            ],
+            installation_id=parts.installation.installation_id,
+            epoch=parts.installation.epoch,
+            controller_version=parts.controller_version,
+            protocol_version=welcome.protocol_version,
+        )
+        message.time.FromDatetime(welcome.time)
+        return message

@@ -1,0 +1,96 @@
+"""The queue: which waiting job goes to its hypervisor now.
+
+    queued, oldest first ──► may it still be done? ──► what runs there (rules/exclusion) ──► slot, leases ──► dispatched + command
+                                 └ no: it fails             └ waits                            └ waits
+
+Called in the transaction that made or ended a job, so that nothing waits for the next tick; the tick calls it too. A job gets
+all that it wants or nothing. Jobs of an offline hypervisor wait for it.
+"""
+
+from datetime import datetime
+
+from controller import backups, hypervisors, jobs, leases, servers, storages
+from controller.db import models
+from controller.errors import BackupNotFound, HypervisorUnreachable
+from controller.hypervisors import Hypervisor
+from controller.jobs import End, Job
+from controller.limits import Limits
+from controller.rules import admission
+from controller.rules.exclusion import GROUPS, Group, Outcome, Work, decide_all
+from engine.errors import BackupManagerError
+
+
+class _NotNow(Exception):
+    """Something that a job wants is taken; what it took so far is given back."""
+
+
+def run(limits: Limits, now: datetime, hypervisor_id: str = "") -> int:
+    """Dispatch what can be, of one hypervisor or of all. Returns how many jobs left the queue."""
+    left = 0
+    for job in jobs.live(states=(jobs.QUEUED,), hypervisor_id=hypervisor_id):
+        left += _consider(job, limits, now)
+    return left
+
+
+def after_end(ended: Job, limits: Limits, now: datetime) -> None:
+    """Dispatch what may have waited for a job: at its hypervisor, and for a removal's chains anywhere."""
+    run(limits, now, "" if GROUPS[ended.type] is Group.REMOVAL else ended.hypervisor_id)
+
+
+def work_of(job: Job) -> Work:
+    """Return a job as the rules see it, with the chains that it holds."""
+    return Work(job.type, job.hypervisor_id, job.server_id, leases.chains_of(job.job_id), job.job_id)
+
+
+def _consider(job: Job, limits: Limits, now: datetime) -> bool:
+    hypervisor = hypervisors.find(job.hypervisor_id, limits, now)
+    try:
+        _check(job, hypervisor)
+    except HypervisorUnreachable:
+        return False
+    except BackupManagerError as error:
+        return jobs.end(job.job_id, End.failed(error), now)
+    try:
+        with models.proxy.atomic():
+            generation = _claim(job, limits)
+    except _NotNow:
+        return False
+    jobs.set_generation(job.job_id, max(generation, 1))
+    return jobs.dispatch(job.job_id, now)
+
+
+def _check(job: Job, hypervisor: Hypervisor) -> None:
+    """Raise what speaks against doing the job now."""
+    admission.check_hypervisor(job.type, hypervisor)
+    admission.check_storage(job.type, storages.find(job.storage_id))
+    if job.type in {"backup", "restore"}:
+        to_files = bool(job.spec.get("target_folder"))
+        admission.check_server(job.type, servers.find(job.server_id), to_files=to_files)
+    if job.type in {"restore", "verify"}:
+        try:
+            backups.get(job.backup_id)
+        except BackupNotFound:
+            raise BackupNotFound(backup_id=job.backup_id, server_id=job.server_id) from None
+
+
+def _claim(job: Job, limits: Limits) -> int:
+    """Take what a job still needs to run; return the highest generation among that. Raises _NotNow."""
+    asked = work_of(job)
+    running = [work_of(one) for one in jobs.live(states=jobs.SENT, hypervisor_id=job.hypervisor_id)]
+    outcome, _ = decide_all(asked, running)
+    if outcome.value >= Outcome.QUEUE.value:
+        raise _NotNow
+    if asked.group is Group.TRANSFER and not leases.claim_slot(
+        job.hypervisor_id, job.job_id, limits.backup_concurrency
+    ):
+        raise _NotNow
+    if asked.group is Group.REMOVAL:
+        return _got(leases.claim(leases.removal_resource(job.hypervisor_id), job.job_id))
+    chains = backups.chains_of(backups.needs(job.backup_id)) if job.type == "verify" else ()
+    return max((_got(leases.share(leases.chain_resource(one), job.job_id)) for one in sorted(chains)), default=0)
+
+
+def _got(generation: int | None) -> int:
+    if generation is None:
+        raise _NotNow
+    return generation

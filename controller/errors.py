@@ -1,0 +1,239 @@
+"""Every way the controller says no, as a type with facts. What the hypervisor, the storage or the format has to say stands
+in `engine/errors.py`; the reasons of both are the values of `backupmanager.v1.ErrorReason`.
+"""
+
+from engine.errors import BackupManagerError
+
+
+class CannotStart(Exception):
+    """The controller cannot start here; the text says why and what helps. For the command line, not for calls."""
+
+
+class ControllerError(BackupManagerError):
+    """Root of what the controller raises. Servicers let it pass; one interceptor makes a status of it."""
+
+
+class InvalidField(ControllerError):
+    """A field of a request is missing or wrong."""
+
+    reason = "INVALID_FIELD"
+    template = "{field}: {problem}"
+
+
+class Unauthenticated(ControllerError):
+    reason = "UNAUTHENTICATED"
+    template = "{problem}"
+
+
+class PermissionDenied(ControllerError):
+    reason = "PERMISSION_DENIED"
+    template = "{problem}"
+
+
+class InvalidPageToken(ControllerError):
+    reason = "INVALID_PAGE_TOKEN"
+    template = "the page token is not one of this list"
+
+
+class RequestIdReused(ControllerError):
+    """The id was used with another body; the same body would have been answered with the same job."""
+
+    reason = "REQUEST_ID_REUSED"
+    template = "request_id {request_id} was used for job {job_id} with another body"
+    remedy = "Use a new request_id for a new request"
+
+
+class EtagMismatch(ControllerError):
+    reason = "ETAG_MISMATCH"
+    template = "the resource has changed, its etag is {etag}"
+    remedy = "Read it again"
+
+
+class ConfirmationStale(ControllerError):
+    reason = "CONFIRMATION_STALE"
+    template = "the confirmation does not belong to what would happen now"
+    remedy = "Ask for a new preview"
+
+
+class Internal(ControllerError):
+    reason = "INTERNAL"
+    template = "a fault of our own; the controller's log has error_id {error_id}"
+
+
+class ShuttingDown(ControllerError):
+    reason = "SHUTTING_DOWN"
+    template = "the controller is stopping or starting"
+
+
+class Unsupported(ControllerError):
+    reason = "UNSUPPORTED"
+    template = "{problem}"
+
+
+# ---- hypervisors --------------------------------------------------------------------------------------------------------
+
+
+class HypervisorNotFound(ControllerError):
+    reason = "HYPERVISOR_NOT_FOUND"
+    template = "no hypervisor {hypervisor_id}"
+
+
+class HypervisorUnreachable(ControllerError):
+    """No agent is connected. `last_contact_time` is ISO 8601, "never" for one that was never heard of."""
+
+    reason = "HYPERVISOR_UNREACHABLE"
+    template = "the agent of hypervisor {hypervisor_id} is not connected, last contact {last_contact_time}"
+    remedy = "Check that bm-agent runs there and reaches this controller"
+
+
+class HypervisorBanned(ControllerError):
+    reason = "HYPERVISOR_BANNED"
+    template = "hypervisor {hypervisor_id} is banned"
+
+
+class EnrollmentTokenInvalid(ControllerError):
+    reason = "ENROLLMENT_TOKEN_INVALID"
+    template = "the enrollment token is unknown, used or expired"
+    remedy = "Make a new one"
+
+
+class HypervisorExists(ControllerError):
+    reason = "HYPERVISOR_EXISTS"
+    template = "there is a hypervisor {name} already"
+    remedy = "Ask for a renewal to enroll it again"
+
+
+class ClockSkew(ControllerError):
+    reason = "CLOCK_SKEW"
+    template = "the clock of hypervisor {hypervisor_id} is off by {offset_seconds} s"
+    remedy = "Set its clock; backups and deletes are refused until then"
+
+
+# ---- servers ------------------------------------------------------------------------------------------------------------
+
+
+class ServerNotFound(ControllerError):
+    reason = "SERVER_NOT_FOUND"
+    template = "no server {server_id}"
+
+
+class ServerExists(ControllerError):
+    reason = "SERVER_EXISTS"
+    template = "server {server_id} has this external id or domain already"
+
+
+class ServerBusy(ControllerError):
+    """Another job works on the server, or waits to. Wait for that job, or cancel it."""
+
+    reason = "VM_BUSY"
+    template = "server {server_id} is busy with job {job_id}"
+    remedy = "Wait for that job, or cancel it"
+
+
+class ServerLocked(ControllerError):
+    reason = "VM_LOCKED"
+    template = "server {server_id} is locked: {lock_reason}"
+
+
+class ServerDeleted(ControllerError):
+    reason = "SERVER_DELETED"
+    template = "server {server_id} is deleted"
+
+
+# ---- storages -----------------------------------------------------------------------------------------------------------
+
+
+class StorageNotFound(ControllerError):
+    reason = "STORAGE_NOT_FOUND"
+    template = "no storage {storage_id}"
+
+
+class StorageExists(ControllerError):
+    reason = "STORAGE_EXISTS"
+    template = "there is a storage {name} already"
+
+
+class StorageDisabled(ControllerError):
+    reason = "STORAGE_DISABLED"
+    template = "storage {storage_id} is disabled"
+
+
+class StorageReadOnly(ControllerError):
+    reason = "STORAGE_READ_ONLY"
+    template = "storage {storage_id} is read-only"
+
+
+class StorageInUse(ControllerError):
+    reason = "STORAGE_IN_USE"
+    template = "storage {storage_id} is in use, {backup_count} backups lie there"
+
+
+class EncryptionImmutable(ControllerError):
+    reason = "ENCRYPTION_IMMUTABLE"
+    template = "encryption of storage {storage_id} cannot be changed while it holds backups"
+
+
+class StorageImmutable(ControllerError):
+    reason = "STORAGE_IMMUTABLE"
+    template = "{field} of a storage cannot be changed"
+
+
+# ---- backups, jobs, tokens ----------------------------------------------------------------------------------------------
+
+
+class BackupNotFound(ControllerError):
+    reason = "BACKUP_NOT_FOUND"
+    template = "no backup {backup_id} of server {server_id}"
+
+
+class DiskNotFound(ControllerError):
+    reason = "DISK_NOT_FOUND"
+    template = "{domain} has no disk {disk}"
+
+
+class JobNotFound(ControllerError):
+    reason = "JOB_NOT_FOUND"
+    template = "no job {job_id}"
+
+
+class JobEnded(ControllerError):
+    reason = "JOB_ENDED"
+    template = "job {job_id} has ended: {state}"
+
+
+class AccessTokenNotFound(ControllerError):
+    reason = "ACCESS_TOKEN_NOT_FOUND"
+    template = "no access token {access_token_id}"
+
+
+# ---- ends of jobs, and of sessions --------------------------------------------------------------------------------------
+
+
+class JobStale(ControllerError):
+    """A job ran (or waited) longer than allowed."""
+
+    reason = "JOB_STALE"
+    template = "the job took longer than {hours} hours and was stopped"
+
+
+class CommandNotAccepted(ControllerError):
+    reason = "COMMAND_NOT_ACCEPTED"
+    template = "no agent accepted the job within {seconds} s"
+    remedy = "Check the agent's connection and its log"
+
+
+class OperationLost(ControllerError):
+    reason = "OPERATION_LOST"
+    template = "the hypervisor no longer knows the job, after a crash or a restored snapshot"
+
+
+class StaleGeneration(ControllerError):
+    """A result, a command or a session of an attempt that is no longer the current one."""
+
+    reason = "STALE_GENERATION"
+    template = "{problem}; the current generation is {generation}"
+
+
+class JobCancelled(ControllerError):
+    reason = "CANCELLED"
+    template = "the job was cancelled"

@@ -1,0 +1,32 @@
+"""Who this installation is."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from controller.db import models
+from controller.errors import CannotStart
+from engine.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """`epoch` grows when a lost controller is restored: what was begun before counts no more."""
+
+    installation_id: str
+    epoch: int
+
+
+def create(now: datetime) -> Installation:
+    """Make the installation's identity, or return the one there is."""
+    models.Installation.insert(number=1, installation_id=new_id(now), epoch=1, create_time=now).on_conflict(
+        conflict_target=[models.Installation.number], update={models.Installation.epoch: models.Installation.epoch}
+    ).execute()
+    return get()
+
+
+def get() -> Installation:
+    """Return the identity. Raises CannotStart when the database has none: it was never initialized."""
+    row = models.Installation.get_or_none(models.Installation.number == 1)
+    if row is None:
+        raise CannotStart("the database is empty; run bm-controller init first")
+    return Installation(row.installation_id, row.epoch)

@@ -1,0 +1,339 @@
+"""The life of a job, and looking at jobs.
+
+    insert ──► queued ──dispatch──► dispatched ──accept──► running ──end──► completed | completed_with_warnings | failed | cancelled
+                  └───────────────────────┴───────────────────────┴──────────► (end)
+
+Each step is one conditional UPDATE whose outcome is the answer: a step that comes too late or twice changes nothing. Ending a
+job gives back its leases and slots and takes back its command in the same transaction, so no ended job holds anything.
+Every change makes `version` grow and is noted for those who watch. Sync functions, run by `Database.run`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from controller import leases
+from controller.agents import outbox
+from controller.agents.outbox import Stamp
+from controller.db import models
+from controller.db.notes import note
+from controller.errors import JobCancelled, JobNotFound, JobStale
+from controller.limits import Limits
+from engine.errors import BackupManagerError
+
+QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
+COMPLETED, COMPLETED_WITH_WARNINGS, FAILED, CANCELLED = "completed", "completed_with_warnings", "failed", "cancelled"
+LIVE = (QUEUED, DISPATCHED, RUNNING)
+SENT = (DISPATCHED, RUNNING)
+Row = models.Job
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed; the words of `backupmanager.v1.Failure`."""
+
+    reason: str
+    message: str
+    metadata: dict[str, str] = field(default_factory=dict)
+    step: str = ""
+
+    @classmethod
+    def of(cls, error: BackupManagerError, step: str = "") -> "Failure":
+        return cls(error.reason, error.message, dict(error.facts), step)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands. `progress` and `result` are the JSON forms of JobProgress and JobResult."""
+
+    job_id: str
+    type: str
+    state: str
+    server_id: str
+    storage_id: str
+    hypervisor_id: str
+    backup_id: str
+    spec: dict[str, Any]
+    attempt: int
+    generation: int
+    epoch: int
+    create_time: datetime
+    dispatch_time: datetime | None
+    start_time: datetime | None
+    end_time: datetime | None
+    progress: dict[str, Any] | None
+    failure: Failure | None
+    warnings: tuple[str, ...]
+    result: dict[str, Any] | None
+    cancel_time: datetime | None
+    cancel_reason: str
+    requester: str
+    version: int
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in LIVE
+
+    @property
+    def cancel_requested(self) -> bool:
+        """Somebody asked for its end, and it has not ended yet."""
+        return self.cancel_time is not None and not self.ended
+
+    @property
+    def stamp(self) -> Stamp:
+        return Stamp(self.job_id, self.attempt, self.generation, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a job begins with. `spec` is what was asked in JSON types, without secrets."""
+
+    job_id: str
+    type: str
+    hypervisor_id: str
+    server_id: str = ""
+    storage_id: str = ""
+    backup_id: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    requester: str = ""
+    request_id: str = ""
+    request_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a job ends."""
+
+    state: str
+    failure: Failure | None = None
+    warnings: tuple[str, ...] = ()
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def failed(cls, error: BackupManagerError, step: str = "") -> "End":
+        return cls(FAILED, Failure.of(error, step))
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs; empty means all. `start_time` <= create_time < `end_time`."""
+
+    server_id: str = ""
+    storage_id: str = ""
+    hypervisor_id: str = ""
+    states: Sequence[str] = ()
+    types: Sequence[str] = ()
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def find(job_id: str) -> Job | None:
+    row = Row.get_or_none(Row.job_id == job_id)
+    return None if row is None else _job(row)
+
+
+def get(job_id: str) -> Job:
+    """Return a job. Raises JobNotFound."""
+    job = find(job_id)
+    if job is None:
+        raise JobNotFound(job_id=job_id)
+    return job
+
+
+def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int = 101) -> list[Job]:
+    """Return jobs, newest first, those after the job id in `after`."""
+    query = Row.select()
+    for column, value in ((Row.server_id, wanted.server_id), (Row.storage_id, wanted.storage_id)):
+        if value:
+            query = query.where(column == value)
+    if wanted.hypervisor_id:
+        query = query.where(Row.hypervisor_id == wanted.hypervisor_id)
+    if wanted.states:
+        query = query.where(Row.state.in_(list(wanted.states)))
+    if wanted.types:
+        query = query.where(Row.type.in_(list(wanted.types)))
+    if wanted.start_time:
+        query = query.where(Row.create_time >= wanted.start_time)
+    if wanted.end_time:
+        query = query.where(Row.create_time < wanted.end_time)
+    if after:
+        query = query.where(Row.job_id < after[0])
+    return [_job(row) for row in query.order_by(Row.job_id.desc()).limit(limit)]
+
+
+def live(*, hypervisor_id: str = "", states: Sequence[str] = LIVE) -> list[Job]:
+    """Return jobs that have not ended, oldest first, of one hypervisor or of all."""
+    query = Row.select().where(Row.state.in_(list(states)))
+    if hypervisor_id:
+        query = query.where(Row.hypervisor_id == hypervisor_id)
+    return [_job(row) for row in query.order_by(Row.job_id)]
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A line of a job's log. `sequence` is the attempt's own, `position` counts the job's lines from 1."""
+
+    attempt: int
+    sequence: int
+    position: int
+    time: datetime
+    level: str
+    message: str
+
+
+def list_log(job_id: str, *, after: tuple[int, int] | None = None, limit: int = 101) -> list[LogEntry]:
+    """Return a job's lines, oldest first, those after (attempt, sequence). Raises JobNotFound."""
+    get(job_id)
+    line = models.JobLog
+    query = line.select().where(line.job == job_id)
+    position = 0
+    if after:
+        attempt, sequence = after
+        later = (line.attempt > attempt) | ((line.attempt == attempt) & (line.sequence > sequence))
+        position = query.where(~later).count()
+        query = query.where(later)
+    rows = query.order_by(line.attempt, line.sequence).limit(limit)
+    return [
+        LogEntry(row.attempt, row.sequence, number, row.time, row.level, row.message)
+        for number, row in enumerate(rows, position + 1)
+    ]
+
+
+def find_request(request_id: str) -> tuple[str, str] | None:
+    """Return job id and body hash of a request id, or None when it is new."""
+    row = Row.get_or_none(Row.request_id == request_id)
+    return None if row is None else (row.job_id, row.request_hash)
+
+
+def holds_lease(stamp: Stamp, hypervisor_id: str) -> bool:
+    """Tell whether an attempt may still commit its work: it is the current one of a live job that holds what it took."""
+    job = find(stamp.job_id)
+    if job is None or job.state not in SENT or job.hypervisor_id != hypervisor_id or job.stamp != stamp:
+        return False
+    return job.type not in {"backup", "restore"} or leases.holders(leases.server_resource(job.server_id)) == [
+        job.job_id
+    ]
+
+
+# ---- living -------------------------------------------------------------------------------------------------------------
+
+
+def insert(new: NewJob, epoch: int, now: datetime) -> None:
+    """Add a queued job. Raises peewee.IntegrityError when its request_id is taken."""
+    Row.insert(
+        **{**asdict(new), "request_id": new.request_id or None}, state=QUEUED, epoch=epoch, create_time=now
+    ).execute()
+    _event("job.created", new.job_id, now)
+    note("job", new.job_id, 1)
+
+
+def set_generation(job_id: str, generation: int) -> None:
+    """Raise a queued job's generation to that of a lease it got."""
+    Row.update(generation=generation).where((Row.job_id == job_id) & (Row.generation < generation)).execute()
+
+
+def dispatch(job_id: str, now: datetime) -> bool:
+    """Send a queued job to its hypervisor. False when it is no longer queued."""
+    if not _change(job_id, (QUEUED,), now, "job.dispatched", state=DISPATCHED, dispatch_time=now):
+        return False
+    job = get(job_id)
+    outbox.put(job.hypervisor_id, "run", job.stamp, now)
+    return True
+
+
+def accept(job: Job, now: datetime) -> bool:
+    """The agent took it up. False when it runs already, or has ended."""
+    outbox.receive_run(job.job_id, job.attempt, now)
+    return _change(job.job_id, (DISPATCHED,), now, "job.running", state=RUNNING, start_time=now)
+
+
+def report(job_id: str, hypervisor_id: str, attempt: int, progress: dict[str, Any], now: datetime) -> bool:
+    """Keep the last word of a running job. False when it is not a running job's of this hypervisor."""
+    where = (Row.hypervisor_id == hypervisor_id) & (Row.attempt == attempt)
+    return _change(job_id, (RUNNING,), now, "", where, progress=progress)
+
+
+def request_cancel(job: Job, reason: str, limits: Limits, now: datetime) -> bool:
+    """Ask for a job's end: `reason` is CANCELLED for a person, JOB_STALE for the clock. The first reason stays.
+
+    One that reached nobody ends at once. One that may have reached the agent gets a cancel command, again when an earlier one
+    was received without effect. False when the job has ended.
+    """
+    if job.state == QUEUED or (job.state == DISPATCHED and outbox.withdraw_run(job.job_id, now)):
+        return end(job.job_id, stopped(reason, limits), now)
+    if job.cancel_time is None and not _change(
+        job.job_id, SENT, now, "job.cancel_requested", cancel_time=now, cancel_reason=reason
+    ):
+        return False
+    if not outbox.cancel_pending(job.job_id):
+        outbox.put(job.hypervisor_id, "cancel", job.stamp, now)
+    return True
+
+
+def stopped(reason: str, limits: Limits) -> End:
+    """Return how a job ends that was stopped for `reason`."""
+    if reason == JobStale.reason:
+        return End.failed(JobStale(hours=limits.max_single_job_hours))
+    return End(CANCELLED, Failure.of(JobCancelled()))
+
+
+def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
+    """End a live job and give back what it held. False when it has ended already.
+
+    `fence` raises the generation: whoever still works on it is refused from now on.
+    """
+    raised = {"generation": Row.generation + 1} if fence else {}
+    changed = _change(
+        job_id,
+        LIVE,
+        now,
+        f"job.{how.state}",
+        state=how.state,
+        end_time=now,
+        failure=asdict(how.failure) if how.failure else None,
+        warnings=list(how.warnings),
+        result=how.result,
+        **raised,
+    )
+    if changed:
+        outbox.withdraw_run(job_id, now)
+        leases.release_all(job_id)
+    return changed
+
+
+def _change(job_id: str, states: Sequence[str], now: datetime, event: str, where: Any = None, **values: Any) -> bool:
+    """Change a job that is in one of `states`; tell whether there was one."""
+    condition = (Row.job_id == job_id) & Row.state.in_(list(states))
+    if where is not None:
+        condition &= where
+    rows = Row.update(version=Row.version + 1, **values).where(condition).returning(Row.version).execute()
+    for row in list(rows):
+        note("job", job_id, row.version)
+        if event:
+            _event(event, job_id, now)
+        return True
+    return False
+
+
+def _event(kind: str, job_id: str, now: datetime) -> None:
+    job = get(job_id)
+    models.Event.insert(
+        time=now,
+        kind=kind,
+        job_id=job_id,
+        server_id=job.server_id,
+        storage_id=job.storage_id,
+        hypervisor_id=job.hypervisor_id,
+        body={"type": job.type, "state": job.state, "version": job.version},
+    ).execute()
+
+
+def _job(row: models.Job) -> Job:
+    values = {name: getattr(row, name) for name in Job.__dataclass_fields__}
+    values["failure"] = Failure(**row.failure) if row.failure else None
+    values["warnings"] = tuple(row.warnings)
+    return Job(**values)

@@ -1,0 +1,109 @@
+"""Who may work on what: leases on servers, chains and removals, and slots on hypervisors.
+
+    lease       resource            holder | shared   generation      one row for each resource, claimed by one statement
+    lease_hold  job_id, resource                                      what a job has to give back
+    slot        hypervisor, number  job_id                            Backup Concurrency, as rows
+
+A lease does not expire: it ends with its job. Each claim and each release makes its generation grow, so that whoever held it
+before is recognized. A claim's outcome is the answer; nothing is read first. Run inside a transaction; a job that gets only a
+part of what it wants raises and so gets nothing.
+"""
+
+import peewee
+
+from controller.db.models import Lease, LeaseHold, Slot
+
+
+def server_resource(server_id: str) -> str:
+    return f"server:{server_id}"
+
+
+def chain_resource(chain_id: str) -> str:
+    return f"chain:{chain_id}"
+
+
+def removal_resource(hypervisor_id: str) -> str:
+    """The right to remove backups from a hypervisor; one job at a time."""
+    return f"removal:{hypervisor_id}"
+
+
+def claim(resource: str, job_id: str) -> int | None:
+    """Take a resource alone. Return its new generation, or None when others have it."""
+    rows = (
+        Lease.insert(resource=resource, holder=job_id, shared=0, generation=1)
+        .on_conflict(
+            conflict_target=[Lease.resource],
+            update={Lease.holder: job_id, Lease.generation: Lease.generation + 1},
+            where=(Lease.holder == "") & (Lease.shared == 0),
+        )
+        .returning(Lease.generation)
+        .execute()
+    )
+    return _held(list(rows), resource, job_id, exclusive=True)
+
+
+def share(resource: str, job_id: str) -> int | None:
+    """Take a resource together with others that share it. Return its new generation, or None when one has it alone."""
+    rows = (
+        Lease.insert(resource=resource, holder="", shared=1, generation=1)
+        .on_conflict(
+            conflict_target=[Lease.resource],
+            update={Lease.shared: Lease.shared + 1, Lease.generation: Lease.generation + 1},
+            where=Lease.holder == "",
+        )
+        .returning(Lease.generation)
+        .execute()
+    )
+    return _held(list(rows), resource, job_id, exclusive=False)
+
+
+def release_all(job_id: str) -> None:
+    """Give back everything that a job has, slots too. A job that has nothing is no error."""
+    for hold in LeaseHold.select().where(LeaseHold.job_id == job_id):
+        change = {Lease.holder: ""} if hold.exclusive else {Lease.shared: Lease.shared - 1}
+        Lease.update({**change, Lease.generation: Lease.generation + 1}).where(
+            Lease.resource == hold.resource
+        ).execute()
+    LeaseHold.delete().where(LeaseHold.job_id == job_id).execute()
+    Slot.update(job_id="").where(Slot.job_id == job_id).execute()
+
+
+def holders(resource: str) -> list[str]:
+    """Return the jobs that have a resource, alone or together, oldest first."""
+    rows = LeaseHold.select(LeaseHold.job_id).where(LeaseHold.resource == resource).order_by(LeaseHold.job_id)
+    return [row.job_id for row in rows]
+
+
+def chains_of(job_id: str) -> frozenset[str]:
+    """Return the chains that a job holds."""
+    prefix = chain_resource("")
+    rows = LeaseHold.select(LeaseHold.resource).where(
+        (LeaseHold.job_id == job_id) & LeaseHold.resource.startswith(prefix)
+    )
+    return frozenset(row.resource.removeprefix(prefix) for row in rows)
+
+
+def claim_slot(hypervisor_id: str, job_id: str, cap: int) -> bool:
+    """Take a place to work at on a hypervisor that has `cap` of them. False when all are taken."""
+    for number in range(1, cap + 1):
+        Slot.insert(hypervisor_id=hypervisor_id, number=number, job_id="").on_conflict_ignore().execute()
+    other = Slot.alias()
+    mine = (other.hypervisor_id == hypervisor_id) & (other.number <= cap)
+    free = other.select(peewee.fn.MIN(other.number)).where(mine & (other.job_id == ""))
+    taken = other.select(peewee.fn.COUNT(other.number)).where(
+        (other.hypervisor_id == hypervisor_id) & (other.job_id != "")
+    )
+    statement = Slot.update(job_id=job_id).where(
+        (Slot.hypervisor_id == hypervisor_id)
+        & (Slot.number == free)
+        & (Slot.job_id == "")
+        & (taken < cap)  # a cap that was lowered counts what still works above it
+    )
+    return bool(statement.execute() == 1)
+
+
+def _held(rows: list[Lease], resource: str, job_id: str, *, exclusive: bool) -> int | None:
+    if not rows:
+        return None
+    LeaseHold.insert(job_id=job_id, resource=resource, exclusive=exclusive).execute()
+    return int(rows[0].generation)

@@ -1,0 +1,431 @@
+"""What people ask for: checked against things as they are, made into a job, and sent or queued, in one transaction.
+
+    order ──► the same request_id before? that job ──► may it be done? is the server free? ──► job + leases ──► dispatch
+
+Every order has its plan: the checks of its verb, and what the job needs to know. Previews show what a plan would do and sign
+it. Sync functions, run by `Database.run`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import peewee
+
+from controller import backups, confirmations, hypervisors, installation, jobs, leases, servers, storages
+from controller.backups import Backup
+from controller.cycle import dispatch
+from controller.db import models
+from controller.db.secrets import Vault
+from controller.errors import (
+    DiskNotFound,
+    HypervisorNotFound,
+    HypervisorUnreachable,
+    InvalidField,
+    JobCancelled,
+    JobEnded,
+    RequestIdReused,
+    ServerBusy,
+    ServerNotFound,
+)
+from controller.hypervisors import Hypervisor
+from controller.jobs import Job, NewJob
+from controller.limits import FULL_INTERVAL_DAYS, Limits
+from controller.rules import admission
+from controller.rules.exclusion import Outcome, Work, decide_all
+from controller.servers import Server
+from controller.storages import Storage
+from engine.ids import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOrder:
+    server_id: str
+    storage_id: str
+    type: str = ""
+    consistency: str = ""
+    disks: Sequence[str] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOrder:
+    backup_id: str
+    disks: Sequence[str] = ()
+    target_folder: str = ""
+    confirmation: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOrder:
+    backup_id: str
+    hypervisor_id: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOrder:
+    backup_ids: Sequence[str]
+    confirmation: str
+    hypervisor_id: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexOrder:
+    storage_id: str
+    hypervisor_id: str
+    server_id: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TestOrder:
+    storage_id: str
+    hypervisor_id: str
+    request_id: str = ""
+
+
+Order: TypeAlias = BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | ReindexOrder | TestOrder
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Who asks, when, under which limits."""
+
+    limits: Limits
+    vault: Vault = field(repr=False)
+    requester: str
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePreview:
+    """What a restore would do. `chain_backup_ids` are read, oldest first, the backup itself last."""
+
+    backup: Backup
+    disks: tuple[str, ...]
+    stops_server: bool
+    chain_backup_ids: tuple[str, ...]
+    confirmation: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePreview:
+    """What a deletion would remove: what was asked for, and what cannot live without it."""
+
+    backups: tuple[Backup, ...]
+    stored_bytes: int
+    confirmation: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A job that may be made: `claimed` chains are wanted alone, `shared` ones with others."""
+
+    type: str
+    hypervisor: Hypervisor
+    storage: Storage
+    server_id: str = ""
+    backup_id: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    takes_server: bool = False
+    claimed: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+
+
+# ---- starting and ending ------------------------------------------------------------------------------------------------
+
+
+def start(order: Order, context: Context) -> str:
+    """Make the job that is asked for and return its id; the same request_id with the same body returns the same job.
+
+    Raises what the order's RPC documents.
+    """
+    known = _repeated(order)
+    if known:
+        return known
+    plan = _plan(order, context)
+    job_id = new_id(context.now)
+    admission.check_hypervisor(plan.type, plan.hypervisor)
+    admission.check_storage(plan.type, plan.storage)
+    _check_free(plan)
+    new = NewJob(
+        job_id=job_id,
+        type=plan.type,
+        hypervisor_id=plan.hypervisor.hypervisor_id,
+        server_id=plan.server_id,
+        storage_id=plan.storage.storage_id,
+        backup_id=plan.backup_id,
+        spec=plan.spec,
+        requester=context.requester,
+        request_id=order.request_id,
+        request_hash=_hash(order),
+    )
+    try:
+        with models.proxy.atomic():
+            jobs.insert(new, installation.get().epoch, context.now)
+    except peewee.IntegrityError:  # another controller was asked the same at this moment
+        return _repeated(order)
+    _claim(plan, job_id)
+    dispatch.run(context.limits, context.now, plan.hypervisor.hypervisor_id)
+    return job_id
+
+
+def cancel(job_id: str, limits: Limits, now: datetime) -> Job:
+    """Ask for a job's end and return it as it stands then. Raises JobNotFound, JobEnded."""
+    job = jobs.get(job_id)
+    if job.ended or not jobs.request_cancel(job, JobCancelled.reason, limits, now):
+        raise JobEnded(job_id=job_id, state=job.state)
+    after = jobs.get(job_id)
+    if after.ended:
+        dispatch.after_end(after, limits, now)
+    return after
+
+
+def _repeated(order: Order) -> str:
+    """Return the job that this request_id has made, "" for none. Raises RequestIdReused for another body."""
+    known = jobs.find_request(order.request_id) if order.request_id else None
+    if known is None:
+        return ""
+    job_id, digest = known
+    if digest != _hash(order):
+        raise RequestIdReused(request_id=order.request_id, job_id=job_id)
+    return job_id
+
+
+def _hash(order: Order) -> str:
+    body = {**asdict(order), "request_id": ""}
+    return hashlib.sha256(json.dumps([type(order).__name__, body], sort_keys=True).encode()).hexdigest()
+
+
+def _check_free(plan: _Plan) -> None:
+    """Raise ServerBusy, naming the job, when the rules refuse the work beside what runs or waits."""
+    chains = plan.claimed | plan.shared
+    asked = Work(plan.type, plan.hypervisor.hypervisor_id, plan.server_id, chains)
+    outcome, other = decide_all(asked, (dispatch.work_of(job) for job in jobs.live()))
+    if outcome is Outcome.BUSY and other is not None:
+        raise ServerBusy(server_id=plan.server_id, job_id=other.job_id)
+
+
+def _claim(plan: _Plan, job_id: str) -> None:
+    """Take what the job holds from now on, also while it waits. Raises ServerBusy when another was quicker."""
+    wanted = [(leases.share, leases.chain_resource(chain_id)) for chain_id in sorted(plan.shared)]
+    wanted += [(leases.claim, leases.chain_resource(chain_id)) for chain_id in sorted(plan.claimed)]
+    if plan.takes_server:
+        wanted.append((leases.claim, leases.server_resource(plan.server_id)))
+    for take, resource in wanted:
+        generation = take(resource, job_id)
+        if generation is None:
+            raise ServerBusy(server_id=plan.server_id, job_id=", ".join(leases.holders(resource)))
+        jobs.set_generation(job_id, generation)
+
+
+# ---- plans --------------------------------------------------------------------------------------------------------------
+
+
+def _plan(order: Order, context: Context) -> _Plan:
+    match order:
+        case BackupOrder():
+            return _plan_backup(order, context)
+        case RestoreOrder():
+            return _plan_restore(order, context)
+        case VerifyOrder():
+            return _plan_verify(order, context)
+        case DeleteOrder():
+            return _plan_delete(order, context)
+        case ReindexOrder():
+            return _plan_storage("reindex", order, context, server_id=order.server_id)
+        case TestOrder():
+            return _plan_storage("test", order, context)
+
+
+def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
+    server, storage = servers.find(order.server_id), storages.find(order.storage_id)
+    admission.check_server("backup", server)
+    spec = {
+        "type": order.type or "incremental",
+        "consistency": order.consistency or "freeze_or_pause",
+        "disks": list(order.disks),
+        "domain_uuid": server.domain_uuid,
+        "full_interval_days": FULL_INTERVAL_DAYS,
+    }
+    return _Plan(
+        type="backup",
+        hypervisor=hypervisors.find(server.hypervisor_id, context.limits, context.now),
+        storage=storage,
+        server_id=server.server_id,
+        backup_id=new_id(context.now),
+        spec=spec,
+        takes_server=True,
+        shared=backups.active_chains(server.server_id, storage.storage_id),
+    )
+
+
+def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
+    (backup, disks, _, chain), facts = _restore_facts(order.backup_id, "", order.disks, order.target_folder)
+    confirmations.check(context.vault, "restore", facts, order.confirmation)
+    server = servers.find(backup.server_id)
+    spec = {
+        "disks": list(disks),
+        "target_folder": order.target_folder,
+        "domain_uuid": "" if order.target_folder else server.domain_uuid,
+        "manifest_digest": backup.manifest_digest,
+    }
+    return _Plan(
+        type="restore",
+        hypervisor=hypervisors.find(server.hypervisor_id, context.limits, context.now),
+        storage=storages.find(backup.storage_id),
+        server_id=server.server_id,
+        backup_id=order.backup_id,
+        spec=spec,
+        takes_server=True,
+        shared=backups.chains_of(chain),
+    )
+
+
+def _plan_verify(order: VerifyOrder, context: Context) -> _Plan:
+    backup = backups.get(order.backup_id)
+    storage = storages.find(backup.storage_id)
+    return _Plan(
+        type="verify",
+        hypervisor=_worker(order.hypervisor_id, backup, storage, context),
+        storage=storage,
+        server_id=backup.server_id,
+        backup_id=backup.backup_id,
+    )
+
+
+def _plan_delete(order: DeleteOrder, context: Context) -> _Plan:
+    doomed, facts = _delete_facts(order.backup_ids)
+    confirmations.check(context.vault, "delete", facts, order.confirmation)
+    storage = storages.find(doomed[0].storage_id)
+    hypervisor = _worker(order.hypervisor_id, doomed[0], storage, context)
+    chosen = [one.backup_id for one in doomed]
+    server = _find_server(doomed[0].server_id)
+    home = server is not None and server.hypervisor_id == hypervisor.hypervisor_id
+    return _Plan(
+        type="delete",
+        hypervisor=hypervisor,
+        storage=storage,
+        server_id=doomed[0].server_id,
+        backup_id=chosen[0] if len(chosen) == 1 else "",
+        spec={"backup_ids": chosen, "domain_uuid": server.domain_uuid if server is not None and home else ""},
+        claimed=backups.chains_of(chosen),
+    )
+
+
+def _plan_storage(verb: str, order: ReindexOrder | TestOrder, context: Context, server_id: str = "") -> _Plan:
+    storage = storages.find(order.storage_id)
+    hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
+    return _Plan(type=verb, hypervisor=hypervisor, storage=storage, server_id=server_id)
+
+
+def _worker(reference: str, backup: Backup, storage: Storage, context: Context) -> Hypervisor:
+    """Return the hypervisor for work that needs the storage only: the one asked for, else the server's, else any online.
+
+    A local folder is only where the backup was made.
+    """
+    limits, now = context.limits, context.now
+    if reference:
+        return hypervisors.find(reference, limits, now)
+    server = _find_server(backup.server_id)
+    home = backup.hypervisor_id if storage.type == "local" or server is None else server.hypervisor_id
+    try:
+        own = hypervisors.find(home, limits, now)
+    except HypervisorNotFound:
+        own = None
+    if own is not None and (own.state == "online" or storage.type == "local"):
+        return own
+    online = [one for one in hypervisors.list_hypervisors(limits, now, limit=1000) if one.state == "online"]
+    if storage.type != "local" and online:
+        return online[0]
+    if own is not None:
+        return own  # whose state says why it cannot be
+    raise HypervisorUnreachable(hypervisor_id=home, last_contact_time="never")
+
+
+def _find_server(server_id: str) -> Server | None:
+    try:
+        return servers.find(server_id)
+    except ServerNotFound:
+        return None
+
+
+# ---- previews -----------------------------------------------------------------------------------------------------------
+
+
+def preview_restore(
+    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str, context: Context
+) -> RestorePreview:
+    """Show what a restore would overwrite; an empty `backup_id` takes the server's latest.
+
+    Raises BackupNotFound, ServerNotFound, ServerDeleted, DiskNotFound.
+    """
+    preview, facts = _restore_facts(backup_id, server_id, disks, target_folder)
+    return RestorePreview(*preview, confirmations.sign(context.vault, "restore", facts))
+
+
+def preview_delete(backup_ids: Sequence[str], context: Context) -> DeletePreview:
+    """Show what deleting backups would remove. Raises BackupNotFound, InvalidField."""
+    doomed, facts = _delete_facts(backup_ids)
+    confirmation = confirmations.sign(context.vault, "delete", facts)
+    return DeletePreview(tuple(doomed), sum(one.stored_bytes for one in doomed), confirmation)
+
+
+_RestoreShown: TypeAlias = tuple[Backup, tuple[str, ...], bool, tuple[str, ...]]
+
+
+def _restore_facts(
+    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str
+) -> tuple[_RestoreShown, dict[str, Any]]:
+    """Return what a restore would do, and the same as facts to sign."""
+    backup = backups.get(backup_id) if backup_id else backups.latest(servers.find(server_id).server_id)
+    server = servers.find(backup.server_id)
+    admission.check_server("restore", server, to_files=bool(target_folder))
+    chosen = _chosen_disks(backup, server, disks, to_files=bool(target_folder))
+    stops = not target_folder and server.domain_state in {"running", "paused"}
+    chain = tuple(backups.needs(backup.backup_id))
+    facts = {
+        "backup_id": backup.backup_id,
+        "manifest_digest": backup.manifest_digest,
+        "state": backup.state,
+        "disks": list(chosen),
+        "target_folder": target_folder,
+        "server_id": server.server_id,
+        "hypervisor_id": server.hypervisor_id,
+        "domain_uuid": server.domain_uuid,
+        "stops_server": stops,
+        "chain": list(chain),
+    }
+    return (backup, chosen, stops, chain), facts
+
+
+def _chosen_disks(backup: Backup, server: Server, wanted: Sequence[str], *, to_files: bool) -> tuple[str, ...]:
+    """Return the disks to restore. A disk that the server no longer has is left out unless it is asked for (M17)."""
+    held = [disk.disk for disk in backup.disks]
+    present = {str(disk.get("disk", "")) for disk in server.disks}
+    for disk in wanted:
+        if disk not in held:
+            raise DiskNotFound(domain=f"backup {backup.backup_id}", disk=disk)
+        if not to_files and present and disk not in present:
+            raise DiskNotFound(domain=f"server {server.server_id}", disk=disk)
+    if wanted:
+        return tuple(disk for disk in held if disk in set(wanted))
+    return tuple(disk for disk in held if to_files or not present or disk in present)
+
+
+def _delete_facts(backup_ids: Sequence[str]) -> tuple[list[Backup], dict[str, Any]]:
+    """Return the backups that would go, newest first, and the same as facts to sign."""
+    if not backup_ids:
+        raise InvalidField(field="backup_ids", problem="is empty")
+    asked = [backups.get(one) for one in dict.fromkeys(backup_ids)]
+    if len({(one.server_id, one.storage_id) for one in asked}) > 1:
+        raise InvalidField(field="backup_ids", problem="must be of one server on one storage")
+    doomed = [backups.get(one) for one in backups.dependents([one.backup_id for one in asked])]
+    facts = {"backups": [[one.backup_id, one.state, one.stored_bytes, one.manifest_digest] for one in doomed]}
+    return doomed, facts

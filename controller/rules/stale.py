@@ -1,0 +1,44 @@
+"""When the clock ends a job: not accepted in time (X16), or at work for too long (X8). Pure.
+
+queued ──max hours──► give up
+dispatched ──accept seconds (not counted while the controller was away)──► not accepted
+running ──max hours since it was accepted──► cancel ──grace──► give up
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from controller.limits import STALE_GRACE, Limits
+
+
+class Verdict(Enum):
+    GO_ON = "go on"
+    NOT_ACCEPTED = "not accepted"
+    CANCEL = "cancel"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True)
+class Ages:
+    """What of a job the clock looks at."""
+
+    state: str
+    create_time: datetime
+    dispatch_time: datetime | None
+    start_time: datetime | None
+    cancel_time: datetime | None
+
+
+def judge(job: Ages, limits: Limits, listening_since: datetime, now: datetime) -> Verdict:
+    """Return what becomes of a live job. `listening_since` is when this controller began to hear agents."""
+    if job.state == "queued":
+        return Verdict.GIVE_UP if now - job.create_time > limits.run_time_max else Verdict.GO_ON
+    if job.state == "dispatched":
+        asked = max(job.dispatch_time or job.create_time, listening_since)
+        return Verdict.NOT_ACCEPTED if now - asked > limits.accept_time_max else Verdict.GO_ON
+    overdue = now - (job.start_time or job.create_time) - limits.run_time_max
+    if overdue.total_seconds() <= 0:
+        return Verdict.GO_ON
+    told = job.cancel_time is not None and now - job.cancel_time > STALE_GRACE
+    return Verdict.GIVE_UP if told and overdue > STALE_GRACE else Verdict.CANCEL

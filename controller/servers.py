@@ -1,0 +1,253 @@
+"""Servers: what the panel says there is, beside what hypervisors report (N1, N2).
+
+A server's id is made here and never again, also when a panel uses its own id for another machine later. Domain UUID, name and
+place are attributes. Its domain's state and disks are looked up in the hypervisor's last report, and are not kept here.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import peewee
+
+from controller import hypervisors, leases
+from controller.db import models
+from controller.errors import (
+    EtagMismatch,
+    HypervisorNotFound,
+    InvalidField,
+    ServerBusy,
+    ServerExists,
+    ServerNotFound,
+)
+from engine.ids import new_id
+
+Row = models.Server
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server as it stands. `disks` are JSON forms of Disk; `hypervisor_id` is "" for one that lives nowhere (any more)."""
+
+    server_id: str
+    external_id: str
+    name: str
+    hypervisor_id: str
+    domain_uuid: str
+    domain_name: str
+    domain_state: str
+    disks: tuple[dict[str, Any], ...]
+    guest_agent: str
+    state: Literal["active", "deleted"]
+    busy_job_id: str
+    create_time: datetime
+    delete_time: datetime | None
+    last_backup_time: datetime | None
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewServer:
+    """What a panel registers. `hypervisor_id` is an id or a name; one of the domain's UUID and name is needed."""
+
+    external_id: str
+    name: str
+    hypervisor_id: str
+    domain_uuid: str = ""
+    domain_name: str = ""
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def find(reference: str) -> Server:
+    """Return the server with this id, external id or unique name, living ones first. Raises ServerNotFound."""
+    return _server(_find(reference))
+
+
+def list_servers(
+    *,
+    hypervisor_id: str = "",
+    include_deleted: bool = False,
+    after: tuple[str, str] | None = None,
+    limit: int = 101,
+) -> list[Server]:
+    """Return servers by (name, server_id), those after the key in `after`."""
+    query = Row.select()
+    if hypervisor_id:
+        query = query.where(Row.hypervisor_id == hypervisor_id)
+    if not include_deleted:
+        query = query.where(Row.delete_time.is_null())
+    if after:
+        name, server_id = after
+        query = query.where((Row.name > name) | ((Row.name == name) & (Row.server_id > server_id)))
+    return [_server(row) for row in query.order_by(Row.name, Row.server_id).limit(limit)]
+
+
+# ---- changing -----------------------------------------------------------------------------------------------------------
+
+
+def register(new: NewServer, now: datetime) -> Server:
+    """Register a server; the same external id for the same domain returns the same server.
+
+    Raises HypervisorNotFound, InvalidField for a domain that cannot be told, ServerExists.
+    """
+    hypervisor_id = _hypervisor_id(new.hypervisor_id)
+    domain = hypervisors.find_domain(hypervisor_id, domain_uuid=new.domain_uuid, name=new.domain_name)
+    if domain is None and not new.domain_uuid:
+        raise InvalidField(field="domain_name", problem="is not among the domains that the hypervisor reported")
+    domain_uuid = new.domain_uuid or (domain.domain_uuid if domain else "")
+    known = _living(Row.external_id == new.external_id) if new.external_id else None
+    if known is not None:
+        if (known.hypervisor_id, known.domain_uuid) != (hypervisor_id, domain_uuid):
+            raise ServerExists(server_id=known.server_id)
+        return _server(known)
+    values = {
+        "external_id": new.external_id,
+        "name": new.name or (domain.name if domain else domain_uuid),
+        "hypervisor_id": hypervisor_id,
+        "domain_uuid": domain_uuid,
+    }
+    _check_free(values, "")
+    server_id = new_id(now)
+    Row.insert(server_id=server_id, create_time=now, **values).execute()
+    _event("server.registered", server_id, hypervisor_id, now)
+    return find(server_id)
+
+
+def update(server_id: str, changes: dict[str, str], etag: str, now: datetime) -> Server:
+    """Change name, external_id, hypervisor_id (id or name) or domain_uuid.
+
+    Raises ServerNotFound, EtagMismatch, HypervisorNotFound, ServerExists, and ServerBusy for another place while a job works
+    on the server: the job's commands have gone to the old one.
+    """
+    row = Row.get_or_none(Row.server_id == server_id)
+    if row is None:
+        raise ServerNotFound(server_id=server_id)
+    if etag and etag != str(row.version):
+        raise EtagMismatch(etag=str(row.version))
+    values = dict(changes)
+    if values.get("hypervisor_id"):
+        values["hypervisor_id"] = _hypervisor_id(values["hypervisor_id"])
+    if any(values.get(name, getattr(row, name)) != getattr(row, name) for name in ("hypervisor_id", "domain_uuid")):
+        _check_idle(server_id)
+    if row.delete_time is None:
+        _check_free(
+            {name: getattr(row, name) for name in ("external_id", "hypervisor_id", "domain_uuid")} | values, server_id
+        )
+    Row.update(**values, version=Row.version + 1).where(Row.server_id == server_id).execute()
+    _event("server.updated", server_id, values.get("hypervisor_id", row.hypervisor_id), now)
+    return find(server_id)
+
+
+def delete(server_id: str, now: datetime) -> Server:
+    """Mark a server as deleted in the panel; its backups stay. Raises ServerNotFound, ServerBusy."""
+    server = find(server_id)
+    if server.state == "deleted":
+        return server
+    _check_idle(server.server_id)
+    Row.update(delete_time=now, version=Row.version + 1).where(Row.server_id == server.server_id).execute()
+    _event("server.deleted", server.server_id, server.hypervisor_id, now)
+    return find(server.server_id)
+
+
+def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: datetime) -> bool:
+    """Take a server that only a storage knows of back into the list; False when it is known.
+
+    It lives on `hypervisor_id` if that reports the domain and no other server has it, else nowhere until somebody says so. It is
+    never taken for deleted: what the panel did not delete must not be purged one day.
+    """
+    if Row.get_or_none(Row.server_id == server_id) is not None:
+        return False
+    domain = hypervisors.find_domain(hypervisor_id, domain_uuid=domain_uuid) if domain_uuid else None
+    taken = _living((Row.hypervisor_id == hypervisor_id) & (Row.domain_uuid == domain_uuid))
+    place = hypervisor_id if domain is not None and taken is None else ""
+    Row.insert(
+        server_id=server_id, name=name or server_id, hypervisor_id=place, domain_uuid=domain_uuid, create_time=now
+    ).execute()
+    _event("server.adopted", server_id, place, now)
+    return True
+
+
+# ---- inside -------------------------------------------------------------------------------------------------------------
+
+
+def _find(reference: str) -> models.Server:
+    if reference:
+        row = Row.get_or_none(Row.server_id == reference)
+        if row is not None:
+            return row
+        for column in (Row.external_id, Row.name):
+            for condition in (Row.delete_time.is_null(), Row.delete_time.is_null(False)):
+                rows = list(Row.select().where((column == reference) & condition).limit(2))
+                if len(rows) == 1:
+                    return rows[0]
+                if rows:  # a name that several have says nothing
+                    raise ServerNotFound(server_id=reference)
+    raise ServerNotFound(server_id=reference)
+
+
+def _living(condition: peewee.Expression) -> models.Server | None:
+    row: models.Server | None = Row.get_or_none(condition & Row.delete_time.is_null())
+    return row
+
+
+def _check_free(values: dict[str, str], server_id: str) -> None:
+    """Raise ServerExists when another living server has the external id or the domain."""
+    conditions = []
+    if values["external_id"]:
+        conditions.append(Row.external_id == values["external_id"])
+    if values["hypervisor_id"]:
+        conditions.append((Row.hypervisor_id == values["hypervisor_id"]) & (Row.domain_uuid == values["domain_uuid"]))
+    for condition in conditions:
+        other = _living(condition & (Row.server_id != server_id))
+        if other is not None:
+            raise ServerExists(server_id=other.server_id)
+
+
+def _check_idle(server_id: str) -> None:
+    busy = _busy_job(server_id)
+    if busy:
+        raise ServerBusy(server_id=server_id, job_id=busy)
+
+
+def _busy_job(server_id: str) -> str:
+    return next(iter(leases.holders(leases.server_resource(server_id))), "")
+
+
+def _hypervisor_id(reference: str) -> str:
+    """Return the id of a hypervisor that is given by id or name. Raises HypervisorNotFound."""
+    table = models.Hypervisor
+    row = table.get_or_none(table.hypervisor_id == reference) or table.get_or_none(table.name == reference)
+    if row is None:
+        raise HypervisorNotFound(hypervisor_id=reference)
+    return str(row.hypervisor_id)
+
+
+def _server(row: models.Server) -> Server:
+    domain = hypervisors.find_domain(row.hypervisor_id, domain_uuid=row.domain_uuid) if row.hypervisor_id else None
+    backup = models.Backup
+    newest = backup.select(peewee.fn.MAX(backup.create_time)).where(
+        (backup.server_id == row.server_id) & (backup.state == "available") & backup.delete_time.is_null()
+    )
+    return Server(
+        server_id=row.server_id,
+        external_id=row.external_id,
+        name=row.name,
+        hypervisor_id=row.hypervisor_id,
+        domain_uuid=row.domain_uuid,
+        domain_name=domain.name if domain else "",
+        domain_state=domain.state if domain else "",
+        disks=domain.disks if domain else (),
+        guest_agent=domain.guest_agent if domain else "",
+        state="active" if row.delete_time is None else "deleted",
+        busy_job_id=_busy_job(row.server_id),
+        create_time=row.create_time,
+        delete_time=row.delete_time,
+        last_backup_time=newest.scalar(),
+        etag=str(row.version),
+    )
+
+
+def _event(kind: str, server_id: str, hypervisor_id: str, now: datetime) -> None:
+    models.Event.insert(time=now, kind=kind, server_id=server_id, hypervisor_id=hypervisor_id).execute()

@@ -1,0 +1,279 @@
+"""Storages: where backups go, with secrets and keys that never leave this file in clear but for a command to an agent.
+
+The key of an encrypted storage is random. It is kept twice: wrapped by the passphrase, as the object that lies under `keys/`
+on the storage and in every backup; and sealed under the master key, so that work needs no passphrase.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import peewee
+
+from controller.db import models, secrets
+from controller.db.secrets import Vault
+from controller.errors import (
+    EncryptionImmutable,
+    EtagMismatch,
+    InvalidField,
+    StorageExists,
+    StorageImmutable,
+    StorageInUse,
+    StorageNotFound,
+)
+from engine.format import keys
+from engine.format.crypto import StorageKey
+from engine.ids import new_id
+
+Row = models.Storage
+TABLE = "storage"  # its secrets' table name
+_PLACE = {"local": ("path",), "sftp": ("host", "port", "path")}  # what says where backups lie (S0)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretStatus:
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage as it stands. `config`, `compression` and `limits` are JSON forms of the proto messages."""
+
+    storage_id: str
+    name: str
+    type: str
+    config: dict[str, Any]
+    compression: dict[str, Any]
+    limits: dict[str, Any]
+    encryption_enabled: bool
+    key_id: str
+    enabled: bool
+    read_only: bool
+    repository_id: str
+    secrets: tuple[SecretStatus, ...]
+    create_time: datetime
+    update_time: datetime
+    backup_count: int
+    stored_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewStorage:
+    """What is asked for. `secrets` has the field names of StorageSecrets; "" and absent mean not given."""
+
+    name: str
+    type: str
+    config: dict[str, Any]
+    compression: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    encryption_enabled: bool = False
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageChange:
+    """New values; None keeps the old. A secret that is not given is kept too."""
+
+    name: str | None = None
+    config: dict[str, Any] | None = None
+    compression: dict[str, Any] | None = None
+    limits: dict[str, Any] | None = None
+    enabled: bool | None = None
+    read_only: bool | None = None
+    encryption_enabled: bool | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A fresh storage key, and the same wrapped by the passphrase."""
+
+    key: StorageKey = field(repr=False)
+    wrapped: str = field(repr=False)
+
+
+def make_key(passphrase: str, now: datetime) -> NewKey:
+    """Return a new storage key wrapped by a passphrase. Slow on purpose: never on the event loop or the database's thread."""
+    key = StorageKey.generate(new_id(now))
+    wrapped = keys.wrap_key(key, passphrase, now.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
+    return NewKey(key, wrapped.dump().decode("ascii"))
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def find(reference: str) -> Storage:
+    """Return the storage with this id or name. Raises StorageNotFound."""
+    row = Row.get_or_none(Row.storage_id == reference) or Row.get_or_none(Row.name == reference)
+    if row is None or not reference:
+        raise StorageNotFound(storage_id=reference)
+    return _storage(row)
+
+
+def list_storages(*, after: tuple[str] | None = None, limit: int = 101) -> list[Storage]:
+    """Return storages by name, those after the name in `after`."""
+    query = Row.select() if after is None else Row.select().where(Row.name > after[0])
+    return [_storage(row) for row in query.order_by(Row.name).limit(limit)]
+
+
+def open_keys(storage_id: str, vault: Vault) -> list[StorageKey]:
+    """Return all keys of a storage, opened; for work, never for a reply. Raises BoxDamaged."""
+    table = models.StorageKey
+    rows = table.select().where(table.storage_id == storage_id).order_by(table.key_id)
+    return [StorageKey(row.key_id, vault.open("storage_key", "box", row.key_id, bytes(row.box))) for row in rows]
+
+
+def wrapped_keys(storage_id: str) -> dict[str, str]:
+    """Return the key objects that lie under `keys/`, by key id."""
+    table = models.StorageKey
+    return {row.key_id: row.wrapped for row in table.select().where(table.storage_id == storage_id)}
+
+
+# ---- changing -----------------------------------------------------------------------------------------------------------
+
+
+def create(new: NewStorage, key: NewKey | None, vault: Vault, now: datetime) -> Storage:
+    """Make a storage; nothing is written to it before its first use. Raises StorageExists, InvalidField."""
+    if new.encryption_enabled and key is None:
+        raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
+    _check_name(new.name, "")
+    storage_id = new_id(now)
+    Row.insert(
+        storage_id=storage_id,
+        name=new.name,
+        type=new.type,
+        config=new.config,
+        compression=new.compression,
+        limits=new.limits,
+        encryption_enabled=new.encryption_enabled,
+        key_id=key.key.key_id if key else "",
+        repository_id=new_id(now),
+        create_time=now,
+        update_time=now,
+    ).execute()
+    _put_secrets(storage_id, new.secrets, vault, now)
+    if key is not None:
+        _put_key(storage_id, key, vault, now)
+    _event("storage.created", storage_id, now)
+    return find(storage_id)
+
+
+def update(
+    storage_id: str, change: StorageChange, key: NewKey | None, etag: str, vault: Vault, now: datetime
+) -> Storage:
+    """Change a storage; `key` replaces its key (a new passphrase).
+
+    Raises StorageNotFound, EtagMismatch, StorageExists; StorageImmutable for another place and EncryptionImmutable for
+    another encryption while backups lie there or a job may be writing one (S0, S25).
+    """
+    row = Row.get_or_none(Row.storage_id == storage_id)
+    if row is None:
+        raise StorageNotFound(storage_id=storage_id)
+    if etag and etag != str(row.version):
+        raise EtagMismatch(etag=str(row.version))
+    values: dict[str, Any] = {
+        name: getattr(change, name)
+        for name in ("name", "config", "compression", "limits", "enabled", "read_only", "encryption_enabled")
+        if getattr(change, name) is not None
+    }
+    if change.name is not None:
+        _check_name(change.name, storage_id)
+    in_use = _use_count(storage_id) > 0
+    _check_place(row, change, in_use=in_use)
+    encryption_changes = values.get("encryption_enabled", row.encryption_enabled) != row.encryption_enabled
+    if in_use and (encryption_changes or key is not None):
+        raise EncryptionImmutable(storage_id=storage_id)
+    if key is not None:
+        models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
+        _put_key(storage_id, key, vault, now)
+        values["key_id"] = key.key.key_id
+    if values.get("encryption_enabled", row.encryption_enabled) and not values.get("key_id", row.key_id):
+        raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
+    Row.update(**values, update_time=now, version=Row.version + 1).where(Row.storage_id == storage_id).execute()
+    _put_secrets(storage_id, change.secrets, vault, now)
+    _event("storage.updated", storage_id, now)
+    return find(storage_id)
+
+
+def delete(storage_id: str, now: datetime) -> None:
+    """Forget a storage, its secrets and keys; what lies there stays. Raises StorageNotFound, StorageInUse."""
+    storage = find(storage_id)
+    if _use_count(storage_id):
+        raise StorageInUse(storage_id=storage_id, backup_count=storage.backup_count)
+    secrets.remove_all(TABLE, storage_id)
+    models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
+    Row.delete().where(Row.storage_id == storage_id).execute()
+    _event("storage.deleted", storage_id, now)
+
+
+def pin_host_key(storage_id: str, host_key: str, now: datetime) -> bool:
+    """Keep the host key that a first test saw (S4). False when one is pinned already, or the storage has none."""
+    row = Row.get_or_none(Row.storage_id == storage_id)
+    if row is None or row.type != "sftp" or row.config.get("host_key") or not host_key:
+        return False
+    Row.update(config={**row.config, "host_key": host_key}, update_time=now, version=Row.version + 1).where(
+        Row.storage_id == storage_id
+    ).execute()
+    return True
+
+
+# ---- inside -------------------------------------------------------------------------------------------------------------
+
+
+def _check_name(name: str, storage_id: str) -> None:
+    if Row.select().where((Row.name == name) & (Row.storage_id != storage_id)).exists():
+        raise StorageExists(name=name)
+
+
+def _check_place(row: models.Storage, change: StorageChange, *, in_use: bool) -> None:
+    if change.config is None or not in_use:
+        return
+    for name in _PLACE[row.type]:
+        if change.config.get(name) != row.config.get(name):
+            raise StorageImmutable(field=f"{row.type}.{name}")
+
+
+def _use_count(storage_id: str) -> int:
+    """Return how many backups and unfinished jobs refer to a storage."""
+    backup, job = models.Backup, models.Job
+    backups = backup.select().where((backup.storage_id == storage_id) & backup.delete_time.is_null()).count()
+    live = job.select().where((job.storage_id == storage_id) & job.end_time.is_null()).count()
+    return int(backups + live)
+
+
+def _put_secrets(storage_id: str, given: Mapping[str, str], vault: Vault, now: datetime) -> None:
+    for name, value in given.items():
+        if value:  # the passphrase has wrapped the key, and nobody needs it any more (S26)
+            secrets.put(vault, TABLE, storage_id, name, value, now, keep=name != "encryption_passphrase")
+
+
+def _put_key(storage_id: str, key: NewKey, vault: Vault, now: datetime) -> None:
+    box = vault.seal("storage_key", "box", key.key.key_id, key.key.secret)
+    models.StorageKey.insert(
+        key_id=key.key.key_id, storage_id=storage_id, box=box, wrapped=key.wrapped, create_time=now
+    ).execute()
+
+
+def _storage(row: models.Storage) -> Storage:
+    backup = models.Backup
+    count, stored = (
+        backup.select(peewee.fn.COUNT(backup.backup_id), peewee.fn.COALESCE(peewee.fn.SUM(backup.stored_bytes), 0))
+        .where((backup.storage_id == row.storage_id) & backup.delete_time.is_null())
+        .scalar(as_tuple=True)
+    )
+    known = secrets.fingerprints(TABLE, row.storage_id)
+    names = [name for name in Storage.__dataclass_fields__ if hasattr(row, name) and name != "secrets"]
+    return Storage(
+        **{name: getattr(row, name) for name in names},
+        secrets=tuple(SecretStatus(name, fingerprint) for name, fingerprint in known.items()),
+        backup_count=int(count),
+        stored_bytes=int(stored),
+        etag=str(row.version),
+    )
+
+
+def _event(kind: str, storage_id: str, now: datetime) -> None:
+    models.Event.insert(time=now, kind=kind, storage_id=storage_id).execute()
