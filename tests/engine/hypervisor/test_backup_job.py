@@ -140,7 +140,6 @@ def test_a_second_job_is_refused_at_once_and_a_foreign_one_left_alone(connection
         job.check_alive()
 
 
-@pytest.mark.feature("X17")
 @pytest.mark.parametrize("how", ["destroyed", "killed"])
 def test_a_domain_that_goes_away_in_the_middle(
     connection: Connection, libvirtd: Libvirtd, blank_domain, tmp_path, how
