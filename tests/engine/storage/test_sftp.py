@@ -562,6 +562,27 @@ class TestSessions:
                     upload.__exit__(None, None, None)
                 assert len(list(storage.list())) == 6
 
+    def test_a_refused_commit_closes_no_other_upload(self, tmp_path, monkeypatch):
+        """A server gives the number of a closed file to the next one: closing it twice would close that."""
+        with Sshd(tmp_path, options=["MaxSessions 1"]) as server:
+            with SftpStorage(server.config(tmp_path / "storage")) as storage:
+                late, other = storage.create("object"), storage.create("other")
+                late.__enter__()
+                storage.put("object", b"early")
+                publish = type(late)._publish
+
+                def begin_other_and_publish(self):
+                    if self is late:
+                        other.__enter__()
+                    publish(self)
+
+                monkeypatch.setattr(type(late), "_publish", begin_other_and_publish)
+                with pytest.raises(ObjectExists):
+                    late.__exit__(None, None, None)
+                other.write(b"whole")
+                other.__exit__(None, None, None)
+                assert storage.get("other") == b"whole"
+
     def test_nothing_is_left_running(self, server, tmp_path):
         with SftpStorage(server.config(tmp_path / "storage")) as storage:
             uploads = [storage.create(f"{number}") for number in range(6)]
