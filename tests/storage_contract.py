@@ -65,7 +65,6 @@ class Place:
         return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if not path.is_dir())
 
 
-@pytest.mark.feature("S1")
 class StorageContract:
     @pytest.fixture
     def place(self) -> Iterator[Place]:
@@ -409,7 +408,6 @@ class StorageContract:
 
     # ---- the rest -------------------------------------------------------------------------------------------------------
 
-    @pytest.mark.feature("H4")
     def test_usage_is_that_of_the_file_system(self, storage, place):
         usage = storage.usage()
         status = os.statvfs(place.folder)

@@ -63,7 +63,6 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
         assert [path.name for path in (disk / "storage").iterdir()] == ["kept"]
 
 
-@pytest.mark.feature("S21", "S22")
 def test_a_read_only_disk_is_readable_and_denies_the_rest(tmp_path):
     with small_disk(tmp_path / "disk", 4 * MIB) as disk:
         with LocalStorage(str(disk)) as storage:

@@ -134,7 +134,7 @@ class TestHostKey:
         assert caught.value.facts["field"] == "sftp.host_key"
 
 
-@pytest.mark.feature("S4", "S28")
+@pytest.mark.feature("S4")
 class TestLogin:
     @pytest.mark.parametrize("passphrase", ["", "correct horse"])
     @pytest.mark.parametrize("form", ["OpenSSH", "TraditionalOpenSSL", "PKCS8"])
@@ -238,14 +238,12 @@ class TestUnreachable:
                 SftpStorage(server.config(tmp_path / "storage"))
         assert caught.value.facts["step"] == "open SFTP"
 
-    @pytest.mark.feature("D19")
     def test_the_source_address_is_the_chosen_one(self, server, tmp_path):
         logged = len(server.log_path.read_text())
         with SftpStorage(server.config(tmp_path / "storage", bind_address="127.0.0.9")):
             pass
         assert "from 127.0.0.9 " in server.log_path.read_text()[logged:]
 
-    @pytest.mark.feature("D19")
     def test_a_source_address_this_host_has_not(self, server, tmp_path):
         with pytest.raises(StorageUnreachable) as caught:
             SftpStorage(server.config(tmp_path / "storage", bind_address="203.0.113.9"))
@@ -288,7 +286,6 @@ class TestFolder:
             storage.put("d/object", b"x")
         assert (tmp_path / "storage/d/object").read_bytes() == b"x"
 
-    @pytest.mark.feature("S21", "S22")
     def test_a_server_that_denies_changes(self, tmp_path):
         (tmp_path / "storage/d").mkdir(parents=True)
         (tmp_path / "storage/d/object").write_bytes(b"x")
@@ -303,7 +300,6 @@ class TestFolder:
             with pytest.raises(StorageDenied):
                 SftpStorage(server.config(tmp_path / "absent"))
 
-    @pytest.mark.feature("S21", "S22")
     def test_a_read_only_disk(self, server, tmp_path):
         with small_disk(tmp_path / "disk", 4 * MIB) as disk:
             (disk / "object").write_bytes(b"x")
