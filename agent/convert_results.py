@@ -145,8 +145,11 @@ def finished(operation: Operation, now: datetime, line: dict[str, Any], more_war
 
 def _shrink(end: event_pb2.OperationFinished) -> None:
     """Drop what explains before what counts, until the whole fits a message."""
-    del end.result.verify.damaged[DAMAGED_MAX // 10 :]
-    del end.result.reindex.unreadable[UNREADABLE_MAX // 10 :]
+    # Touching a member of a oneof that is not set would set it, and clear the other.
+    if end.result.HasField("verify"):
+        del end.result.verify.damaged[DAMAGED_MAX // 10 :]
+    if end.result.HasField("reindex"):
+        del end.result.reindex.unreadable[UNREADABLE_MAX // 10 :]
     del end.warnings[WARNINGS_MAX // 10 :]
     end.warnings.append("This report was too long; some details were left out")
     if end.ByteSize() > BODY_BYTES_MAX:
