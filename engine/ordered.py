@@ -105,7 +105,6 @@ class _Run(Generic[T, R]):
         self._delivered = 0  # items consumed, and the number of the next one
         self._parked: dict[int, tuple[R, int]] = {}  # result and bytes by item number
         self._parked_bytes = 0
-        self._turn_held = False  # a thread is consuming
         self._exhausted = False
         self._failure: BaseException | None = None
 
@@ -230,35 +229,36 @@ class _Run(Generic[T, R]):
             return number, item
 
     def _deliver(self, number: int, result: R) -> None:
-        """Consume the result if it is its turn, with all parked ones that follow it; else park it, waiting for room."""
+        """Park the result, waiting for room if it is not its turn; then consume whatever is next."""
         weight = self._weigh(result)
         with self._changed:
             while number != self._delivered and self._parked_bytes + weight > self._parked_bytes_max:
                 self._wait()
             self._parked[number] = (result, weight)
             self._parked_bytes += weight
-            if self._turn_held:
-                return  # the holder of the turn comes by
-            self._turn_held = True
         del result
-        self._hold_turn()
+        while self._consume_next():
+            pass
 
-    def _hold_turn(self) -> None:
-        """Consume parked results as long as the next one is there. On an exception the run ends with the turn held."""
-        while True:
-            with self._changed:
-                self._check()
-                if self._delivered not in self._parked:
-                    self._turn_held = False
-                    return
-                result, weight = self._parked.pop(self._delivered)
-            self._consume(result)
-            del result
-            with self._changed:
-                self._delivered += 1
-                self._parked_bytes -= weight
-                self._reserved -= 1
-                self._changed.notify_all()
+    def _consume_next(self) -> bool:
+        """Consume the next result if it is there; tell whether it was.
+
+        Who takes it out has the turn: until it is counted as delivered there is no next one, for this or any other thread.
+        After an exception there will never be.
+        """
+        with self._changed:
+            self._check()
+            if self._delivered not in self._parked:
+                return False
+            result, weight = self._parked.pop(self._delivered)
+        self._consume(result)
+        del result
+        with self._changed:
+            self._delivered += 1
+            self._parked_bytes -= weight
+            self._reserved -= 1
+            self._changed.notify_all()
+        return True
 
     # ---- the end -----------------------------------------------------------------------------------------------------
 

@@ -398,23 +398,14 @@ def test_a_grant_adds_workers_and_takes_them_away() -> None:
 
 
 def test_runs_side_by_side_share_one_limit() -> None:
-    limit, lock = Limit(3), threading.Lock()
-    at_work, most = [0], [0]
-
-    def step(item: int) -> None:
-        with lock:
-            at_work[0] += 1
-            most[0] = max(most[0], at_work[0])
-        with lock:
-            at_work[0] -= 1
-
+    limit, gates = Limit(3), Gates()
     results: list[list[int]] = [[], [], []]
     runs = [
         in_thread(
             functools.partial(
                 run_ordered,
-                iter(range(40)),
-                functools.partial(Doubling, [], step),
+                iter(range(20)),
+                functools.partial(Doubling, [], gates.block),
                 consumed.append,
                 workers=limit,
                 stop=threading.Event(),
@@ -422,11 +413,13 @@ def test_runs_side_by_side_share_one_limit() -> None:
         )
         for consumed in results
     ]
+    wait_until(lambda: len(gates.begun) == 3, SECONDS, "three at work")
+    never(lambda: len(gates.begun) > 3)
+    gates.open.set()
     for thread, errors in runs:
         thread.join(SECONDS)
         assert errors == []
-    assert results == [[2 * item for item in range(40)]] * 3
-    assert most[0] <= 3
+    assert results == [[2 * item for item in range(20)]] * 3
 
 
 def test_workers_see_the_callers_context() -> None:

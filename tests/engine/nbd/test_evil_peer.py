@@ -14,6 +14,7 @@ from engine.errors import NbdDisconnected, NbdError, NbdProtocolError, NbdReadFa
 from engine.extents import Extent
 from engine.nbd.client import Client
 from engine.nbd.connection import Connection
+from engine.nbd.exchange import REQUESTS_IN_FLIGHT
 from engine.nbd.protocol import CONTEXT_ALLOCATION
 
 SIZE = 1 << 20
@@ -292,22 +293,26 @@ def test_chunks_in_any_order_and_holes_read_right(draw: st.DataObject) -> None:
 
 
 def test_error_drains_what_is_in_flight_and_the_next_read_is_right() -> None:
+    later: list[int] = []
+
     def script(peer: Peer) -> None:
         peer.handshake()
-        asked = [peer.request() for _ in range(3)]
+        asked = [peer.request() for _ in range(REQUESTS_IN_FLIGHT)]
         peer.send(error(asked[1][0], 5, b"bad sector"))
-        for cookie, start, length in (asked[2], asked[0]):
+        for cookie, start, length in (asked[0], *reversed(asked[2:])):
             peer.send(data(cookie, start, bytes(length), DONE))
         cookie, start, length = peer.request()
+        later.append(start)
         peer.send(data(cookie, start, b"\x42" * length, DONE))
         peer.drain()
 
-    extents = tuple(Extent(start, 512) for start in (0, 4096, 8192))
+    extents = tuple(Extent(4096 * number, 512) for number in range(3 * REQUESTS_IN_FLIGHT))
     with playing(script) as connection, Client(connection) as client:
         with pytest.raises(NbdReadFailed, match="bad sector") as caught:
-            client.read_into(extents, memoryview(bytearray(1536)))
-        assert client.read(0, 512) == b"\x42" * 512
+            client.read_into(extents, memoryview(bytearray(512 * len(extents))))
+        assert client.read(SIZE - 512, 512) == b"\x42" * 512
     assert caught.value.facts["start"] == "4096"
+    assert later == [SIZE - 512]  # after an error nothing more of that call is asked
 
 
 def test_error_and_then_hanging_up_tells_the_error() -> None:
