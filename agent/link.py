@@ -55,6 +55,7 @@ class Link:
     async def run(self, supervisor: Supervisor, commands: Commands, inventory: Inventory) -> None:
         """Keep a session. Ends only by being cancelled."""
         try:
+            await self._room.look(LOOK_SECONDS)
             while True:
                 session = Session(self._host, supervisor, commands, inventory, self._room)
                 seconds = await self._serve(session)

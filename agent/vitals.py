@@ -19,13 +19,22 @@ class FreeRoom:
         self._asking: asyncio.Task[int] | None = None
         self._bytes = 0
 
+    async def look(self, seconds: float) -> None:
+        """Wait for the first answer, at most `seconds`."""
+        self.bytes()
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=seconds)
+
     def bytes(self) -> int:
-        """Return the newest answer that is known, and ask again. Belongs to the event loop."""
+        """Return the newest answer that is known, and ask again unless a question is open. Belongs to the event loop."""
         if self._asking is None or self._asking.done():
-            if self._asking is not None and not self._asking.cancelled() and self._asking.exception() is None:
-                self._bytes = self._asking.result()
             self._asking = asyncio.create_task(asyncio.to_thread(_free_bytes, self._folder))
+            self._asking.add_done_callback(self._note)
         return self._bytes
+
+    def _note(self, answer: "asyncio.Task[int]") -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._bytes = answer.result()
 
     async def close(self) -> None:
         if self._asking is not None:

@@ -33,7 +33,7 @@ def test_hello_heartbeats_and_inventory(scene: Scene) -> None:
     assert hello.capabilities.libvirt_version.count(".") == 2
     assert hello.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert abs(hello.time.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(seconds=60)
-    assert scene.controller.heartbeats[-1].scratch_free_bytes > 0
+    assert scene.controller.heartbeats[0].scratch_free_bytes > 0
     report = scene.controller.inventories[0]
     assert (report.version, report.part, report.part_count) == (1, 0, 1)
     assert [domain.name for domain in report.domains] == ["test"]  # of libvirt's own test driver
