@@ -1,0 +1,1 @@
+"""One thin servicer per resource: check, call below, convert."""
