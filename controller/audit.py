@@ -1,0 +1,93 @@
+"""Who did what to which resource, for every call that changes something (N5).
+
+A row is written before the call is worked on and closed with its outcome after: an empty outcome says that the controller
+ended in between, and that the change may have happened. What is kept is method, caller, resource and reason, so that no
+secret of a request can get here.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+from controller.clock import Clock
+from controller.db import models
+from controller.db.database import Database
+from controller.security.caller import current_caller
+from controller.security.permissions import Rule
+from engine.errors import BackupManagerError
+
+OK = "OK"
+FAULT = "INTERNAL"
+RESOURCE_CHARACTERS_MAX = 512
+
+
+class Audit:
+    """Keeps the record. `call` surrounds a call; `refused` notes one that was not let in."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    @asynccontextmanager
+    async def call(
+        self, method: str, rule: Rule, request: Any, peer: str, response: Callable[[], Any]
+    ) -> AsyncIterator[None]:
+        """Keep a record of the block if its method changes something. `response` is asked after the block has ended well."""
+        if not rule.audited:
+            yield
+            return
+        sequence = await self._begin(method, rule, request, peer, "")
+        outcome, made = FAULT, ""
+        try:
+            yield
+            outcome, made = OK, _text(response(), rule.made)
+        except BackupManagerError as error:
+            outcome = error.reason
+            raise
+        finally:
+            await self._database.run(_end, sequence, outcome, made)
+
+    async def refused(self, method: str, rule: Rule, request: Any, peer: str, reason: str) -> None:
+        """Note a call that its caller may not make."""
+        if rule.audited:
+            await self._begin(method, rule, request, peer, reason)
+
+    async def _begin(self, method: str, rule: Rule, request: Any, peer: str, outcome: str) -> int:
+        caller = current_caller()
+        resource = _text(request, rule.resource)
+        return await self._database.run(
+            _insert, self._clock.now(), caller.access_token_id, caller.name, method, resource, outcome, peer
+        )
+
+
+def _insert(time: datetime, token_id: str, token_name: str, method: str, resource: str, outcome: str, peer: str) -> int:
+    row = models.Audit.create(
+        time=time,
+        token_id=token_id,
+        token_name=token_name,
+        method=method,
+        resource=resource,
+        outcome=outcome,
+        peer=peer,
+        detail={},
+    )
+    return int(row.sequence)
+
+
+def _end(sequence: int, outcome: str, made: str) -> None:
+    table = models.Audit
+    values: dict[str, Any] = {"outcome": outcome}
+    if made:
+        values["detail"] = {"made": made}
+    table.update(**values).where(table.sequence == sequence).execute()
+
+
+def _text(message: Any, path: str) -> str:
+    """Return the text of a field deep in a message, "" where there is none; several are joined by commas."""
+    if message is None or not path:
+        return ""
+    for name in path.split("."):
+        message = getattr(message, name, "")
+    text = message if isinstance(message, str) else ",".join(map(str, message))
+    return "".join(one for one in text[:RESOURCE_CHARACTERS_MAX] if one.isprintable())

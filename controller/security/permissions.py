@@ -1,0 +1,96 @@
+"""What each method demands of its caller: one table, and a method that is not in it is refused.
+
+    listener   caller               methods
+    public     anybody              health, reflection, Enroll (its one-time token is looked at by the method itself)
+    public     bearer token         everything of backupmanager.v1, by scope
+    agents'    client certificate   Session, RenewCertificate
+
+A scope includes those below it: admin, operator, viewer. `portal` stands aside: a customer's token reaches only the
+methods made for it, and what says of the caller itself. Permission is looked at before anything else of a request, so
+that a refusal tells nothing about what exists.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Scope: TypeAlias = Literal["admin", "operator", "viewer", "portal"]
+Demand: TypeAlias = Literal["admin", "operator", "viewer", "any", "open", "certificate"]
+
+_RANK = {"viewer": 1, "operator": 2, "admin": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a method demands, and for a method that changes something, where it names what it changes.
+
+    `resource` is a path of fields into the request; where that is empty or unset, into the response (a new thing's id).
+    A rule with either is audited, and one whose method changes the caller itself.
+    """
+
+    demand: Demand
+    resource: str = ""
+    made: str = ""
+    changes_caller: bool = False
+
+    @property
+    def audited(self) -> bool:
+        return bool(self.resource or self.made) or self.changes_caller
+
+
+_V1 = "/backupmanager.v1."
+_AGENT = "/backupmanager.agent.v1."
+
+RULES: dict[str, Rule] = {
+    f"{_V1}HypervisorService/CreateEnrollmentToken": Rule("admin", made="hypervisor_id"),
+    f"{_V1}HypervisorService/ListHypervisors": Rule("viewer"),
+    f"{_V1}HypervisorService/GetHypervisor": Rule("viewer"),
+    f"{_V1}HypervisorService/ListDomains": Rule("viewer"),
+    f"{_V1}HypervisorService/BanHypervisor": Rule("admin", "hypervisor_id"),
+    f"{_V1}HypervisorService/UnbanHypervisor": Rule("admin", "hypervisor_id"),
+    f"{_V1}ServerService/RegisterServer": Rule("operator", "external_id", made="server.server_id"),
+    f"{_V1}ServerService/ListServers": Rule("viewer"),
+    f"{_V1}ServerService/GetServer": Rule("viewer"),
+    f"{_V1}ServerService/UpdateServer": Rule("operator", "server.server_id"),
+    f"{_V1}ServerService/DeleteServer": Rule("operator", "server_id"),
+    f"{_V1}StorageService/CreateStorage": Rule("admin", "name", made="storage.storage_id"),
+    f"{_V1}StorageService/ListStorages": Rule("viewer"),
+    f"{_V1}StorageService/GetStorage": Rule("viewer"),
+    f"{_V1}StorageService/UpdateStorage": Rule("admin", "storage.storage_id"),
+    f"{_V1}StorageService/DeleteStorage": Rule("admin", "storage_id"),
+    f"{_V1}StorageService/TestStorage": Rule("operator", "storage_id", made="job_id"),
+    f"{_V1}StorageService/ReindexStorage": Rule("operator", "storage_id", made="job_id"),
+    f"{_V1}BackupService/StartBackup": Rule("operator", "server_id", made="job_id"),
+    f"{_V1}BackupService/ListBackups": Rule("viewer"),
+    f"{_V1}BackupService/GetBackup": Rule("viewer"),
+    f"{_V1}BackupService/PreviewRestore": Rule("operator"),
+    f"{_V1}BackupService/StartRestore": Rule("operator", "backup_id", made="job_id"),
+    f"{_V1}BackupService/StartVerify": Rule("operator", "backup_id", made="job_id"),
+    f"{_V1}BackupService/PreviewDelete": Rule("operator"),
+    f"{_V1}BackupService/StartDelete": Rule("admin", "backup_ids", made="job_id"),
+    f"{_V1}JobService/ListJobs": Rule("viewer"),
+    f"{_V1}JobService/GetJob": Rule("viewer"),
+    f"{_V1}JobService/WatchJob": Rule("viewer"),
+    f"{_V1}JobService/PollJob": Rule("viewer"),
+    f"{_V1}JobService/CancelJob": Rule("operator", "job_id"),
+    f"{_V1}JobService/ListJobLogEntries": Rule("viewer"),
+    f"{_V1}AccessTokenService/CreateAccessToken": Rule("admin", "name", made="access_token.access_token_id"),
+    f"{_V1}AccessTokenService/ListAccessTokens": Rule("admin"),
+    f"{_V1}AccessTokenService/RevokeAccessToken": Rule("admin", "access_token_id"),
+    f"{_V1}SystemService/GetVersion": Rule("any"),
+    f"{_V1}SystemService/GetCapabilities": Rule("any"),
+    f"{_AGENT}EnrollmentService/Enroll": Rule("open", made="hypervisor_id"),
+    f"{_AGENT}SessionService/Session": Rule("certificate"),
+    f"{_AGENT}SessionService/RenewCertificate": Rule("certificate", changes_caller=True),
+    "/grpc.health.v1.Health/Check": Rule("open"),
+    "/grpc.health.v1.Health/List": Rule("open"),
+    "/grpc.health.v1.Health/Watch": Rule("open"),
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Rule("open"),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule("open"),
+}
+
+
+def allows(scope: Scope, demand: Demand) -> bool:
+    """Tell whether a token of `scope` satisfies a method that demands `demand`."""
+    if demand in {"any", "open"}:
+        return True
+    return _RANK.get(scope, 0) >= _RANK.get(demand, len(_RANK) + 1)
