@@ -1,0 +1,236 @@
+"""Our records as messages, and messages as plain values. The only place of the controller's public side that knows both.
+
+Records carry what agents reported as the JSON form of its message; enum values are the lower-case text of the proto's
+value without its prefix, "" for unspecified.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from clients.gen.backupmanager.v1 import (
+    access_token_pb2,
+    backup_pb2,
+    disk_pb2,
+    failure_pb2,
+    hypervisor_pb2,
+    job_pb2,
+    server_pb2,
+    storage_pb2,
+)
+from controller.backups import Backup
+from controller.hypervisors import Domain, Hypervisor
+from controller.jobs import Failure, Job, LogEntry
+from controller.security.tokens import AccessToken
+from controller.servers import Server
+from controller.storages import Storage
+
+M = TypeVar("M", bound=Message)
+
+STORAGE_CAPABILITIES = {
+    "local": storage_pb2.StorageCapabilities(incremental=True, encryption=True, bind_address=False, usage=True),
+    "sftp": storage_pb2.StorageCapabilities(incremental=True, encryption=True, bind_address=True, usage=True),
+}
+
+# ---- scalars -----------------------------------------------------------------------------------------------------------
+
+
+def time(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    made = Timestamp()
+    made.FromDatetime(value)
+    return made
+
+
+def span(value: timedelta | None) -> Duration | None:
+    if value is None:
+        return None
+    made = Duration()
+    made.FromTimedelta(value)
+    return made
+
+
+def enum_number(kind: EnumDescriptor, word: str) -> Any:
+    """Return the number of an enum's value by its word, such as `full` or `shut_off`; "" and unknown words are 0."""
+    value = kind.values_by_name.get(f"{_enum_prefix(kind)}{word.upper()}")
+    return value.number if value is not None and word else 0
+
+
+def enum_word(kind: EnumDescriptor, number: int) -> str:
+    """Return the word of an enum's value; 0 is ""."""
+    return kind.values_by_number[number].name.removeprefix(_enum_prefix(kind)).lower() if number else ""
+
+
+def _enum_prefix(kind: EnumDescriptor) -> str:
+    return kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """Return the JSON form in which records keep a message."""
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def from_json(kind: type[M], value: Mapping[str, Any] | None) -> M:
+    """Return the message of a JSON form. What a newer version added to it is left out."""
+    return json_format.ParseDict(dict(value or {}), kind(), ignore_unknown_fields=True)
+
+
+def _all_from_json(kind: type[M], values: Sequence[Mapping[str, Any]]) -> list[M]:
+    return [from_json(kind, one) for one in values]
+
+
+# ---- records -----------------------------------------------------------------------------------------------------------
+
+
+def hypervisor(record: Hypervisor) -> hypervisor_pb2.Hypervisor:
+    return hypervisor_pb2.Hypervisor(
+        hypervisor_id=record.hypervisor_id,
+        name=record.name,
+        state=enum_number(hypervisor_pb2.HypervisorState.DESCRIPTOR, record.state),
+        agent_version=record.agent_version,
+        last_contact_time=time(record.last_contact_time),
+        create_time=time(record.create_time),
+        certificate_expire_time=time(record.certificate_expire_time),
+        clock_offset=span(record.clock_offset),
+        capabilities=from_json(hypervisor_pb2.HypervisorCapabilities, record.capabilities),
+        scratch_free_bytes=record.scratch_free_bytes,
+        load=record.load,
+    )
+
+
+def domain(record: Domain) -> hypervisor_pb2.Domain:
+    return hypervisor_pb2.Domain(
+        domain_uuid=record.domain_uuid,
+        name=record.name,
+        state=enum_number(hypervisor_pb2.DomainState.DESCRIPTOR, record.state),
+        disks=_all_from_json(disk_pb2.Disk, record.disks),
+        guest_agent=enum_number(hypervisor_pb2.GuestAgentState.DESCRIPTOR, record.guest_agent),
+        server_id=record.server_id,
+    )
+
+
+def server(record: Server) -> server_pb2.Server:
+    return server_pb2.Server(
+        server_id=record.server_id,
+        external_id=record.external_id,
+        name=record.name,
+        hypervisor_id=record.hypervisor_id,
+        domain_uuid=record.domain_uuid,
+        domain_name=record.domain_name,
+        domain_state=enum_number(hypervisor_pb2.DomainState.DESCRIPTOR, record.domain_state),
+        disks=_all_from_json(disk_pb2.Disk, record.disks),
+        guest_agent=enum_number(hypervisor_pb2.GuestAgentState.DESCRIPTOR, record.guest_agent),
+        state=enum_number(server_pb2.ServerState.DESCRIPTOR, record.state),
+        busy_job_id=record.busy_job_id,
+        create_time=time(record.create_time),
+        delete_time=time(record.delete_time),
+        last_backup_time=time(record.last_backup_time),
+        etag=record.etag,
+    )
+
+
+def storage(record: Storage) -> storage_pb2.Storage:
+    return storage_pb2.Storage(
+        storage_id=record.storage_id,
+        name=record.name,
+        local=from_json(storage_pb2.LocalConfig, record.config) if record.type == "local" else None,
+        sftp=from_json(storage_pb2.SftpConfig, record.config) if record.type == "sftp" else None,
+        compression=from_json(storage_pb2.Compression, record.compression),
+        encryption=storage_pb2.EncryptionStatus(enabled=record.encryption_enabled, key_id=record.key_id),
+        limits=from_json(storage_pb2.StorageLimits, record.limits),
+        enabled=record.enabled,
+        read_only=record.read_only,
+        repository_id=record.repository_id,
+        secrets=[storage_pb2.SecretStatus(name=one.name, fingerprint=one.fingerprint) for one in record.secrets],
+        capabilities=STORAGE_CAPABILITIES[record.type],
+        create_time=time(record.create_time),
+        update_time=time(record.update_time),
+        backup_count=record.backup_count,
+        stored_bytes=record.stored_bytes,
+        etag=record.etag,
+    )
+
+
+def backup(record: Backup) -> backup_pb2.Backup:
+    disks = [
+        disk_pb2.DiskBackup(
+            disk=one.disk,
+            type=enum_number(disk_pb2.BackupType.DESCRIPTOR, one.type),
+            chain_id=one.chain_id,
+            parent_backup_id=one.parent_backup_id,
+            size_bytes=one.size_bytes,
+            data_bytes=one.data_bytes,
+            stored_bytes=one.stored_bytes,
+            sha256=one.sha256,
+            fallback_reason=one.fallback_reason,
+        )
+        for one in record.disks
+    ]
+    return backup_pb2.Backup(
+        backup_id=record.backup_id,
+        server_id=record.server_id,
+        storage_id=record.storage_id,
+        job_id=record.job_id,
+        create_time=time(record.create_time),
+        state=enum_number(backup_pb2.BackupState.DESCRIPTOR, record.state),
+        disks=disks,
+        skipped_disks=_all_from_json(disk_pb2.SkippedDisk, record.skipped_disks),
+        consistency=enum_number(disk_pb2.ConsistencyReached.DESCRIPTOR, record.consistency),
+        encrypted=record.encrypted,
+        stored_bytes=record.stored_bytes,
+        path=record.path,
+        domain_name=record.domain_name,
+    )
+
+
+def job(record: Job) -> job_pb2.Job:
+    return job_pb2.Job(
+        job_id=record.job_id,
+        type=enum_number(job_pb2.JobType.DESCRIPTOR, record.type),
+        state=enum_number(job_pb2.JobState.DESCRIPTOR, record.state),
+        server_id=record.server_id,
+        storage_id=record.storage_id,
+        hypervisor_id=record.hypervisor_id,
+        backup_id=record.backup_id,
+        attempt=record.attempt,
+        create_time=time(record.create_time),
+        start_time=time(record.start_time),
+        end_time=time(record.end_time),
+        progress=None if record.progress is None else from_json(job_pb2.JobProgress, record.progress),
+        failure=None if record.failure is None else failure(record.failure),
+        warnings=record.warnings,
+        result=None if record.result is None else from_json(job_pb2.JobResult, record.result),
+        cancel_requested=record.cancel_requested,
+        requester=record.requester,
+        version=record.version,
+    )
+
+
+def failure(record: Failure) -> failure_pb2.Failure:
+    return failure_pb2.Failure(reason=record.reason, message=record.message, metadata=record.metadata, step=record.step)
+
+
+def log_entry(record: LogEntry) -> job_pb2.JobLogEntry:
+    return job_pb2.JobLogEntry(
+        sequence=record.position, time=time(record.time), level=record.level, message=record.message
+    )
+
+
+def access_token(record: AccessToken) -> access_token_pb2.AccessToken:
+    return access_token_pb2.AccessToken(
+        access_token_id=record.access_token_id,
+        name=record.name,
+        scope=enum_number(access_token_pb2.AccessScope.DESCRIPTOR, record.scope),
+        server_ids=record.server_ids,
+        create_time=time(record.create_time),
+        expire_time=time(record.expire_time),
+        revoke_time=time(record.revoke_time),
+        last_use_time=time(record.last_use_time),
+    )

@@ -1,0 +1,32 @@
+"""The controller itself: versions, identity, and what it can do."""
+
+from clients.gen.backupmanager.v1 import access_token_pb2, system_service_pb2_grpc
+from clients.gen.backupmanager.v1 import system_service_pb2 as messages
+from controller.agents.hello import PROTOCOL_VERSION
+from controller.security.caller import current_caller
+from controller.services import convert
+from controller.services.parts import Context, Parts
+
+
+class SystemServicer(system_service_pb2_grpc.SystemServiceServicer):
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def GetVersion(self, request: messages.GetVersionRequest, context: Context) -> messages.GetVersionResponse:
+        caller = current_caller()
+        return messages.GetVersionResponse(
+            version=self._parts.version,
+            installation_id=self._parts.installation.installation_id,
+            protocol_version=PROTOCOL_VERSION,
+            token_name=caller.name,
+            token_scope=convert.enum_number(access_token_pb2.AccessScope.DESCRIPTOR, caller.scope or ""),
+        )
+
+    async def GetCapabilities(
+        self, request: messages.GetCapabilitiesRequest, context: Context
+    ) -> messages.GetCapabilitiesResponse:
+        types = [
+            messages.StorageTypeCapabilities(type=name, capabilities=capabilities)
+            for name, capabilities in sorted(convert.STORAGE_CAPABILITIES.items())
+        ]
+        return messages.GetCapabilitiesResponse(storage_types=types)
