@@ -1,0 +1,287 @@
+"""A running controller: the parts wired together, two listeners, and an orderly end.
+
+    listen        TLS                       API, enrollment, health, reflection
+    agent_listen  TLS, client certificate   sessions
+
+    stop:  health says NOT_SERVING ─► new calls are refused ─► watches end ─► sessions write their last receipts and end
+           ─► the server stops ─► the tick stops ─► the database writes what is queued and closes
+
+No event is lost by a stop: an event is acknowledged once it is committed, and an agent keeps what was not acknowledged.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from clients.gen.backupmanager.agent.v1 import (
+    enrollment_service_pb2,
+    enrollment_service_pb2_grpc,
+    session_service_pb2_grpc,
+)
+from clients.gen.backupmanager.v1 import (
+    access_token_service_pb2,
+    access_token_service_pb2_grpc,
+    backup_service_pb2,
+    backup_service_pb2_grpc,
+    hypervisor_service_pb2,
+    hypervisor_service_pb2_grpc,
+    job_service_pb2,
+    job_service_pb2_grpc,
+    server_service_pb2,
+    server_service_pb2_grpc,
+    storage_service_pb2,
+    storage_service_pb2_grpc,
+    system_service_pb2,
+    system_service_pb2_grpc,
+)
+from controller import installation
+from controller.addresses import join_address, split_address
+from controller.agents.sessions import Sessions
+from controller.audit import Audit
+from controller.changes import Changes
+from controller.clock import Clock, SystemClock
+from controller.config import Settings
+from controller.cycle.tick import Tick
+from controller.db.database import Database
+from controller.db.secrets import Vault
+from controller.errors import CannotStart
+from controller.files import write_json
+from controller.limits import Limits
+from controller.security.authority import Authority
+from controller.security.identity import Identity
+from controller.security.interceptors import Chain
+from controller.services.access_tokens import AccessTokenServicer
+from controller.services.backups import BackupServicer
+from controller.services.enrollment import EnrollmentServicer
+from controller.services.hypervisors import HypervisorServicer
+from controller.services.jobs import JobServicer
+from controller.services.parts import Parts
+from controller.services.servers import ServerServicer
+from controller.services.session import SessionServicer
+from controller.services.storages import StorageServicer
+from controller.services.system import SystemServicer
+from engine.units import MIB
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = MIB  # both ways (N9)
+STOP_SECONDS = 2.0  # for calls under way; the longest makes a storage key, in 0.1 s
+MAINTAIN_SECONDS = 3600.0
+_PUBLIC = (
+    access_token_service_pb2.DESCRIPTOR,
+    backup_service_pb2.DESCRIPTOR,
+    hypervisor_service_pb2.DESCRIPTOR,
+    job_service_pb2.DESCRIPTOR,
+    server_service_pb2.DESCRIPTOR,
+    storage_service_pb2.DESCRIPTOR,
+    system_service_pb2.DESCRIPTOR,
+    enrollment_service_pb2.DESCRIPTOR,
+)
+PUBLIC_SERVICES = tuple(service.full_name for file in _PUBLIC for service in file.services_by_name.values())
+
+# Our clients ping every 20 s; a peer that pings more often than the least interval is sent away. A frozen peer is noticed
+# only by ping_timeout_ms, a vanished one by keepalive_timeout_ms.
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second controller on the same port is a mistake, and must not share it in silence
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that were opened."""
+
+    api: int
+    agents: int
+
+
+class Controller:
+    """One controller in this event loop: `start`, then `stop`. Holds the database from one to the other."""
+
+    def __init__(
+        self, settings: Settings, clock: Clock | None = None, maintain_seconds: float = MAINTAIN_SECONDS
+    ) -> None:
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._maintain_seconds = maintain_seconds
+        self._cleanup = contextlib.AsyncExitStack()
+
+    async def start(self) -> Ports:
+        """Open everything and serve. Raises CannotStart; nothing is left open then."""
+        async with contextlib.AsyncExitStack() as stack:
+            ports = await self._open(stack)
+            self._cleanup = stack.pop_all()
+        return ports
+
+    async def stop(self) -> None:
+        """End in order; see the module's picture."""
+        await self._cleanup.aclose()
+
+    @property
+    def authority(self) -> Authority:
+        return self._parts.authority
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Ports:
+        settings, clock = self._settings, self._clock
+        authority = load_authority(settings, clock)
+        vault = Vault.load(settings.master_key_file)
+        database = await asyncio.to_thread(Database.open, settings.database_url)
+        stack.push_async_callback(asyncio.to_thread, database.close)
+        known = await database.run(installation.get)
+        changes = Changes()
+        database.subscribe(changes.publish)
+        limits, version = limits_of(settings), importlib.metadata.version("backup-manager")
+        tick = Tick(database, clock, limits, settings.tick_seconds)
+        sessions = Sessions(database, vault, clock, limits, changes, known, version)
+        parts = Parts(database, vault, clock, limits, authority, known, changes, sessions, version)
+        self._parts = parts
+
+        chain = Chain(Identity(database, clock), Audit(database, clock), clock)
+        server = aio.server(interceptors=[chain], options=_OPTIONS)
+        health = HealthServicer()
+        enrollment = EnrollmentServicer(parts)
+        _add_services(server, parts, health, enrollment)
+        ports = Ports(
+            _listen(server, settings.listen, authority, client_certificates=False),
+            _listen(server, settings.agent_listen, authority, client_certificates=True),
+        )
+        enrollment.session_port = ports.agents
+        for name in PUBLIC_SERVICES:
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+        stack.push_async_callback(tick.stop)
+        tick.start()
+        maintenance = asyncio.create_task(_maintain(authority, clock, self._maintain_seconds), name="authority")
+        stack.push_async_callback(_cancel, maintenance)
+        stack.push_async_callback(server.stop, STOP_SECONDS)
+        await server.start()
+        stack.push_async_callback(_say_goodbye, health, chain, changes, sessions)
+        self._tell_ports(ports)
+        stack.callback(settings.ports_file.unlink, missing_ok=True)
+        return ports
+
+    def _tell_ports(self, ports: Ports) -> None:
+        write_json(self._settings.ports_file, {"api": ports.api, "agents": ports.agents, "pid": os.getpid()})
+        api, agents = (
+            join_address(split_address(address)[0], port)
+            for address, port in ((self._settings.listen, ports.api), (self._settings.agent_listen, ports.agents))
+        )
+        log.info("controller serves api=%s agents=%s authority=%s", api, agents, self._parts.authority.fingerprint)
+
+
+def limits_of(settings: Settings) -> Limits:
+    """Return the numbers that rules go by."""
+    return Limits(
+        heartbeat_seconds=settings.heartbeat_seconds,
+        command_accept_seconds=settings.command_accept_seconds,
+        max_single_job_hours=settings.max_single_job_hours,
+        backup_concurrency=settings.backup_concurrency,
+    )
+
+
+def load_authority(settings: Settings, clock: Clock) -> Authority:
+    """Return the authority of the state folder. Raises CannotStart."""
+    try:
+        return Authority.load(settings.authority_folder, settings.host_names, clock.now())
+    except FileNotFoundError as error:
+        raise CannotStart(f"no authority in {settings.authority_folder}; run bm-controller init first") from error
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"the authority in {settings.authority_folder} cannot be used: {error}") from error
+
+
+def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enrollment: EnrollmentServicer) -> None:
+    hypervisor_service_pb2_grpc.add_HypervisorServiceServicer_to_server(HypervisorServicer(parts), server)
+    server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
+    storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
+    backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)
+    job_service_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
+    access_token_service_pb2_grpc.add_AccessTokenServiceServicer_to_server(AccessTokenServicer(parts), server)
+    system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(parts), server)
+    enrollment_service_pb2_grpc.add_EnrollmentServiceServicer_to_server(enrollment, server)
+    session_service_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(parts), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((*PUBLIC_SERVICES, reflection.SERVICE_NAME), server)
+
+
+def _listen(server: aio.Server, address: str, authority: Authority, *, client_certificates: bool) -> int:
+    """Open a listener and return its port. Raises CannotStart."""
+    credentials = grpc.dynamic_ssl_server_credentials(
+        _configuration(authority, client_certificates=client_certificates)[1],
+        _reloader(authority, client_certificates=client_certificates),  # type: ignore[arg-type]  # None means no change
+        require_client_authentication=client_certificates,
+    )
+    try:
+        return server.add_secure_port(join_address(*split_address(address)), credentials)
+    except RuntimeError as error:
+        raise CannotStart(f"cannot listen on {address}: is another program there?") from error
+
+
+def _configuration(
+    authority: Authority, *, client_certificates: bool
+) -> tuple[int, grpc.ServerCertificateConfiguration]:
+    version, pair, roots = authority.snapshot()
+    made = grpc.ssl_server_certificate_configuration(
+        [(pair.key, pair.chain)], root_certificates=roots if client_certificates else None
+    )
+    return version, made
+
+
+def _reloader(
+    authority: Authority, *, client_certificates: bool
+) -> Callable[[], grpc.ServerCertificateConfiguration | None]:
+    """Return what grpc asks at each handshake, on a thread of its own: None, or a new certificate once there is one."""
+    served = authority.version
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal served
+        if served == authority.version:
+            return None
+        served, configuration = _configuration(authority, client_certificates=client_certificates)
+        return configuration
+
+    return fetch
+
+
+async def _maintain(authority: Authority, clock: Clock, seconds: float) -> None:
+    """Renew certificates when they are due, for ever. A failure is tried again, months before it matters."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            if await asyncio.to_thread(authority.maintain, clock.now()):
+                log.info("certificates renewed expires=%s", authority.server_expire_time)
+        except Exception:
+            log.exception("certificates could not be renewed expires=%s", authority.server_expire_time)
+        left = authority.server_expire_time - clock.now()
+        if left < timedelta(days=30):
+            log.warning("the server certificate ends soon expires=%s", authority.server_expire_time)
+
+
+async def _say_goodbye(health: HealthServicer, chain: Chain, changes: Changes, sessions: Sessions) -> None:
+    log.info("controller stops")
+    await health.enter_graceful_shutdown()
+    chain.stopping = True
+    changes.close()
+    await sessions.stop()
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,30 @@
+"""One real controller for the tests of a file, and its services over a real connection."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.controller.services.api import Api
+from tests.servers.controller import Controller
+
+
+@pytest.fixture(scope="module")
+def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+    with Controller(tmp_path_factory.mktemp("controller") / "c") as running:
+        yield running
+    _check_log(running.log)
+
+
+@pytest.fixture
+async def api(controller: Controller) -> AsyncIterator[Api]:
+    """The services, called by an admin."""
+    async with controller.channel() as channel:
+        yield Api(channel)
+
+
+def _check_log(log: Path) -> None:
+    """No test of these files makes the controller fail by a fault of its own."""
+    text = log.read_text()
+    assert "by a fault of ours" not in text, text[text.index("by a fault of ours") - 200 :][:4000]
+    assert "Traceback" not in text, text[text.index("Traceback") - 300 :][:4000]
