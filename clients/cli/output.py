@@ -140,9 +140,10 @@ def card(title: Cell, facts: Iterable[tuple[str, Cell]], *parts: RenderableType)
     for name, value in facts:
         if str(value) not in {"", "-"}:
             grid.add_row(f"  {name}", value)
-    return Group(
-        title, grid, *(spaced for part in parts for spaced in (("", part) if isinstance(part, Table) else (part,)))
-    )
+    shown: list[RenderableType] = [title, grid]
+    for part in parts:
+        shown += ["", part] if isinstance(part, Table) else [part]
+    return Group(*shown)
 
 
 def styled(text: str, style: str) -> Text:

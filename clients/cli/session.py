@@ -11,6 +11,7 @@ Stubs are imported when a verb first uses them: each costs milliseconds that no 
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,6 +123,7 @@ def run(work: Callable[[Controller], Coroutine[Any, Any, None]], profile: Profil
     """
     import asyncio
 
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines about a failed handshake would stand between ours
     profile = profile or profiles.load()
     try:
         asyncio.run(_connected(work, profile))

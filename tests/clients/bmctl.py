@@ -85,6 +85,21 @@ class Bmctl:
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start with pipes and return at once; the caller ends it."""
+        return subprocess.Popen(
+            [*_COMMAND, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @staticmethod
+    def parse(text: str) -> Any:
+        return json.loads(text)
+
     def on_terminal(self, *arguments: str, columns: int = 120, **environment: str) -> "Terminal":
         """Start on a terminal of its own; use it as a `with` block."""
         return Terminal([*_COMMAND, *arguments], self.environment | {"TERM": "xterm-256color"} | environment, columns)

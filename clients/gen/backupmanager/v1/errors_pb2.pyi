@@ -122,6 +122,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The asked consistency could not be reached; `domain`, `detail`."""
     ERROR_REASON_SCRATCH_SHORT: _ErrorReason.ValueType  # 89
     """Too little room for scratch files; `path`, `free`, `needed`."""
+    ERROR_REASON_CHECKPOINT_UNUSABLE: _ErrorReason.ValueType  # 95
+    """A job's end, or the reason of a full: a checkpoint that an incremental needs is gone or broken; `operation`, `detail`."""
+    ERROR_REASON_GUEST_AGENT_UNAVAILABLE: _ErrorReason.ValueType  # 96
+    """A job's end: the guest agent does not answer; `domain`, `detail`."""
+    ERROR_REASON_QMP_FAILED: _ErrorReason.ValueType  # 97
+    """A job's end: QEMU refused a command; `operation`, `detail`."""
     ERROR_REASON_NBD_FAILED: _ErrorReason.ValueType  # 90
     """A job's end: reading a disk over NBD failed; `operation`, `detail`."""
     ERROR_REASON_NBD_PROTOCOL: _ErrorReason.ValueType  # 91
@@ -291,6 +297,12 @@ ERROR_REASON_QUIESCE_FAILED: ErrorReason.ValueType  # 88
 """The asked consistency could not be reached; `domain`, `detail`."""
 ERROR_REASON_SCRATCH_SHORT: ErrorReason.ValueType  # 89
 """Too little room for scratch files; `path`, `free`, `needed`."""
+ERROR_REASON_CHECKPOINT_UNUSABLE: ErrorReason.ValueType  # 95
+"""A job's end, or the reason of a full: a checkpoint that an incremental needs is gone or broken; `operation`, `detail`."""
+ERROR_REASON_GUEST_AGENT_UNAVAILABLE: ErrorReason.ValueType  # 96
+"""A job's end: the guest agent does not answer; `domain`, `detail`."""
+ERROR_REASON_QMP_FAILED: ErrorReason.ValueType  # 97
+"""A job's end: QEMU refused a command; `operation`, `detail`."""
 ERROR_REASON_NBD_FAILED: ErrorReason.ValueType  # 90
 """A job's end: reading a disk over NBD failed; `operation`, `detail`."""
 ERROR_REASON_NBD_PROTOCOL: ErrorReason.ValueType  # 91
