@@ -24,6 +24,7 @@ from engine.format.keys import unwrap_key, wrap_key
 from engine.format.markers import Repository
 from engine.ids import is_id, new_id
 from engine.jobs import Outcome, run_job
+from engine.memory import keep_one_pool
 from engine.reindex import reindex
 from engine.repository import open_repository, read_keys
 from engine.spec import (
@@ -56,6 +57,7 @@ _EXIT_BY_REASON = {
 
 def run(options: argparse.Namespace) -> int:
     """Do what was asked and return the exit status."""
+    keep_one_pool()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
         "init": _init, "backup": _backup, "list": _list, "restore": _restore, "verify": _verify, "delete": _delete,

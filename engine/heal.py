@@ -9,12 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import spec
 from engine.attempt import remove_attempt
-from engine.errors import BackupManagerError, DomainBusy, DomainNotFound, ObjectNotFound
+from engine.errors import BackupManagerError, DomainBusy, DomainNotFound, ObjectNotFound, QuiesceFailed
 from engine.format import names
 from engine.spec import StorageSpec
+
+if TYPE_CHECKING:
+    from engine.hypervisor.connection import Connection
 
 THAW_SECONDS = 60.0
 LOCK_POLL_SECONDS = 0.2
@@ -62,12 +66,11 @@ def heal(what: HealSpec) -> tuple[list[str], list[str]]:
 
 def _heal_domain(what: HealSpec) -> list[str]:
     """Thaw and resume, and end our leftover block job. Raises DomainBusy, HypervisorError."""
-    from engine.hypervisor import thaw_guard
     from engine.hypervisor.backup_job import clean_stale
     from engine.hypervisor.connection import open_connection
 
     with open_connection(what.libvirt_uri) as connection:
-        done = [f"thawed {name}" for name in thaw_guard.heal(connection, Path(what.lock_folder), THAW_SECONDS)]
+        done = _thaw(connection, what)
         try:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
@@ -76,6 +79,18 @@ def _heal_domain(what: HealSpec) -> list[str]:
             if clean_stale(domain, Path(what.scratch_folder)):
                 done.append(f"ended the leftover backup job of domain {domain.name}")
     return done
+
+
+def _thaw(connection: "Connection", what: HealSpec) -> list[str]:
+    """Bring this domain's guest back if a dead engine left it frozen or paused. Raises QuiesceFailed while it is not known to be well."""
+    from engine.hypervisor import thaw_guard
+
+    folder = Path(what.lock_folder)
+    if what.domain_uuid not in {mark.uuid for mark in thaw_guard.marks(folder)}:
+        return []
+    if what.domain_uuid in thaw_guard.heal(connection, folder, THAW_SECONDS):
+        raise QuiesceFailed(domain=what.domain_uuid, detail="the guest does not confirm yet that it is thawed and runs")
+    return [f"thawed and resumed domain {what.domain_uuid}"]
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from typing import Any
 from engine import spec
 from engine.errors import BackupManagerError
 from engine.jobs import Outcome, failure_of, run_job
+from engine.memory import keep_one_pool
 from engine.spec import Job, Operation
 from engine.work import Stop, Work
 
@@ -256,6 +257,7 @@ def main() -> None:
             sys.exit(2)
         if operation.control_file:
             _announce(Path(operation.control_file).parent)
+        keep_one_pool()
         set_priority(operation.settings)
         run(operation, events)
 

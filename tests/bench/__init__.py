@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench` prints one JSON line per figure. Ratios within one run, alternating, medians of seven rounds."""

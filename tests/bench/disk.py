@@ -1,0 +1,114 @@
+"""The disk that is measured: ext4 with a system's files, an incompressible part, written zeros, and holes."""
+
+import os
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.extents import Extent
+from engine.units import GIB, KIB, MIB
+
+DISK_BYTES = 4 * GIB
+FILES_BYTES = 700 * MIB
+RANDOM_BYTES = 200 * MIB
+ZERO_BYTES = 64 * MIB
+DIRTY_BLOCK_BYTES = 64 * KIB
+
+
+@dataclass(frozen=True)
+class BenchDisk:
+    """`image` is a qcow2 with the bitmap `dirty`; `payload` a file with the bytes of its data extents, side by side.
+
+    `dirty_payload` has the bytes of the dirty extents.
+    """
+
+    image: Path
+    payload: Path
+    dirty_payload: Path
+    dirty_bytes: int
+
+
+def make(folder: Path) -> BenchDisk:
+    """Make the disk below `folder`; takes about half a minute."""
+    raw, image = folder / "disk.raw", folder / "disk.qcow2"
+    tree = folder / "tree"
+    _copy_files(tree)
+    size = DISK_BYTES // 2
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "no_copy_xattrs", "-d", tree, raw, str(size // KIB)], check=True)
+    shutil.rmtree(tree)
+    chance = random.Random(1)
+    with raw.open("r+b") as file:
+        file.truncate(DISK_BYTES)
+        file.seek(size)
+        for _ in range(RANDOM_BYTES // MIB):
+            file.write(chance.randbytes(MIB))
+        file.write(bytes(ZERO_BYTES))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, image], check=True)
+    raw.unlink()
+    _sparsify(image)
+    subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", image, "dirty"], check=True)
+    dirty = _scatter(image, chance)
+    payload = folder / "payload"
+    dirty_payload = folder / "dirty-payload"
+    _dump(image, payload, None)
+    _dump(image, dirty_payload, dirty)
+    return BenchDisk(image, payload, dirty_payload, sum(extent.length for extent in dirty))
+
+
+def _copy_files(tree: Path) -> None:
+    """Copy files of this system, in the order of their names, until there are enough bytes."""
+    left = FILES_BYTES
+    for folder, folders, files in os.walk("/usr"):
+        folders.sort()
+        for name in sorted(files):
+            source = Path(folder, name)
+            if source.is_symlink() or not source.is_file() or not 0 < source.stat().st_size < 32 * MIB:
+                continue
+            target = tree / source.relative_to("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            left -= source.stat().st_size
+            if left <= 0:
+                return
+
+
+def _sparsify(image: Path) -> None:
+    """Give back what reads as zeros, but for the part that was written as zeros on purpose."""
+    thin = image.with_suffix(".thin")
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", image, thin], check=True)
+    thin.replace(image)
+    start = DISK_BYTES // 2 + RANDOM_BYTES
+    command = f"write -q -P 0 {start} {ZERO_BYTES}"
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, image], check=True)
+
+
+def _scatter(image: Path, chance: random.Random) -> list[Extent]:
+    """Write over one block in a hundred of the disk's first half, each alone, and return them: what a day of work leaves."""
+    blocks = DISK_BYTES // 2 // DIRTY_BLOCK_BYTES
+    chosen = sorted(chance.sample(range(blocks), DISK_BYTES // 100 // DIRTY_BLOCK_BYTES))
+    commands: list[str] = []
+    for block in chosen:
+        commands += ["-c", f"write -q -P {chance.randrange(1, 255)} {block * DIRTY_BLOCK_BYTES} {DIRTY_BLOCK_BYTES}"]
+    for start in range(0, len(commands), 400):
+        subprocess.run(["qemu-io", "-f", "qcow2", *commands[start : start + 400], image], check=True)
+    return [Extent(block * DIRTY_BLOCK_BYTES, DIRTY_BLOCK_BYTES) for block in chosen]
+
+
+def _dump(image: Path, payload: Path, extents: list[Extent] | None) -> None:
+    """Write the bytes of `extents`, of all data extents if None, to a file: what a compressor alone would be given."""
+    from engine.source.export import export_image
+    from engine.source.nbd_disk import NbdDisk
+
+    with export_image(str(image), "qcow2") as export, payload.open("wb") as file:
+        disk = NbdDisk(export.socket, export.name)
+        reader = disk.connect()
+        for extent in extents if extents is not None else (one for one in disk.extents() if not one.zero):
+            start = extent.start
+            while start < extent.end:
+                piece = bytearray(min(4 * MIB, extent.end - start))
+                reader.read_into((Extent(start, len(piece)),), memoryview(piece))
+                file.write(piece)
+                start += len(piece)
+        reader.close()
