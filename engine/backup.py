@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_sizes, commit
 from engine.catalog import History, Point, read_history
+from engine.differential import changed_since_full
 from engine.errors import BackupManagerError, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
 from engine.extents import plan_full, plan_packed
 from engine.failpoint import reached
@@ -207,8 +208,13 @@ class _Backup:
 
     def _store(self, task: _Task, instant: "Instant") -> tuple[SegmentRef, ...]:
         disk: NbdDisk = instant.disks[task.image.target]
-        incremental = task.choice.parent is not None
-        items = plan_packed(disk.extents()) if incremental else plan_full(disk.extents())
+        parent = task.choice.parent
+        if parent is None:
+            items = plan_full(disk.extents())
+        elif task.choice.type == "differential":
+            items = plan_packed(changed_since_full(disk, self._storage, parent, self._key))
+        else:
+            items = plan_packed(disk.extents())
         identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.image.target)
         return store(disk, items, self._storage, identity, self._key, self._work)
 
@@ -254,7 +260,7 @@ class _Backup:
             plain_bytes=sum(segment.plain_bytes for segment in segments),
             stored_bytes=sum(segment.stored_bytes for segment in segments),
             sha256=layer_digest(segments),
-            layers=(*(parent.layers if parent else ()), Layer(spec.backup_id, segments)),
+            layers=(*_layers_below(task.choice), Layer(spec.backup_id, segments)),
             sealed=_about(image),
         )
 
@@ -306,6 +312,13 @@ class _Backup:
             remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
         except HypervisorError as error:  # the backup is whole; the next one, or cleanup, removes them
             self._work.report.warn(f"old checkpoints could not be removed: {error}")
+
+
+def _layers_below(choice: plan.Choice) -> tuple[Layer, ...]:
+    """Return what the new layer builds upon: the whole chain so far, of a differential the full alone."""
+    if choice.parent is None:
+        return ()
+    return choice.parent.layers[:1] if choice.type == "differential" else choice.parent.layers
 
 
 def _about(image: "DiskInfo") -> dict[str, str]:

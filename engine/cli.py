@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "backup", "back up a domain")
     verb.add_argument("domain", help="name or UUID")
-    verb.add_argument("--type", choices=("incremental", "full", "copy"), default="incremental")
+    verb.add_argument("--type", choices=("incremental", "differential", "full", "copy"), default="incremental")
     verb.add_argument(
         "--consistency", choices=("freeze_or_pause", "freeze", "pause", "none"), default="freeze_or_pause"
     )

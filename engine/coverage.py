@@ -23,6 +23,10 @@ class Coverage:
         """How many separate pieces there are."""
         return len(self._starts)
 
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield every separate piece, ascending, as (start, end)."""
+        return iter(zip(self._starts, self._ends, strict=True))
+
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of `start` to `end` that are not covered, ascending, as (start, end)."""
         index = bisect_right(self._ends, start)

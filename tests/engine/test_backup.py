@@ -131,3 +131,31 @@ def test_what_is_needed_is_not_deleted_and_what_goes_leaves_nothing(
     assert reason(both) == ""
     assert rig.reindex() == []
     assert not (tmp_path / "storage" / "servers").exists()
+
+
+@pytest.mark.feature("T3")
+@pytest.mark.feature("T4")
+def test_a_differential_needs_only_the_full_and_a_copy_leaves_the_chain_alone(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
+) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
+    domain = blank_domain([disk])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    domain.write("vda", 0, 4 * MIB, 1)
+    full = rig.back_up(domain.uuid)
+    domain.write("vda", MIB, MIB, 2)
+    first = rig.back_up(domain.uuid)
+    copy = rig.back_up(domain.uuid, type="copy")
+    domain.write("vda", 9 * MIB, MIB, 3)
+
+    differential, expected = rig.back_up(domain.uuid, type="differential"), digest(disk.path, "qcow2")
+    domain.write("vda", 11 * MIB, MIB, 4)
+    last, last_expected = rig.back_up(domain.uuid), digest(disk.path, "qcow2")
+
+    assert differential["needed_backup_ids"] == [full["backup_id"], differential["backup_id"]]
+    assert last["needed_backup_ids"] == [full["backup_id"], differential["backup_id"], last["backup_id"]]
+    assert [one["type"] for one in (*copy["disks"], *last["disks"])] == ["copy", "incremental"]
+    assert reason(rig.delete(domain.uuid, first["backup_id"], copy["backup_id"])) == ""
+    for made, wanted in ((differential, expected), (last, last_expected)):
+        restored = rig.restore_to(tmp_path / made["backup_id"], domain.uuid, made["backup_id"])
+        assert digest(restored["vda"]) == wanted
