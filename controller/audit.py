@@ -5,6 +5,7 @@ ended in between, and that the change may have happened. What is kept is method,
 secret of a request can get here.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -19,6 +20,7 @@ from engine.errors import BackupManagerError
 
 OK = "OK"
 FAULT = "INTERNAL"
+GONE = "CANCELLED"  # the caller went away; what was begun may have happened
 RESOURCE_CHARACTERS_MAX = 512
 
 
@@ -44,6 +46,9 @@ class Audit:
             outcome, made = OK, _text(response(), rule.made)
         except BackupManagerError as error:
             outcome = error.reason
+            raise
+        except asyncio.CancelledError:
+            outcome = GONE
             raise
         finally:
             await self._database.run(_end, sequence, outcome, made)

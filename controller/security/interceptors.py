@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,7 +21,8 @@ from grpc import aio
 
 from controller.audit import Audit
 from controller.clock import Clock
-from controller.errors import Internal, InvalidField, PermissionDenied, ShuttingDown
+from controller.errors import Internal, PermissionDenied, ShuttingDown
+from controller.logs import JOB_ID
 from controller.security import status, wellformed
 from controller.security.caller import CALLER
 from controller.security.identity import Identity
@@ -49,7 +50,8 @@ class _Call:
 class Chain(aio.ServerInterceptor):
     """The interceptor. `identity` tells callers apart, `audit` keeps who changed what."""
 
-    def __init__(self, identity: Identity, audit: Audit, clock: Clock) -> None:
+    def __init__(self, identity: Identity, audit: Audit, clock: Clock, rules: Mapping[str, Rule] = RULES) -> None:
+        self._rules = rules
         self._identity = identity
         self._audit = audit
         self._clock = clock
@@ -94,7 +96,7 @@ class Chain(aio.ServerInterceptor):
         """Let a call in or refuse it, and see it out. A refusal ends with AbortError, which grpc knows how to take."""
         started, reason = time.monotonic(), "OK"
         try:
-            call = _Call(method, _rule(method))
+            call = _Call(method, self._rule(method))
             await self._admit(call, request, context)
             async with self._audit.call(method, call.rule, request, context.peer(), lambda: call.response):
                 yield call
@@ -127,19 +129,21 @@ class Chain(aio.ServerInterceptor):
                 await self._audit.refused(call.method, call.rule, request, context.peer(), PermissionDenied.reason)
             raise PermissionDenied(problem=f"scope {caller.scope} does not allow this call")
         wellformed.check(request)
+        job_id = getattr(request, "job_id", "")
+        if ids.is_id(job_id):  # anything else could forge a line of the log
+            JOB_ID.set(job_id)
+
+    def _rule(self, method: str) -> Rule:
+        rule = self._rules.get(method)
+        if rule is None:
+            raise PermissionDenied(problem="nobody may make this call")
+        return rule
 
     def _fault(self, method: str) -> Internal:
         """Log the exception being handled, once, and return what the caller may know of it: a number to ask about."""
         error_id = ids.new_id(self._clock.now())
         log.exception("a call failed by a fault of ours method=%s error_id=%s", method, error_id)
         return Internal(error_id=error_id)
-
-
-def _rule(method: str) -> Rule:
-    rule = RULES.get(method)
-    if rule is None:
-        raise PermissionDenied(problem="nobody may make this call")
-    return rule
 
 
 async def _refuse(context: Context, error: BackupManagerError) -> None:
@@ -150,6 +154,5 @@ async def _refuse(context: Context, error: BackupManagerError) -> None:
 async def _refusing(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     """Yield a stream's requests, and refuse one that is no message at all."""
     async for request in requests:
-        if isinstance(request, wellformed.Malformed):
-            raise InvalidField(field="request", problem=request.problem)
+        wellformed.check_times(request)
         yield request

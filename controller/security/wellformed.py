@@ -5,12 +5,13 @@ an enum has a value of the contract; an instant lies in the years 1 to 9999 and 
 single field demands beyond that is its servicer's business.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from controller.errors import InvalidField
@@ -20,6 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # tabs and line ends
 _INSTANT_SECONDS = (-62_135_596_800, 253_402_300_799)  # years 1 to 9999. Source: google/protobuf/timestamp.proto
 _SPAN_SECONDS = (-315_576_000_000, 315_576_000_000)  # 10,000 years. Source: google/protobuf/duration.proto
 _NANOSECONDS = 1_000_000_000
+_TIMES = frozenset({"google.protobuf.Timestamp", "google.protobuf.Duration"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,38 @@ def check(request: Any) -> None:
         raise InvalidField(field="request", problem=request.problem)
     if isinstance(request, Message):
         _check_message(request, "")
+
+
+def check_times(request: Any) -> None:
+    """Do the part of `check` that a stream's messages get: instants and spans that no calendar knows are refused.
+
+    The rest of what an agent says is bounded and cleaned where it is stored: refusing a whole session for a strange
+    character in a line of a job's log would have the agent dial and say it again for ever.
+    """
+    if isinstance(request, Malformed):
+        raise InvalidField(field="request", problem=request.problem)
+    if isinstance(request, Message):
+        _check_times(request, "")
+
+
+def _check_times(message: Message, prefix: str) -> None:
+    if message.DESCRIPTOR.full_name in _TIMES:
+        _check_message(message, prefix)
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None or not _holds_times(field.message_type):
+            continue
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        for one in value if field.is_repeated else (value,):
+            _check_times(one, name)
+
+
+@functools.cache
+def _holds_times(kind: Descriptor) -> bool:
+    """Tell whether messages of a kind can hold instants or spans, so that large ones without are not searched."""
+    if kind.full_name in _TIMES:
+        return True
+    return any(_holds_times(field.message_type) for field in kind.fields if field.message_type is not None)
 
 
 def _check_message(message: Message, prefix: str) -> None:

@@ -10,6 +10,7 @@ It does no work: it says what an agent says. One task reads, and everything is w
 """
 
 import asyncio
+import contextlib
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -150,6 +151,19 @@ class Session:
 
     async def say(self, **message: Any) -> None:
         await self._call.write(session_service_pb2.SessionRequest(**message))
+
+    async def dare(self, message: session_service_pb2.SessionRequest) -> bool:
+        """Say anything at all; return whether the stream still takes it."""
+        try:
+            await self._call.write(message)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return False
+        return True
+
+    async def half_close(self) -> None:
+        """Say that nothing more will be said."""
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
+            await self._call.done_writing()
 
     async def next(self, kind: str) -> session_service_pb2.SessionResponse:
         """Return the next message, which must be of a kind; raises what the stream ended with, TimeoutError for silence."""

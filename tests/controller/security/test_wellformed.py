@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from clients.gen.backupmanager.agent.v1 import session_service_pb2
 from clients.gen.backupmanager.v1 import (
     backup_service_pb2,
     hypervisor_service_pb2,
@@ -62,6 +63,19 @@ def test_what_is_well_formed_passes() -> None:
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7f", b"\x08" * 3])
 def test_bytes_that_are_no_message_become_a_refusal_and_no_fault(data: bytes) -> None:
     assert field_refused(wellformed.decoder(LIST_JOBS.FromString)(data)) == "request"
+
+
+def test_a_streams_messages_are_looked_at_for_times_alone() -> None:
+    session: Any = session_service_pb2.SessionRequest
+    wellformed.check_times(session(hello={"agent_version": "a\0b", "time": Timestamp(seconds=5)}))
+    for wrong in (
+        session(hello={"time": Timestamp(seconds=10**12)}),
+        session(progress={"progress": {"remaining": Duration(seconds=-(10**12))}}),
+        session(logs={"lines": [{}, {"entry": {"time": Timestamp(nanos=-1)}}]}),
+        wellformed.Malformed("is none"),
+    ):
+        with pytest.raises(InvalidField):
+            wellformed.check_times(wrong)
 
 
 def test_bytes_that_are_one_are_decoded() -> None:

@@ -6,13 +6,15 @@ text, other ids, negative and largest numbers, values that an enum does not have
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from clients.errors import refusal
+from clients.gen.backupmanager.agent.v1 import session_service_pb2
 from clients.gen.backupmanager.v1 import errors_pb2
 from tests.controller.services.rpc import METHODS, Outcome, call
 from tests.servers.controller import Controller
@@ -98,6 +100,28 @@ async def test_garbage_of_an_agent_is_refused_with_a_reason(controller: Controll
                 for data in requests(path):
                     outcome = await call(channel, path, data)
                     assert is_typed(outcome), (path, outcome, data[:500])
+
+
+@pytest.mark.feature("N8", "N16")
+async def test_garbage_in_the_middle_of_a_session_is_refused_or_passed_over(controller: Controller) -> None:
+    """An agent that has said hello and then goes mad ends its own session at worst, and never the controller's peace."""
+    station = await Station.enroll(controller, "mad")
+    luck = random.Random("session")
+    ends = set()
+    for _ in range(40):
+        async with station.session() as session:
+            for _ in range(5):
+                said = message(session_service_pb2.SessionRequest.DESCRIPTOR, luck)
+                if not await session.dare(cast("Any", said)):
+                    break
+            else:
+                await session.heartbeat()
+            await session.half_close()
+            end = await session.ended()
+        ends.add("OK" if end is None else refusal(cast("Any", end)).reason)
+    assert ends <= KNOWN | {"OK"}, ends
+    async with station.session() as session:
+        await session.heartbeat()
 
 
 async def test_the_garbage_is_really_garbage(controller: Controller) -> None:
