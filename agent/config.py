@@ -28,7 +28,8 @@ class Config:
 
     `state_folder` must survive a reboot, `run_folder` need not. `engine_command` is a program and its first arguments; in
     the file it is a list, in the environment one shell-quoted line. `cancel_word_seconds` is how long an engine may take to
-    obey a cancel by word before it gets SIGTERM.
+    obey a cancel by word before it gets SIGTERM; `stop_grace_seconds` how long a guest may take to shut down before a restore
+    ends it.
     """
 
     state_folder: Path = Path("/var/lib/backup-manager/agent")
@@ -38,6 +39,7 @@ class Config:
     log_level: str = "info"
     engine_command: tuple[str, ...] = (sys.executable, "-m", "engine.worker")
     cancel_word_seconds: float = 10.0
+    stop_grace_seconds: float = 60.0
 
     @property
     def identity_file(self) -> Path:
@@ -92,7 +94,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _from_text(key: str, text: str) -> Any:
     if key == "engine_command":
         return shlex.split(text)
-    if key == "cancel_word_seconds":
+    if key.endswith("_seconds"):
         try:
             return float(text)
         except ValueError:
@@ -114,7 +116,7 @@ def _checked(key: str, value: Any, place: str) -> Any:
         expect(isinstance(value, list) and all(isinstance(one, str) for one in value), "must be a list of texts")
         expect(bool(value) and value[0].startswith("/"), "must begin with an absolute path")
         return tuple(value)
-    if key == "cancel_word_seconds":
+    if key.endswith("_seconds"):
         expect(isinstance(value, int | float) and not isinstance(value, bool), "must be a number")
         expect(0 <= value <= _SECONDS_MAX, f"must be between 0 and {_SECONDS_MAX:.0f}")
         return float(value)

@@ -132,6 +132,7 @@ def to_spec(command: command_pb2.Command, config: "Config", host: str, control_f
         lock_folder=str(config.lock_folder),
         control_file=str(control_file),
         managed=True,
+        stop_grace_seconds=int(config.stop_grace_seconds),
     )
 
 

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescr
 
 import engine.errors
 from clients.gen.backupmanager.v1 import errors_pb2
-from tools.generate import ROOT, TARGET, generate
+from clients.generate import ROOT, TARGET, generate
 
 SHOWN_ONCE = {"CreateEnrollmentTokenResponse.token", "CreateAccessTokenResponse.secret"}
 
@@ -46,7 +46,7 @@ def test_the_committed_clients_are_what_the_protos_say(tmp_path: Path) -> None:
         str(path.relative_to(committed)) for path in committed.rglob("*.py*") if path.suffix != ".pyc"
     )
     _, different, missing = filecmp.cmpfiles(fresh, committed, names, shallow=False)
-    assert not different, "run tools/generate.py"
+    assert not different, "run make generate"
     assert not missing
 
 

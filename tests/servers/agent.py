@@ -36,6 +36,7 @@ class Agent:
         libvirt_uri: str = "qemu:///system",
         engine_command: Sequence[str] = (),
         cancel_word_seconds: float = 10.0,
+        stop_grace_seconds: float = 0.0,
         program: Sequence[str] = (sys.executable, "-m", "agent.main"),
         start: bool = True,
     ) -> None:
@@ -55,6 +56,7 @@ class Agent:
             f"libvirt_uri = {json.dumps(libvirt_uri)}\n"
             f"engine_command = {json.dumps(command)}\n"
             f"cancel_word_seconds = {cancel_word_seconds}\n"
+            f"stop_grace_seconds = {stop_grace_seconds}\n"
             'log_level = "debug"\n'
         )
 

@@ -1,4 +1,4 @@
-"""Generate clients/gen from protos/: `python tools/generate.py [FOLDER]`. Deterministic: two runs are byte-equal.
+"""Generate clients/gen from protos/: `python -m clients.generate [FOLDER]`. Deterministic: two runs are byte-equal.
 
 grpcio-tools writes modules that import `backupmanager...` as a top-level package; ours live below `clients.gen`, so the
 imports (and the module names that pickle and repr use) are rewritten. Method paths and descriptor names stay untouched.

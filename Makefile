@@ -1,0 +1,44 @@
+# make demo    install what it needs, then see a virtual server backed up, destroyed and restored
+# make test    install what it needs, then lint and run all tests
+# make bench   measure on a quiet machine; one JSON line per figure
+#
+# All three work on a fresh Debian 12 with git, make, python3 and apt, as root or with sudo, and leave nothing outside build/.
+
+SHELL := /bin/bash
+PYTHON := build/venv/bin/python
+WORKERS ?= 3
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test lint unit bench generate format clean
+
+demo:
+	@.ci/bootstrap demo
+	@$(PYTHON) -m tests.demo build
+
+test: lint unit
+
+lint:
+	@.ci/bootstrap test
+	build/venv/bin/ruff format --check --quiet .
+	build/venv/bin/ruff check --quiet .
+	build/venv/bin/mypy --cache-dir build/mypy
+	build/venv/bin/buf lint
+
+unit:
+	@.ci/bootstrap test
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
+
+bench:
+	@.ci/bootstrap bench
+	@$(PYTHON) -m tests.bench
+
+generate:
+	@.ci/bootstrap test
+	$(PYTHON) -m clients.generate
+
+format:
+	build/venv/bin/ruff format .
+	build/venv/bin/ruff check --fix .
+
+clean:
+	rm -rf build
