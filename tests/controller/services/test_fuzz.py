@@ -114,8 +114,6 @@ async def test_garbage_in_the_middle_of_a_session_is_refused_or_passed_over(cont
                 said = message(session_service_pb2.SessionRequest.DESCRIPTOR, luck)
                 if not await session.dare(cast("Any", said)):
                     break
-            else:
-                await session.heartbeat()
             await session.half_close()
             end = await session.ended()
         ends.add("OK" if end is None else refusal(cast("Any", end)).reason)
