@@ -406,7 +406,7 @@ def _restore_facts(
 
 
 def _chosen_disks(backup: Backup, server: Server, wanted: Sequence[str], *, to_files: bool) -> tuple[str, ...]:
-    """Return the disks to restore. A disk that the server no longer has is left out unless it is asked for (M17)."""
+    """Return the disks to restore, never none. A disk that the server no longer has is left out (M17), and refused if asked for."""
     held = [disk.disk for disk in backup.disks]
     present = {str(disk.get("disk", "")) for disk in server.disks}
     for disk in wanted:
@@ -416,7 +416,10 @@ def _chosen_disks(backup: Backup, server: Server, wanted: Sequence[str], *, to_f
             raise DiskNotFound(domain=f"server {server.server_id}", disk=disk)
     if wanted:
         return tuple(disk for disk in held if disk in set(wanted))
-    return tuple(disk for disk in held if to_files or not present or disk in present)
+    chosen = tuple(disk for disk in held if to_files or not present or disk in present)
+    if not chosen:  # an empty list means all of them to an agent
+        raise DiskNotFound(domain=f"server {server.server_id}", disk=", ".join(held))
+    return chosen
 
 
 def _delete_facts(backup_ids: Sequence[str]) -> tuple[list[Backup], dict[str, Any]]:

@@ -15,7 +15,6 @@ from datetime import datetime
 from controller import jobs
 from controller.agents import outbox
 from controller.agents.convert import Accepted, AgentEvent, Finished, Records, Rejected
-from controller.agents.outbox import Stamp
 from controller.agents.results import apply_records, apply_result
 from controller.cycle import dispatch
 from controller.db.models import AgentEvent as EventRow
@@ -68,22 +67,6 @@ def store_batch(
         stored = event.sequence
     AgentJournal.update(stored_sequence=stored, update_time=now).where(_journal(hypervisor_id, journal_id)).execute()
     return stored
-
-
-def accepted_within(hypervisor_id: str, journal_id: str, stamp: Stamp, last_sequence: int) -> bool:
-    """Tell whether this journal holds an acceptance of the attempt, up to `last_sequence`."""
-    return bool(
-        EventRow.select()
-        .where(
-            (EventRow.hypervisor_id == hypervisor_id)
-            & (EventRow.journal_id == journal_id)
-            & (EventRow.job_id == stamp.job_id)
-            & (EventRow.attempt == stamp.attempt)
-            & (EventRow.kind == "accepted")
-            & (EventRow.sequence <= last_sequence)
-        )
-        .exists()
-    )
 
 
 # ---- one event ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from controller.cycle import dispatch
 from controller.db import models
 from controller.errors import InvalidField, OperationLost, StaleGeneration, Unsupported
 from controller.installation import Installation
-from controller.jobs import DISPATCHED, RUNNING, End
+from controller.jobs import DISPATCHED, SENT, End
 from controller.limits import CLOCK_OFFSET_WARNED, Limits
 from engine.ids import new_id
 
@@ -39,22 +39,22 @@ _Hypervisor = models.Hypervisor
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A job that was sent and is not named. `received` is the id of its command if the agent had confirmed it."""
+    """A job that was sent and is not named. `received`: the agent had confirmed to have its command."""
 
     stamp: Stamp
-    state: str
-    received: str
+    received: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """What we answer, and what the session has to remember. Of a closed journal nothing is taken, and nobody is suspected:
-    the agent comes again with a new one.
+    """What we answer, and what the session has to remember. With a closed journal nothing is taken, nothing is sent and
+    nobody is suspected: the agent comes again with a new one.
     """
 
     session_id: str
     protocol_version: int
     stored_sequence: int
+    journal_closed: bool
     verdicts: tuple[tuple[Stamp, Verdict], ...]
     suspects: tuple[Suspect, ...]
     time: datetime
@@ -71,36 +71,31 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, no
     for command_id in greeting.command_ids:
         outbox.receive(hypervisor_id, command_id, now)
     stored = _stored_sequence(hypervisor_id, greeting, now)
+    closed = stored > greeting.last_sequence
     return Welcome(
         session_id=session_id,
         protocol_version=protocol,
         stored_sequence=stored,
+        journal_closed=closed,
         verdicts=tuple((one, _verdict(hypervisor_id, one, installation)) for one in greeting.operations),
-        suspects=_suspects(hypervisor_id, greeting) if stored <= greeting.last_sequence else (),
+        suspects=() if closed else _suspects(hypervisor_id, greeting),
         time=now,
     )
 
 
-def judge(
-    hypervisor_id: str,
-    journal_id: str,
-    last_sequence: int,
-    suspects: tuple[Suspect, ...],
-    limits: Limits,
-    now: datetime,
-) -> list[str]:
-    """End the suspects that are lost, and return their ids. All events up to `last_sequence` must be stored."""
+def judge(hypervisor_id: str, suspects: tuple[Suspect, ...], limits: Limits, now: datetime) -> list[str]:
+    """End the suspects that are lost, and return their ids.
+
+    All events up to Hello.last_sequence must be stored, and no command sent in this session yet: what runs by now was
+    accepted before Hello, and Hello does not name it.
+    """
     lost = []
     for suspect in suspects:
         job = jobs.find(suspect.stamp.job_id)
         if job is None or job.ended or job.stamp != suspect.stamp:
             continue
-        if suspect.state == RUNNING or suspect.received:
-            gone = True
-        else:  # not known to have arrived then: it may have been accepted since, or long before, in an event just stored
-            gone = events.accepted_within(hypervisor_id, journal_id, suspect.stamp, last_sequence)
-        if not gone:
-            continue
+        if job.state == DISPATCHED and not suspect.received:
+            continue  # it is not known to have arrived: it is sent again
         how = jobs.stopped(job.cancel_reason, limits) if job.cancel_time else End.failed(OperationLost())
         if jobs.end(job.job_id, how, now, fence=True):
             log.error("job lost by its hypervisor job_id=%s hypervisor_id=%s", job.job_id, hypervisor_id)
@@ -174,8 +169,8 @@ def _suspects(hypervisor_id: str, greeting: Greeting) -> tuple[Suspect, ...]:
     named = {(one.job_id, one.attempt) for one in greeting.operations}
     held = set(greeting.command_ids)
     found = []
-    for job in jobs.live(hypervisor_id=hypervisor_id, states=(DISPATCHED, RUNNING)):
+    for job in jobs.live(hypervisor_id=hypervisor_id, states=SENT):
         received = outbox.run_received(job.job_id, job.attempt)
         if (job.job_id, job.attempt) not in named and not (job.state == DISPATCHED and received in held):
-            found.append(Suspect(job.stamp, job.state, received))
+            found.append(Suspect(job.stamp, bool(received)))
     return tuple(found)

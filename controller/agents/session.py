@@ -90,6 +90,7 @@ class Session:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._handling = asyncio.Lock()
         self._greeted = asyncio.Event()
+        self._settled = asyncio.Event()  # what the agent was doing is known; from here on it gets commands
         self._greeting: convert.Greeting | None = None
         self._suspects: tuple[Suspect, ...] = ()
         self._inventory = _Inventory()
@@ -155,7 +156,7 @@ class Session:
     async def _pump(self) -> None:
         """Send the hypervisor's commands, each once in this session, until the agent has confirmed it."""
         parts = self._parts
-        await self._greeted.wait()
+        await self._settled.wait()
         sent: set[str] = set()
         with parts.changes.watch_outbox(self.hypervisor_id) as watch:
             while True:
@@ -239,24 +240,18 @@ class Session:
         await self._queue.put(Response(welcome=self._welcome(welcome)))
         self._on_welcome(self)
         self._greeted.set()
-        await self._judge(welcome.stored_sequence)
-        await parts.database.run(dispatch.run, parts.limits, parts.clock.now(), self.hypervisor_id)
+        if not welcome.journal_closed:
+            await self._settle(welcome.stored_sequence)
 
-    async def _judge(self, stored_sequence: int) -> None:
-        """Settle the fate of jobs that the agent does not know, once all that it has to say of them is stored."""
-        greeting, parts = self._greeting, self._parts
-        if not self._suspects or greeting is None or stored_sequence < greeting.last_sequence:
+    async def _settle(self, stored_sequence: int) -> None:
+        """Once all that the agent had to say at Hello is stored, judge the jobs that it does not know, and send commands."""
+        parts = self._parts
+        if self._settled.is_set() or self._greeting is None or stored_sequence < self._greeting.last_sequence:
             return
-        suspects, self._suspects = self._suspects, ()
-        await parts.database.run(
-            hello.judge,
-            self.hypervisor_id,
-            greeting.journal_id,
-            greeting.last_sequence,
-            suspects,
-            parts.limits,
-            parts.clock.now(),
-        )
+        now = parts.clock.now()
+        await parts.database.run(hello.judge, self.hypervisor_id, self._suspects, parts.limits, now)
+        await parts.database.run(dispatch.run, parts.limits, now, self.hypervisor_id)
+        self._settled.set()
 
     async def _heartbeat(self, message: session_service_pb2.Heartbeat) -> None:
         now = self._parts.clock.now()
@@ -283,7 +278,7 @@ class Session:
             return
         await self._queue.put(Response(event_receipt=event_pb2.EventReceipt(journal_id=journal_id, sequence=stored)))
         if self._greeting is not None and journal_id == self._greeting.journal_id:
-            await self._judge(stored)
+            await self._settle(stored)
 
     async def _progress(self, message: event_pb2.ProgressReport) -> None:
         await self._parts.database.run(

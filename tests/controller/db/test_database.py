@@ -1,0 +1,265 @@
+"""One thread, group commit, one controller: what a caller was told is on disk, and a failure is its own."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import peewee
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller import installation
+from controller.db import database as database_module
+from controller.db import models
+from controller.db.database import Database
+from controller.db.fields import from_microseconds, to_microseconds
+from controller.db.notes import Note, note
+from controller.errors import CannotStart
+from tests.clock import START
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/controller.db"
+
+
+def add(name: str) -> str:
+    models.Storage.insert(
+        storage_id=name, name=name, type="local", config={}, compression={}, limits={}, repository_id="r",
+        create_time=START, update_time=START,
+    ).execute()  # fmt: skip
+    return name
+
+
+def names() -> list[str]:
+    return sorted(row.name for row in models.Storage.select())
+
+
+async def test_many_callers_share_commits_and_a_failure_is_rolled_back_alone(url: str) -> None:
+    database = Database.open(url)
+    threads = set()
+    told: list[int] = []
+    database.subscribe(lambda notes: told.append(len(notes)))
+
+    def act(number: int) -> int:
+        threads.add(threading.get_ident())
+        add(f"s{number:03}")
+        note("job", f"s{number:03}", number)
+        if number % 10 == 7:
+            raise ValueError(number)
+        return number
+
+    try:
+        gate = threading.Event()
+        held = asyncio.create_task(database.run(gate.wait))
+        waiting = [asyncio.create_task(database.run(act, number)) for number in range(100)]
+        await asyncio.sleep(0)
+        gate.set()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        await held
+        found = await database.run(names)
+    finally:
+        database.close()
+
+    assert [one for one in outcomes if isinstance(one, int)] == [n for n in range(100) if n % 10 != 7]
+    assert sum(isinstance(one, ValueError) for one in outcomes) == 10
+    assert found == [f"s{n:03}" for n in range(100) if n % 10 != 7]
+    assert len(threads) == 1
+    assert sum(told) == 90  # what failed is not told
+    assert len(told) < 20  # and the others shared commits
+
+
+def test_what_was_told_is_on_disk_when_the_process_is_killed_and_half_a_function_is_not(tmp_path: Path) -> None:
+    program = f"""
+import os
+from controller.db.database import Database
+from tests.controller.db.test_database import add
+database = Database.open("sqlite:///{tmp_path}/controller.db")
+print(database.call(add, "told"), flush=True)
+def half():
+    add("half")
+    os._exit(9)
+database.call(half)
+"""
+    root = Path(__file__).parents[3]
+    outcome = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (outcome.returncode, outcome.stdout) == (9, "told\n"), outcome.stderr
+
+    database = Database.open(f"sqlite:///{tmp_path}/controller.db")
+    try:
+        assert database.call(names) == ["told"]
+    finally:
+        database.close()
+
+
+def test_a_commit_that_fails_fails_everybody_in_it_and_the_next_goes_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database.open(url)
+    told: list[object] = []
+    database.subscribe(told.extend)
+
+    def act() -> None:
+        add("lost")
+        note("job", "lost", 1)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(peewee.SqliteDatabase, "commit", _fail)
+            with pytest.raises(peewee.OperationalError):
+                database.call(act)
+        database.call(add, "kept")
+        assert database.call(names) == ["kept"]
+        assert told == []
+    finally:
+        database.close()
+
+
+def _fail(_self: object) -> None:
+    raise peewee.OperationalError("disk I/O error")
+
+
+def test_sqlite_takes_one_controller(url: str) -> None:
+    first = Database.open(url)
+    try:
+        with pytest.raises(CannotStart, match="another controller"):
+            Database.open(url)
+    finally:
+        first.close()
+
+    Database.open(url).close()
+
+
+def test_what_cannot_be_opened_is_said_in_words(tmp_path: Path) -> None:
+    with pytest.raises(CannotStart, match="No such file"):
+        Database.open(f"sqlite:///{tmp_path}/nowhere/controller.db")
+    (tmp_path / "text.db").write_text("this is no database, and long enough to be seen as none" * 100)
+    with pytest.raises(CannotStart, match="DatabaseError"):
+        Database.open(f"sqlite:///{tmp_path}/text.db")
+
+
+def test_a_closed_database_takes_nothing(url: str) -> None:
+    database = Database.open(url)
+    late = database.call(names)
+    database.close()
+    database.close()
+
+    assert late == []
+    with pytest.raises(RuntimeError):
+        database.call(names)
+
+
+def test_the_file_is_closed_to_others_and_durable(url: str, tmp_path: Path) -> None:
+    database = Database.open(url)
+    try:
+        assert (tmp_path / "controller.db").stat().st_mode & 0o077 == 0
+
+        def pragmas() -> list[object]:
+            return [
+                models.proxy.execute_sql(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+
+        assert database.call(pragmas) == ["wal", 2, 1]
+    finally:
+        database.close()
+
+
+def test_an_empty_database_is_no_installation(url: str) -> None:
+    database = Database.open(url)
+    try:
+        with pytest.raises(CannotStart, match="init"):
+            database.call(installation.get)
+        made = database.call(installation.create, START)
+        assert database.call(installation.create, START + timedelta(days=1)) == made
+        assert database.call(installation.get) == made
+    finally:
+        database.close()
+
+
+def test_the_migrations_make_what_the_models_say(url: str, tmp_path: Path) -> None:
+    Database.open(url).close()
+    wanted = peewee.SqliteDatabase(str(tmp_path / "wanted.db"))
+    models.proxy.initialize(wanted)
+    wanted.create_tables(models.ALL)
+    wanted.close()
+
+    assert _schema(tmp_path / "controller.db") == _schema(tmp_path / "wanted.db")
+
+
+def _schema(path: Path) -> dict[str, str]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    connection.close()
+    return {name: sql for name, sql in rows if "migration" not in name}
+
+
+def test_a_note_outside_of_a_transaction_is_a_fault() -> None:
+    with pytest.raises(RuntimeError):
+        note("job", "id", 1)
+
+
+def test_a_listener_that_fails_harms_nobody(url: str) -> None:
+    database = Database.open(url)
+    heard: list[Note] = []
+
+    def broken(_: object) -> None:
+        raise OSError
+
+    database.subscribe(broken)
+    database.subscribe(heard.extend)
+    try:
+        database.call(note, "job", "id", 7)
+    finally:
+        database.close()
+    assert heard == [Note("job", "id", 7)]
+
+
+@given(
+    st.datetimes(
+        min_value=datetime(1, 1, 2),  # noqa: DTZ001 - hypothesis wants bounds without a zone
+        max_value=datetime(9999, 12, 30),  # noqa: DTZ001 - likewise
+    ),
+    st.integers(-12, 12),
+)
+def test_times_come_back_as_the_same_instant(naive: datetime, hours: int) -> None:
+    time = naive.replace(tzinfo=timezone(timedelta(hours=hours)))
+
+    back = from_microseconds(to_microseconds(time))
+
+    assert back == time
+    assert back.tzinfo is UTC
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        to_microseconds(datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
+
+
+def test_a_group_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "GROUP_MAX", 3)
+    database = Database.open(url)
+    sizes: list[int] = []
+    database.subscribe(lambda notes: sizes.append(len(notes)))
+    gate = threading.Event()
+    try:
+        blocker = threading.Thread(target=database.call, args=(gate.wait,))
+        blocker.start()
+        callers = [threading.Thread(target=database.call, args=(note, "job", str(n))) for n in range(8)]
+        for one in callers:
+            one.start()
+        gate.set()
+        for one in (blocker, *callers):
+            one.join()
+    finally:
+        database.close()
+
+    assert sum(sizes) == 8
+    assert max(sizes) <= 3
