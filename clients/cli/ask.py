@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import getpass
 import os
+import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clients.cli.failures import Declined, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SECRET_BYTES_MAX = 64 << 10  # an RSA key of 16384 bits is 13 KB
 
@@ -23,7 +29,9 @@ def confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise Usage(field="--yes", problem="this asks for a confirmation, and nobody can be asked here")
     print(f"\n{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    with _interruptible():
+        answer = sys.stdin.readline()
+    if answer.strip().lower() not in {"y", "yes"}:
         raise Declined
 
 
@@ -37,10 +45,12 @@ def secret(what: str, *, option: str, file: str, variable: str, twice: bool = Fa
         return found
     if not sys.stdin.isatty():
         raise Usage(field=option, problem=f"{what} is needed: give a file, or set {variable}")
-    typed = getpass.getpass(f"{what[0].upper()}{what[1:]}: ")
+    with _interruptible():
+        typed = getpass.getpass(f"{what[0].upper()}{what[1:]}: ")
+        again = getpass.getpass("Once more: ") if twice and typed else typed
     if not typed:
         raise Usage(field=option, problem=f"{what} is empty")
-    if twice and getpass.getpass("Once more: ") != typed:
+    if again != typed:
         raise Usage(field=option, problem="the two do not agree")
     return typed
 
@@ -67,3 +77,13 @@ def read_file(file: str, *, option: str, bytes_max: int = SECRET_BYTES_MAX) -> s
         raise Usage(field=option, problem=f"{file}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise Usage(field=option, problem=f"{file} is not text") from None  # the cause would quote it
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end a question at once: asyncio's own handler would wait for the event loop, which waits for the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

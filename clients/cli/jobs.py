@@ -10,7 +10,7 @@ from clients.cli import words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
 from clients.cli.options import JobArgument, Limit, Output, ServerFilter, Since, Until, Wait, group, moment
-from clients.cli.output import Column, Screen, plain, state_of
+from clients.cli.output import Column, Screen, plain, printable, state_of
 from clients.cli.progress import ended, percent
 from clients.cli.results import conclude, show_job, took
 from clients.cli.session import PAGE_SIZE, Controller, run
@@ -188,7 +188,7 @@ async def _log_page(controller: Controller, job: str, token: str) -> tuple[list[
 def _print_entry(screen: Screen, entry: "JobLogEntry") -> None:
     time = entry.time.ToDatetime(tzinfo=screen.now.tzinfo).astimezone()
     line = f"{time:%Y-%m-%d %H:%M:%S}  {entry.level:<7}  {entry.message}"
-    screen.console.print(line, style=_LEVEL_STYLES.get(entry.level), soft_wrap=True)
+    screen.console.print(printable(line), style=_LEVEL_STYLES.get(entry.level), soft_wrap=True)
 
 
 def _columns(screen: Screen, names: Names) -> tuple[Column, ...]:

@@ -18,8 +18,6 @@ from clients.cli.output import Screen
 if TYPE_CHECKING:
     from clients.cli.session import Controller
 
-# A token goes into a header; what is no token must not get there, and an enrollment token is none.
-_TOKEN = re.compile(r"bmt_[A-Za-z0-9_-]{43}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,10 +84,8 @@ def _confirm_authority(address: str, fingerprint: str) -> None:
 def _token(file: str) -> str:
     from clients.cli import ask
 
-    token = ask.secret("the access token", option="--token-file", file=file, variable=profile.TOKEN_VARIABLE).strip()
-    if not _TOKEN.fullmatch(token):
-        raise Usage(field="--token-file", problem="this is no access token: one is bmt_ and 43 letters and digits")
-    return token
+    token = ask.secret("the access token", option="--token-file", file=file, variable=profile.TOKEN_VARIABLE)
+    return profile.check_token("--token-file", token)
 
 
 async def _check_and_save(controller: "Controller", screen: Screen) -> None:

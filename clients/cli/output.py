@@ -92,10 +92,10 @@ class Screen:
             self.console.print(shown)
 
     def show_list(self, reply: Message, field: str, columns: Sequence[Column], *, empty: str) -> None:
-        """Show a list call's reply: JSON is {"<field>": [rows]}, of all pages."""
-        rows = getattr(reply, field)
-        document = {field: [plain(row) for row in rows]}
-        self.show(document, lambda: self.table(rows, columns, empty=empty))
+        """Show a list call's reply: JSON is {"<field>": [rows], …}, of all pages."""
+        document = plain(reply)
+        document.pop("next_page_token", None)
+        self.show(document, lambda: self.table(getattr(reply, field), columns, empty=empty))
 
     def note(self, text: RenderableType) -> None:
         """Say something beside the result, to people only."""
@@ -139,7 +139,7 @@ def card(title: Cell, facts: Iterable[tuple[str, Cell]], *parts: RenderableType)
     grid.add_column(overflow="fold")
     for name, value in facts:
         if str(value) not in {"", "-"}:
-            grid.add_row(f"  {name}", value)
+            grid.add_row(f"  {name}", printable(value))
     shown: list[RenderableType] = [title, grid]
     for part in parts:
         shown += ["", part] if isinstance(part, Table) else [part]
@@ -149,7 +149,7 @@ def card(title: Cell, facts: Iterable[tuple[str, Cell]], *parts: RenderableType)
 def styled(text: str, style: str) -> Text:
     from rich.text import Text
 
-    return Text(text, style=style)
+    return Text(str(printable(text)), style=style)
 
 
 def heading(*parts: Cell) -> Text:
@@ -157,10 +157,19 @@ def heading(*parts: Cell) -> Text:
     from rich.text import Text
 
     first, *rest = parts
-    line = Text.assemble((str(first), "bold"))
+    line = Text(str(printable(first)), style="bold")
     for part in rest:
-        line.append("  ").append(part if isinstance(part, Text) else str(part))
+        shown = printable(part)
+        line.append("  ", style="not bold").append(shown if isinstance(shown, Text) else Text(shown, style="not bold"))
     return line
+
+
+def printable(cell: Cell) -> Cell:
+    """Return a cell without control characters but line ends: names and messages come from elsewhere, and a terminal obeys."""
+    text = str(cell)
+    if all(one.isprintable() or one == "\n" for one in text):
+        return cell
+    return "".join(one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def state(label: str) -> Text:
@@ -229,7 +238,7 @@ def _table(rows: Sequence[Any], columns: Sequence[Column], title: str) -> Table:
             min_width=max((_cells(column.cell(row)) for row in rows), default=0) if column.whole else None,
         )
     for row in rows:
-        made.add_row(*(column.cell(row) for column in columns))
+        made.add_row(*(printable(column.cell(row)) for column in columns))
     return made
 
 

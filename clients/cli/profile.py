@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,15 @@ from clients.errors import ClientError
 
 PROFILE_VERSION = 1
 TOKEN_VARIABLE = "BMCTL_TOKEN"  # noqa: S105  # the name of a variable
+
+
+# A token goes into a header; what is no token must not get there, and an enrollment token is none.
+_TOKEN = re.compile(r"bmt_[A-Za-z0-9_-]{43}")
+
+
+class TokenMalformed(ClientError):
+    reason = "INVALID_FIELD"
+    template = "{field}: this is no access token; one is bmt_ and 43 letters, digits, - or _"
 
 
 class NotLoggedIn(ClientError):
@@ -48,12 +58,25 @@ def path() -> Path:
 
 
 def load() -> Profile:
-    """Return the profile, with the token of BMCTL_TOKEN where that is set. Raises NotLoggedIn, ProfileUnreadable."""
+    """Return the profile, with the token of BMCTL_TOKEN where that is set.
+
+    Raises NotLoggedIn, ProfileUnreadable, TokenMalformed.
+    """
     profile = find()
     if profile is None:
         raise NotLoggedIn
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
-    return Profile(profile.address, profile.authority, profile.fingerprint, token) if token else profile
+    if not token:
+        return profile
+    return Profile(profile.address, profile.authority, profile.fingerprint, check_token(TOKEN_VARIABLE, token))
+
+
+def check_token(source: str, text: str) -> str:
+    """Return an access token's text without white space around it. Raises TokenMalformed, which names only its source."""
+    token = text.strip()
+    if not _TOKEN.fullmatch(token):
+        raise TokenMalformed(field=source)
+    return token
 
 
 def find() -> Profile | None:

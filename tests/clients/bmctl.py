@@ -122,9 +122,9 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self._main, text.encode())
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C."""
-        os.kill(self._process.pid, signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Press Ctrl-C, or send another signal."""
+        self._process.send_signal(number)
 
     def wait_for(self, text: str) -> None:
         """Read until `text` is on the screen or was written at any time."""

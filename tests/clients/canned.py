@@ -18,7 +18,6 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
@@ -292,10 +291,6 @@ def completed(**more: Any) -> dict[str, Any]:
         "end_time": rows.ago(seconds=0),
         **more,
     }
-
-
-def stamp(seconds: int) -> Timestamp:
-    return Timestamp(seconds=seconds)
 
 
 def _find(found: list[Any], field: str, wanted: str, reason: str) -> Any:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from clients.cli.login import _TOKEN
 from tests.clients.authority import Authority
 from tests.clients.bmctl import Bmctl
 from tests.clients.canned import TOKEN, Canned
@@ -138,6 +137,15 @@ def test_the_environment_says_another_token(bmctl: Bmctl, canned: Canned) -> Non
     assert bmctl("server", "list", BMCTL_TOKEN=TOKEN).code == 0
 
 
+@pytest.mark.feature("S28")
+def test_what_is_no_token_in_the_environment_is_not_sent(bmctl: Bmctl, canned: Canned) -> None:
+    ended = bmctl("server", "list", BMCTL_TOKEN="not\na token")
+    assert ended.code == 2
+    assert "BMCTL_TOKEN" in ended.err
+    assert "a token\n" not in ended.err
+    assert not canned.calls
+
+
 def test_the_profile_follows_xdg(bmctl: Bmctl, canned: Canned, tmp_path: Path) -> None:
     del bmctl.environment["BMCTL_CONFIG"]
     arguments = ("login", canned.address, "--fingerprint", canned.authority.fingerprint)
@@ -175,4 +183,3 @@ def test_no_option_takes_a_secret() -> None:
                         allowed = name.endswith("-file") or name in {"--host-key", "token"}
                         assert not secret or allowed, (verb.name, name)
     assert checked > 100
-    assert _TOKEN.fullmatch(TOKEN)

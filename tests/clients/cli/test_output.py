@@ -89,6 +89,14 @@ def test_cards_leave_out_what_says_nothing() -> None:
     assert "Unknown" not in text
 
 
+def test_a_name_cannot_drive_the_terminal() -> None:
+    evil = "web\x1b[2J\x07\r1"
+    columns = [Column("Name", lambda one: one), Column("State", state)]
+    shown = drawn(card(heading(evil, evil), [("Name", evil)], table([evil], columns, title="", width=80)), 80)
+    assert not any(one in shown for one in "\x1b\x07\r")
+    assert shown.count("web\N{REPLACEMENT CHARACTER}[2J") == 5
+
+
 def test_markup_in_a_name_is_text() -> None:
     storage = storage_pb2.Storage(name="[bold]x[/bold]")
     assert "[bold]x[/bold]" in drawn(table([storage], [Column("Name", lambda one: one.name)], title="", width=80), 80)

@@ -156,6 +156,14 @@ def test_ctrl_c_leaves_a_clean_terminal(bmctl: Bmctl, canned: Canned) -> None:
         assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l")
 
 
+def test_being_ended_leaves_a_clean_terminal(bmctl: Bmctl, canned: Canned) -> None:
+    with bmctl.on_terminal(*START) as terminal:
+        terminal.wait_for("queued, waits for other work")
+        terminal.interrupt(signal.SIGTERM)
+        assert terminal.end() == 128 + signal.SIGTERM
+        assert terminal.raw.rindex(b"\x1b[?25h") > terminal.raw.rindex(b"\x1b[?25l")
+
+
 def test_a_broken_stream_is_taken_up_again(canned: Canned, pipe: "subprocess.Popen[str]") -> None:
     canned.change(rows.JOB, **running("read", GIB))
     canned.break_streams()
