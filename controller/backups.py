@@ -180,7 +180,8 @@ def active_chains(server_id: str, storage_id: str) -> frozenset[str]:
 
 
 def record(made: BackupRecord, storage_id: str, hypervisor_id: str) -> None:
-    """Add the backup that a job made."""
+    """Add the backup that a job made; a reindex may have found it before its job's end was told."""
+    Row.delete().where((Row.backup_id == made.backup_id) & (Row.storage_id == storage_id)).execute()
     _insert(made, storage_id, hypervisor_id, AVAILABLE, "")
 
 
@@ -273,7 +274,7 @@ def _insert(new: BackupRecord, storage_id: str, hypervisor_id: str, state: str, 
         skipped_disks=list(new.skipped_disks),
         adopt_job_id=adopt_job_id,
     ).execute()
-    for position, disk in enumerate(new.disks):
+    for position, disk in enumerate({one.disk: one for one in new.disks}.values()):
         values = {name: getattr(disk, name) for name in DiskBackup.__dataclass_fields__}
         DiskRow.insert(backup=new.backup_id, position=position, **values).execute()
     for position, needed in enumerate(dict.fromkeys(new.needed_backup_ids)):

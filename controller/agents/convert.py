@@ -99,10 +99,10 @@ def event(message: event_pb2.Event) -> AgentEvent:
 
 def greeting(message: session_service_pb2.Hello) -> Greeting:
     return Greeting(
-        agent_version=message.agent_version,
+        agent_version=clean(message.agent_version),
         protocol_version=message.protocol_version,
-        boot_id=message.boot_id,
-        journal_id=message.journal_id,
+        boot_id=clean(message.boot_id),
+        journal_id=clean(message.journal_id),
         last_sequence=message.last_sequence,
         operations=tuple(Stamp(one.job_id, one.attempt, one.generation, one.epoch) for one in message.operations),
         command_ids=tuple(message.command_ids),
@@ -113,8 +113,8 @@ def greeting(message: session_service_pb2.Hello) -> Greeting:
 
 def domain(message: hypervisor_pb2.Domain) -> Domain:
     return Domain(
-        domain_uuid=message.domain_uuid,
-        name=message.name,
+        domain_uuid=clean(message.domain_uuid),
+        name=clean(message.name),
         state=word(hypervisor_pb2.DomainState.DESCRIPTOR, message.state),
         guest_agent=word(hypervisor_pb2.GuestAgentState.DESCRIPTOR, message.guest_agent),
         disks=tuple(to_json(disk) for disk in message.disks),
@@ -124,7 +124,7 @@ def domain(message: hypervisor_pb2.Domain) -> Domain:
 def log_line(message: event_pb2.JobLogLine, now: datetime) -> Line:
     entry = message.entry
     time = instant(entry.time) if entry.HasField("time") else now
-    return Line(message.job_id, message.attempt, entry.sequence, time, entry.level, entry.message)
+    return Line(message.job_id, message.attempt, entry.sequence, time, clean(entry.level), clean(entry.message))
 
 
 def failure(message: failure_pb2.Failure) -> Failure:
@@ -135,6 +135,11 @@ def failure(message: failure_pb2.Failure) -> Failure:
 def to_json(message: Message) -> dict[str, Any]:
     """Return the JSON form in which messages are kept."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+
+def clean(text: str) -> str:
+    """Return text without NUL, which PostgreSQL does not take."""
+    return text.replace("\0", "\ufffd")
 
 
 def instant(value: Timestamp) -> datetime:
@@ -187,9 +192,9 @@ def _record(message: event_pb2.BackupRecord) -> BackupRecord:
         consistency=word(disk_pb2.ConsistencyReached.DESCRIPTOR, backup.consistency),
         encrypted=backup.encrypted,
         stored_bytes=backup.stored_bytes,
-        path=backup.path,
-        domain_name=backup.domain_name,
-        domain_uuid=message.domain_uuid,
+        path=clean(backup.path),
+        domain_name=clean(backup.domain_name),
+        domain_uuid=clean(message.domain_uuid),
         manifest_digest=message.manifest_digest,
         needed_backup_ids=tuple(message.needed_backup_ids),
         unreadable_disks=tuple(message.unreadable_disks),

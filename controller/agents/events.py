@@ -12,11 +12,14 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 
+import peewee
+
 from controller import jobs
 from controller.agents import outbox
 from controller.agents.convert import Accepted, AgentEvent, Finished, Records, Rejected
 from controller.agents.results import apply_records, apply_result
 from controller.cycle import dispatch
+from controller.db import models
 from controller.db.models import AgentEvent as EventRow
 from controller.db.models import AgentJournal
 from controller.errors import JobCancelled
@@ -62,7 +65,7 @@ def store_batch(
         if event.sequence != stored + 1:
             # Nothing can bring these back: our database is older than what the agent was told, or its journal is damaged.
             log.warning("events missing journal_id=%s after=%d next=%d", journal_id, stored, event.sequence)
-        outcome = _apply(hypervisor_id, event, epoch, limits, now)
+        outcome = _apply_safely(hypervisor_id, event, epoch, limits, now)
         _keep(hypervisor_id, journal_id, event, outcome, now)
         stored = event.sequence
     AgentJournal.update(stored_sequence=stored, update_time=now).where(_journal(hypervisor_id, journal_id)).execute()
@@ -70,6 +73,27 @@ def store_batch(
 
 
 # ---- one event ----------------------------------------------------------------------------------------------------------
+
+
+def _apply_safely(hypervisor_id: str, event: AgentEvent, epoch: int, limits: Limits, now: datetime) -> str:
+    """Apply an event; one that we stumble over ends its job at most, and not the hypervisor's session again and again."""
+    try:
+        with models.proxy.atomic():
+            return _apply(hypervisor_id, event, epoch, limits, now)
+    except (peewee.OperationalError, peewee.InterfaceError):
+        raise  # the database is in trouble, and the event is all right: it comes again
+    except Exception:
+        log.exception("event could not be taken in job_id=%s kind=%s", event.stamp.job_id, event.kind)
+    job = jobs.find(event.stamp.job_id)
+    if (
+        isinstance(event.said, Finished | Rejected)
+        and job is not None
+        and job.hypervisor_id == hypervisor_id
+        and not _refusal(job, event, epoch)
+    ):
+        failure = Failure("INTERNAL", "what the agent reported could not be taken in; see the controller's log")
+        _end(job, End(FAILED, failure), limits, now)
+    return "fault"
 
 
 def _apply(hypervisor_id: str, event: AgentEvent, epoch: int, limits: Limits, now: datetime) -> str:

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import peewee
 import pytest
 
 from controller import backups, leases, orders, servers
+from controller.agents.convert import Accepted, Finished
 from controller.backups import Backup, BackupRecord, DiskBackup
 from controller.errors import (
     BackupNotFound,
@@ -342,6 +344,59 @@ def test_records_count_for_a_reindex_only(setting: Setting) -> None:
     assert setting.world.events_of(job)[-1] == ("records", "not a reindex")
     with pytest.raises(BackupNotFound):
         setting.get(stranger)
+
+
+def test_a_reindex_that_sees_a_backup_before_its_job_ended_is_no_obstacle(setting: Setting) -> None:
+    world, agent = setting.world, setting.agent
+    job = agent.accept(world.backup(setting.server, setting.storage))
+    reindex = agent.accept(world.reindex(setting.storage, agent))
+    made = record_of(job, "c1", (setting.full, setting.first, setting.second))
+    agent.find(reindex, made)
+
+    done = agent.finish(job, record=made)
+
+    assert done.state == "completed"
+    assert setting.get(job.backup_id).job_id == job.job_id
+    assert len(world.run(backups.needs, job.backup_id)) == 4
+
+
+def test_a_result_that_cannot_be_taken_in_ends_its_job_and_nothing_else(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, agent = setting.world, setting.agent
+    job = agent.accept(world.backup(setting.server, setting.storage))
+    after = agent.event(job.stamp, Accepted(), 99)
+
+    def stumble(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backups, "record", stumble)
+        done = agent.finish(job, record=record_of(job, "c1"))
+
+    assert done.failure is not None
+    assert done.failure.reason == "INTERNAL"
+    assert agent.send(after) == 99  # the journal goes on
+    assert world.events_of(job)[-2:] == [("finished", "fault"), ("accepted", "job ended")]
+    assert world.backup(setting.server, setting.storage).state == "dispatched"
+
+
+def test_an_event_is_not_lost_to_a_database_in_trouble(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = setting.agent
+    job = agent.accept(setting.world.backup(setting.server, setting.storage))
+    event = agent.event(job.stamp, Finished("completed", record=record_of(job, "c1")), agent.sequence + 1)
+
+    def full(*_: object) -> None:
+        raise peewee.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backups, "record", full)
+        with pytest.raises(peewee.OperationalError):
+            agent.send(event)
+    assert setting.world.job(job.job_id).state == "running"
+
+    assert agent.send(event) == event.sequence
+    assert setting.world.job(job.job_id).state == "completed"
 
 
 # ---- restoring ----------------------------------------------------------------------------------------------------------
