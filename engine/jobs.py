@@ -14,6 +14,7 @@ from engine.format.crypto import ServerKey
 from engine.spec import Job, Operation
 from engine.storage.base import Storage
 from engine.throttle import Throttle
+from engine.units import human_bytes
 from engine.work import Report, Work
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class StepReport:
         self.step = "prepare"
         self.warnings: list[str] = []
         self._inner = inner
+        self._lock = threading.Lock()
+        self._bytes_done = 0
+        self._bytes_stored = 0
+        self._begun = time.monotonic()
 
     def stage(self, stage: str, bytes_total: int = 0) -> None:
         self.step = stage
@@ -36,6 +41,9 @@ class StepReport:
         self._inner.expect(bytes_total)
 
     def advance(self, bytes_done: int, bytes_stored: int = 0) -> None:
+        with self._lock:
+            self._bytes_done += bytes_done
+            self._bytes_stored += bytes_stored
         self._inner.advance(bytes_done, bytes_stored)
 
     def info(self, message: str) -> None:
@@ -50,6 +58,12 @@ class StepReport:
 
     def may_commit(self) -> bool:
         return self._inner.may_commit()
+
+    def conclude(self, state: str) -> None:
+        """Say how the job ended, in one line with what it took."""
+        took = f"{time.monotonic() - self._begun:.1f} s, {human_bytes(self._bytes_done)} done"
+        stored = f", {human_bytes(self._bytes_stored)} stored" if self._bytes_stored else ""
+        self._inner.info(f"{state.replace('_', ' ')} in {took}{stored}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +99,13 @@ class Surroundings:
         report = self.work.report
         return list(report.warnings) if isinstance(report, StepReport) else []
 
-    def connect(self) -> Storage:
-        """Open the storage, its uploads under the upload limit. The caller closes it."""
+    def connect(self, *, brief: bool = False) -> Storage:
+        """Open the storage, its uploads under the upload limit. The caller closes it. `brief`: do not wait long for it."""
         from engine.storage.open import open_storage
         from engine.storage.throttled import ThrottledStorage
 
         bucket = _Bucket(self.work.upload, self.work.stop.event)
-        return ThrottledStorage(open_storage(self.operation.storage), bucket)
+        return ThrottledStorage(open_storage(self.operation.storage, brief=brief), bucket)
 
     @contextmanager
     def repository(self, *, initialize: bool = False) -> Iterator[Storage]:
@@ -119,6 +133,13 @@ def run_job(job: Job, operation: Operation, work: Work) -> Outcome:
     """Do the job and return how it ended. Raises only what is a fault of our own."""
     report = StepReport(work.report)
     work.report = report
+    report.info(f"{_verb(job).__name__.strip('_').replace('_', ' ')} begins on {operation.host}")
+    outcome = _run(job, operation, work, report)
+    report.conclude(outcome.state)
+    return outcome
+
+
+def _run(job: Job, operation: Operation, work: Work, report: StepReport) -> Outcome:
     try:
         work.stop.check()
         result = _verb(job)(Surroundings(job, operation, work))

@@ -3,7 +3,7 @@
     with Sshd(folder) as server:
         storage = SftpStorage(server.config(folder / "backups"))
 
-Needs `sshd` and, where we are root, sshd's empty folder /run/sshd, which Debian's service makes at its start.
+Needs `sshd`; where we are root, sshd's empty folder /run/sshd is made for the time (see sshd_folder.py).
 """
 
 import os
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from engine.spec import SftpConfig
+from tests.servers.sshd_folder import SshdFolder
 
 START_SECONDS_MAX = 20.0
 _PORT_TRIES = 5
@@ -45,6 +46,7 @@ class Sshd:
         self._host_private_key, self.host_key = key_pair()
         self._denied, self._read_only, self._options = denied, read_only, options
         self._process: subprocess.Popen[bytes] | None = None
+        self._system_folder = SshdFolder()
 
     def config(self, path: Path | str, **changes: Any) -> SftpConfig:
         """Return the settings of a storage in `path` on this server, host key pinned; `changes` replace fields."""
@@ -113,13 +115,13 @@ class Sshd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._system_folder.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
 
     def _write_config(self) -> Path:
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        self._system_folder.acquire()
         host_key, authorized = self.folder / "host_key", self.folder / "authorized_keys"
         host_key.touch(mode=0o600)
         host_key.write_text(self._host_private_key)
