@@ -3,26 +3,28 @@
 The engine itself knows how; it runs once more, in a process of its own, with `--heal`:
 
     {"libvirt_uri", "domain_uuid", "scratch_folder", "lock_folder", "server_id", "backup_id", "storage"} ── stdin ──► engine
-    ◄── stdout: {"done": [sentences], "failed": [sentences]}; everything is tidy when nothing failed and the exit status is 0
+    ◄── stdout: {"done": [sentences], "failed": [sentences], "record": {…} | null}; everything is tidy when nothing failed and
+        the exit status is 0. The record is there when the backup was committed before its engine died.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from agent.config import Config
 from agent.records import Operation
 from agent.scrub import Scrubber
 from engine.errors import EngineError
 from engine.spec import StorageSpec
-from engine.units import KIB
+from engine.units import MIB
 
 log = logging.getLogger(__name__)
 
 HEAL_SECONDS = 180.0  # a guest agent that hangs is asked several times
-OUTPUT_BYTES_MAX = 64 * KIB
+OUTPUT_BYTES_MAX = 8 * MIB  # a record of a server with very many disks stays far below
 SENTENCES_MAX = 20
 
 
@@ -33,6 +35,14 @@ class HealFailed(EngineError):
     template = "tidying up after job {job_id} failed: {detail}"
 
 
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """`done` are sentences. `record` is what the storage says of the backup, in JSON types, if it is whole."""
+
+    done: list[str]
+    record: dict[str, Any] | None = None
+
+
 def needs_heal(operation: Operation) -> bool:
     """Tell whether a dead engine of this operation can have left anything: in a guest, or half a backup on the storage."""
     return bool(operation.domain_uuid) or operation.verb == "backup"
@@ -40,8 +50,8 @@ def needs_heal(operation: Operation) -> bool:
 
 async def heal(
     config: Config, operation: Operation, storage: StorageSpec | None, scrubber: Scrubber | None = None
-) -> list[str]:
-    """Tidy up; return what was done as sentences. Raises HealFailed. May be repeated.
+) -> Healed:
+    """Tidy up; return what was done and found. Raises HealFailed. May be repeated.
 
     `storage` may be None when its credentials are no longer known: what lies there is then left to the orphan rule.
     """
@@ -54,13 +64,15 @@ async def heal(
         last = errors.decode("utf-8", "replace").strip().splitlines()[-1:]
         words = scrubber.text(last[0][:500]) if last and scrubber else ""
         raise HealFailed(job_id=operation.job_id, detail=words or f"exit status {status}")
-    done, failed = _sentences(output, "done"), _sentences(output, "failed")
+    answer = _answer(output)
+    done, failed = _sentences(answer, "done"), _sentences(answer, "failed")
     for sentence in done:
         log.info("tidied up job_id=%s done=%s", operation.job_id, sentence)
     if failed:
         detail = "; ".join(failed)
         raise HealFailed(job_id=operation.job_id, detail=scrubber.text(detail) if scrubber else detail)
-    return done
+    record = answer.get("record")
+    return Healed(done, record if isinstance(record, dict) else None)
 
 
 def _request(config: Config, operation: Operation, storage: StorageSpec | None) -> dict[str, object]:
@@ -96,9 +108,14 @@ async def _run(command: tuple[str, ...], text: bytes) -> tuple[int, bytes, bytes
             await process.wait()
 
 
-def _sentences(output: bytes, name: str) -> list[str]:
+def _answer(output: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(output).get(name, [])
-        return [str(one) for one in found][:SENTENCES_MAX]
-    except (ValueError, AttributeError, TypeError):
-        return [] if name == "done" else ["the engine's answer cannot be read"]
+        answer = json.loads(output)
+    except ValueError:
+        answer = None
+    return answer if isinstance(answer, dict) else {"failed": ["the engine's answer cannot be read"]}
+
+
+def _sentences(answer: dict[str, Any], name: str) -> list[str]:
+    found = answer.get(name)
+    return [str(one) for one in found][:SENTENCES_MAX] if isinstance(found, list) else []

@@ -1,6 +1,7 @@
 """One operation from its start, or its adoption, to its reported end.
 
-    start / adopt ──► follow: read lines, poll, until the process is reaped ──► read once more ──► heal if it died badly
+    start / adopt ──► follow: read lines, poll, until the process is reaped ──► read once more ──► heal if it died badly,
+                        │                                                                          which may find its work done
                         │ progress, log ──► Feed      record ──► journal      commit ──► lease? ──► control.jsonl
                         └ cancel: a word, SIGTERM, SIGKILL                          ──► `finished` in the journal ──► clear
 
@@ -15,13 +16,14 @@ import re
 import signal
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent import convert_results
 from agent.convert import time_of
 from agent.folder import Folder
-from agent.heal import HealFailed, heal, needs_heal
+from agent.heal import Healed, HealFailed, heal, needs_heal
 from agent.host import Host, Leases
 from agent.process import Process
 from agent.records import Operation
@@ -30,6 +32,8 @@ from agent.shares import Grant
 from agent.telemetry import Progress, make_line
 from engine import spec
 from engine.errors import Cancelled, EngineCrashed, InvalidSpec
+from engine.results import BackupRecord
+from engine.spec import from_json
 
 if TYPE_CHECKING:
     from clients.gen.backupmanager.agent.v1 import event_pb2
@@ -279,9 +283,9 @@ class Runner:
     # ---- its end -------------------------------------------------------------------------------------------------------
 
     async def _report(self, failed_start: str) -> None:
-        healed, warnings = await self._heal_once() if self._finished is None or self._killed else (True, [])
+        healed, remains = await self._heal_once() if self._finished is None or self._killed else (True, Healed([]))
         self.settled.set()
-        body = self._end(failed_start, warnings)
+        body = self._end(failed_start, remains)
         self.operation = await self._persisted(
             lambda: self._host.journal.finish(self.operation, body, unhealed=not healed)
         )
@@ -291,31 +295,51 @@ class Runner:
         else:
             await self.heal_until_clear()
 
-    async def _heal_once(self) -> tuple[bool, list[str]]:
+    async def _heal_once(self) -> tuple[bool, Healed]:
+        """Tidy up; return whether nothing is left to be done, and what was found."""
         if not needs_heal(self.operation):
-            return True, []
+            return True, Healed([])
         try:
             return True, await heal(self._host.config, self.operation, self._storage, self._scrubber)
         except HealFailed as error:
             log.warning("could not tidy up job_id=%s detail=%s", self.operation.job_id, error)
-            return False, [f"{error}; it is tried again until it succeeds"]
+            return False, Healed([f"{error}; it is tried again until it succeeds"])
 
-    def _end(self, failed_start: str, warnings: list[str]) -> bytes:
-        """Return the event's body: what the engine said, or else what its silence means."""
+    def _end(self, failed_start: str, remains: Healed) -> bytes:
+        """Return the event's body: what the engine said, or else what the storage says, or else what silence means."""
         now, operation = self._host.clock.now(), self.operation
         detail = failed_start or self._last_words()
         if self._finished is not None:
             try:
-                body = convert_results.finished(operation, now, self._finished, warnings)
+                body = convert_results.finished(operation, now, self._finished, remains.done)
                 log.info("an engine finished job_id=%s state=%s", operation.job_id, self._finished.get("state"))
                 return body
             except InvalidSpec as error:
                 detail = f"its result cannot be read: {error}"
+        if remains.record is not None:
+            try:
+                body = self._end_after_commit(detail, remains.record, remains.done)
+                log.warning("an engine died after its commit job_id=%s detail=%s", operation.job_id, detail)
+                return body
+            except InvalidSpec as error:
+                log.error("a backup's record cannot be used job_id=%s detail=%s", operation.job_id, error)
         if operation.cancelled:
             log.info("an engine was ended by force job_id=%s", operation.job_id)
-            return convert_results.ended_badly(operation, now, "cancelled", Cancelled(), warnings)
+            return convert_results.ended_badly(operation, now, "cancelled", Cancelled(), remains.done)
         log.error("an engine crashed job_id=%s detail=%s", operation.job_id, detail)
-        return convert_results.ended_badly(operation, now, "failed", EngineCrashed(detail=detail), warnings)
+        return convert_results.ended_badly(operation, now, "failed", EngineCrashed(detail=detail), remains.done)
+
+    def _end_after_commit(self, detail: str, record: dict[str, Any], warnings: list[str]) -> bytes:
+        """Return the body of an end that the storage proves: the backup is there, whole. Raises InvalidSpec."""
+        operation = self.operation
+        clean = self._scrubber.json(record) if self._scrubber else record
+        found = from_json(BackupRecord, clean, "record")
+        theirs = (found.job_id, found.server_id, found.backup.backup_id)
+        if theirs != (operation.job_id, operation.server_id, operation.backup_id) or found.unreadable_disks:
+            raise InvalidSpec(field="record", problem="is not of this job's backup")
+        late = f"the engine died after the backup was committed ({detail}); the storage has it whole"
+        line = {"state": "completed_with_warnings", "warnings": [late], "result": asdict(found.backup)}
+        return convert_results.finished(operation, self._host.clock.now(), line, warnings)
 
     def _last_words(self) -> str:
         """Return how the process ended and the last it said on stderr. Removes the file.

@@ -299,9 +299,9 @@ def _cleanup(options: argparse.Namespace) -> int:
         uuids = wanted or [info.uuid for info in list_domains(connection)]
     done, failed = [], []
     for uuid in uuids:
-        sentences, problems = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks))
-        done += sentences
-        failed += problems
+        healed = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks))
+        done += healed.done
+        failed += healed.failed
     if options.output == "json":
         print_json({"done": done, "failed": failed})
     else:

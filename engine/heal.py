@@ -1,5 +1,8 @@
 """Tidy up after an engine that died: thaw first, then its block job, its files, and its half-written backup (C7, C11).
 
+    backup.json there?  no: the attempt is removed, and its checkpoint      yes: the backup is whole, and its record is told
+
+Only the storage knows whether a backup was committed before its engine died, so its word decides how the job ended.
 Safe to run at any time: a domain that somebody works on is locked and left alone, and what belongs to others is not ours.
 """
 
@@ -7,15 +10,19 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import spec
-from engine.attempt import remove_attempt
-from engine.errors import BackupManagerError, DomainBusy, DomainNotFound, ObjectNotFound, QuiesceFailed
+from engine.attempt import check_sizes, remove_attempt
+from engine.catalog import read_point
+from engine.errors import BackupManagerError, DomainBusy, DomainNotFound, EngineError, ObjectNotFound, QuiesceFailed
 from engine.format import names
+from engine.reindex import record
+from engine.results import BackupRecord
 from engine.spec import StorageSpec
+from engine.storage.base import Storage
 
 if TYPE_CHECKING:
     from engine.hypervisor.connection import Connection
@@ -37,22 +44,29 @@ class HealSpec:
     backup_id: str = ""
 
 
+@dataclass(slots=True)
+class Healed:
+    """What was done and what could not be done, in sentences; `record` is the backup's, if it is whole."""
+
+    done: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    record: BackupRecord | None = None
+
+
 def heal_from_json(text: str | bytes) -> str:
-    """Do what a HealSpec in JSON says; return JSON {"done": [sentences], "failed": [sentences]}."""
-    done, failed = heal(spec.load(HealSpec, text))
-    return json.dumps({"done": done, "failed": failed})
+    """Do what a HealSpec in JSON says; return a Healed in JSON."""
+    return json.dumps(asdict(heal(spec.load(HealSpec, text))))
 
 
-def heal(what: HealSpec) -> tuple[list[str], list[str]]:
-    """Tidy up, and return what was done and what could not be done, in sentences."""
-    done: list[str] = []
-    failed: list[str] = []
+def heal(what: HealSpec) -> Healed:
+    """Tidy up. What fails is told and does not keep the rest from being done."""
+    healed = Healed()
 
-    def attempt(step: Callable[[HealSpec], list[str]]) -> bool:
+    def attempt(step: Callable[[HealSpec, Healed], None]) -> bool:
         try:
-            done.extend(step(what))
+            step(what, healed)
         except BackupManagerError as error:
-            failed.append(str(error))
+            healed.failed.append(str(error))
             return False
         return True
 
@@ -61,24 +75,23 @@ def heal(what: HealSpec) -> tuple[list[str], list[str]]:
     # Only a storage that answered can say that the backup never became whole; its checkpoint goes in that case alone.
     if what.storage is not None and attempt(_heal_storage) and what.domain_uuid and not _is_whole(what):
         attempt(_drop_checkpoint)
-    return done, failed
+    return healed
 
 
-def _heal_domain(what: HealSpec) -> list[str]:
+def _heal_domain(what: HealSpec, healed: Healed) -> None:
     """Thaw and resume, and end our leftover block job. Raises DomainBusy, HypervisorError."""
     from engine.hypervisor.backup_job import clean_stale
     from engine.hypervisor.connection import open_connection
 
     with open_connection(what.libvirt_uri) as connection:
-        done = _thaw(connection, what)
+        healed.done += _thaw(connection, what)
         try:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
-            return done
+            return
         with _locked(what):
             if clean_stale(domain, Path(what.scratch_folder)):
-                done.append(f"ended the leftover backup job of domain {domain.name}")
-    return done
+                healed.done.append(f"ended the leftover backup job of domain {domain.name}")
 
 
 def _thaw(connection: "Connection", what: HealSpec) -> list[str]:
@@ -114,23 +127,45 @@ def _locked(what: HealSpec) -> Iterator[None]:
         lock.release()
 
 
-def _drop_checkpoint(what: HealSpec) -> list[str]:
+def _drop_checkpoint(what: HealSpec, healed: Healed) -> None:
     """Remove the checkpoint of a backup that never was. Raises DomainBusy, HypervisorError."""
     from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints
     from engine.hypervisor.connection import open_connection
 
-    done: list[str] = []
     with open_connection(what.libvirt_uri) as connection:
         try:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
-            return done
+            return
         with _locked(what):
             for checkpoint in list_checkpoints(domain):
                 if checkpoint.backup_id == what.backup_id:
                     delete_checkpoint(domain, checkpoint.name)
-                    done.append(f"removed the checkpoint of the unfinished backup {what.backup_id}")
-    return done
+                    healed.done.append(f"removed the checkpoint of the unfinished backup {what.backup_id}")
+
+
+def _heal_storage(what: HealSpec, healed: Healed) -> None:
+    """Remove an unfinished backup from the storage; of a whole one tell the record. Raises StorageError."""
+    from engine.storage.open import open_storage
+
+    assert what.storage is not None
+    with open_storage(what.storage) as storage:
+        if _has_commit(storage, what):
+            _tell_whole(storage, what, healed)
+            return
+        left = any(True for _ in storage.list(names.backup_folder(what.server_id, what.backup_id)))
+        remove_attempt(storage, what.server_id, what.backup_id)
+        if left:
+            healed.done.append(f"removed the unfinished backup {what.backup_id}")
+
+
+def _has_commit(storage: Storage, what: HealSpec) -> bool:
+    """Tell whether the backup's last object is there."""
+    try:
+        storage.size(names.backup_name(what.server_id, what.backup_id))
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _is_whole(what: HealSpec) -> bool:
@@ -138,21 +173,20 @@ def _is_whole(what: HealSpec) -> bool:
 
     assert what.storage is not None
     with open_storage(what.storage) as storage:
-        try:
-            storage.size(names.backup_name(what.server_id, what.backup_id))
-        except ObjectNotFound:
-            return False
-    return True
+        return _has_commit(storage, what)
 
 
-def _heal_storage(what: HealSpec) -> list[str]:
-    """Remove an unfinished backup from the storage; a whole one stays. Raises StorageError."""
-    from engine.storage.open import open_storage
-
-    assert what.storage is not None
-    if _is_whole(what):
-        return []
-    with open_storage(what.storage) as storage:
-        left = any(True for _ in storage.list(names.backup_folder(what.server_id, what.backup_id)))
-        remove_attempt(storage, what.server_id, what.backup_id)
-    return [f"removed the unfinished backup {what.backup_id}"] if left else []
+def _tell_whole(storage: Storage, what: HealSpec, healed: Healed) -> None:
+    """Note the record of a committed backup whose manifests and sizes are right. Any other stays too, for a person to look at."""
+    try:
+        point = read_point(storage, what.server_id, what.backup_id, {})
+        for manifest in point.disks.values():
+            check_sizes(storage, manifest)
+        found = record(point)
+        fault = f"the manifests of {', '.join(found.unreadable_disks)} cannot be read" if found.unreadable_disks else ""
+    except EngineError as error:
+        fault = str(error)
+    if fault:
+        healed.done.append(f"kept the backup {what.backup_id}, which was committed and is damaged: {fault}")
+    else:
+        healed.record = found

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clients.gen.backupmanager.agent.v1 import command_pb2, event_pb2
+from tests.agent.imitated_engine import backup
 from tests.agent.scripted_controller import ScriptedController
 from tests.servers.agent import Agent
 from tests.waiting import wait_until
@@ -69,6 +70,14 @@ class Scene:
         self.controller.until(
             lambda: len(self.controller.heartbeats) and len(self.controller.hellos) >= count, "a session"
         )
+
+    def storage_has(self, command: command_pb2.Command, job_id: str) -> None:
+        """Let tidying up find the command's backup whole on the storage, made by the job `job_id`."""
+        work = command.run.backup
+        record = {
+            "server_id": work.server_id, "job_id": job_id, "backup": backup(work.backup_id), "unreadable_disks": [],
+        }  # fmt: skip
+        (self.agent.scratch_folder / "record").write_text(json.dumps(record))
 
     def healed(self) -> list[dict[str, Any]]:
         """Return what the engine was asked to tidy up."""

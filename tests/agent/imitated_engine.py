@@ -171,7 +171,8 @@ def heal(text: bytes) -> None:
             + "\n"
         )
     failed = ["libvirt is away"] if (folder / "heal-fails").exists() else []
-    print(json.dumps({"done": ["thawed"] if not failed else [], "failed": failed}))
+    record = json.loads((folder / "record").read_text()) if (folder / "record").exists() else None
+    print(json.dumps({"done": ["thawed"] if not failed else [], "failed": failed, "record": record}))
 
 
 def main() -> None:

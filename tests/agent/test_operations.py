@@ -172,6 +172,36 @@ def test_an_engine_that_is_killed_fails_its_job_once(scene: Scene) -> None:
     assert len(scene.controller.of_job(command.job_id, "finished")) == 1
 
 
+@pytest.mark.feature("C11")
+def test_a_crash_after_the_commit_ends_with_the_backup(scene: Scene) -> None:
+    place = scene.place([WAIT, {"do": "crash"}])
+    command = scene.run(place)
+    scene.wait_seen(place, "waits")
+    scene.storage_has(command, command.job_id)
+    (place / "go").touch()
+
+    finished = scene.finished(command)
+
+    assert finished.state == job_pb2.JOB_STATE_COMPLETED_WITH_WARNINGS
+    assert finished.record.backup.backup_id == finished.result.backup.backup_id == BACKUP_ID
+    assert "exit status 3" in finished.warnings[0]
+    assert not finished.HasField("failure")
+
+
+@pytest.mark.feature("C11", "N16")
+def test_a_record_of_another_job_is_no_proof(scene: Scene) -> None:
+    place = scene.place([WAIT, {"do": "crash"}])
+    command = scene.run(place)
+    scene.wait_seen(place, "waits")
+    scene.storage_has(command, fresh_id())
+    (place / "go").touch()
+
+    finished = scene.finished(command)
+
+    assert finished.failure.reason == "ENGINE_CRASHED"
+    assert not finished.HasField("record")
+
+
 def test_a_last_line_that_was_cut_off_is_no_end(scene: Scene) -> None:
     place = scene.place([{"do": "torn"}])
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from engine import spec
 from engine.failpoint import BACKUP_STEPS, DELETE_STEPS, RESTORE_STEPS
 from engine.heal import HealSpec, heal
 from engine.ids import new_id
+from engine.results import BackupRecord
 from engine.spec import DeleteJob, Job, RestoreJob
 from engine.units import MIB
 from tests.engine.rig import Rig, digest, reason
@@ -36,12 +38,14 @@ def run_worker(rig: Rig, kill_at: str, **verb: Any) -> tuple[int, list[dict[str,
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def heal_after(rig: Rig, uuid: str, backup_id: str = "") -> None:
+def heal_after(rig: Rig, uuid: str, backup_id: str = "") -> BackupRecord | None:
+    """Tidy up; return the record of the backup if it is whole."""
     storage = rig.target if backup_id else None
-    done, failed = heal(
+    healed = heal(
         HealSpec(rig.uri, uuid, str(rig.folder / "scratch"), str(rig.folder / "locks"), storage, uuid, backup_id)
     )
-    assert not failed, (done, failed)
+    assert not healed.failed, healed
+    return healed.record
 
 
 def assert_host_is_clean(rig: Rig, domain: Any) -> None:
@@ -72,10 +76,12 @@ def test_a_backup_killed_anywhere_leaves_whole_backups_and_a_clean_host(
 
     status, _events = run_worker(rig, step, backup=job)
     assert status == KILLED, f"step {step} is never reached"
-    heal_after(rig, domain.uuid, job.backup_id)
+    told = heal_after(rig, domain.uuid, job.backup_id)
 
     assert_host_is_clean(rig, domain)
-    found = [record["backup"]["backup_id"] for record in rig.reindex()]
+    records = {record["backup"]["backup_id"]: record for record in rig.reindex()}
+    assert records.get(job.backup_id) == (asdict(told) if told else None)
+    found = list(records)
     committed = step in {"committed", "checkpoints_dropped"} or (step == "disk_manifest" and job.backup_id in found)
     assert (job.backup_id in found) == committed
     folders = [path.name for path in (tmp_path / "storage" / "servers" / domain.uuid).iterdir()]
