@@ -69,13 +69,7 @@ class World:
             self.sshd = self._stack.enter_context(Sshd(self.folder / "ssh"))
             self._stack.enter_context(self.controller)
             await self.connect()
-            token = await self.enrollment_token()
-            self.agent = self._stack.enter_context(
-                Agent(
-                    self.folder / "agent", controller=self.controller.api, token=token, libvirt_uri=self.libvirtd.uri,
-                    cancel_word_seconds=2,
-                )
-            )  # fmt: skip
+            self.agent = await self.add_agent()
         except BaseException:
             await self.close()
             raise
@@ -96,6 +90,15 @@ class World:
         await self._channels.aclose()
         self._channels = AsyncExitStack()
         self._channel = await self._channels.enter_async_context(self.controller.channel())
+
+    async def add_agent(self, **options: Any) -> Agent:
+        """Enroll and start the agent; `options` as Agent takes them."""
+        token, uri = await self.enrollment_token(), self.libvirtd.uri
+        agent = Agent(
+            self.folder / "agent", controller=self.controller.api, token=token, libvirt_uri=uri, cancel_word_seconds=2,
+            **options,
+        )  # fmt: skip
+        return self._stack.enter_context(agent)
 
     # ---- the API, one line each --------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that misbehaves on demand: cuts after so many bytes, stalls, delays, refuses.
+"""A TCP proxy on loopback that misbehaves on demand: cuts or stalls, at once or after so many bytes, delays, refuses.
 
     with Proxy(server.port) as proxy:
         config = replace(server.config(path), port=proxy.port)
@@ -28,6 +28,7 @@ class Proxy:
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}  # forwarded so far
         self._target_port = target_port
         self._limits: dict[Direction, int | None] = {"up": None, "down": None}
+        self._at_limit: Callable[[], object] = self._reset
         self._delay_seconds = 0.0
         self._refusing = False
         self._flowing: asyncio.Event
@@ -38,7 +39,15 @@ class Proxy:
 
     def cut_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Reset the connection when `byte_count` more bytes have gone in `direction`; once."""
-        self._call(lambda: self._limits.__setitem__(direction, byte_count))
+        self._call(lambda: self._limit(byte_count, direction, self._reset))
+
+    def stall_after(self, byte_count: int, direction: Direction = "up") -> None:
+        """Stall when `byte_count` more bytes have gone in `direction`; once. What comes then waits for `resume`."""
+        self._call(lambda: self._limit(byte_count, direction, self._flowing.clear))
+
+    @property
+    def stalled(self) -> bool:
+        return not self._flowing.is_set()
 
     def cut(self) -> None:
         """Reset every connection now."""
@@ -53,7 +62,8 @@ class Proxy:
         self._call(lambda: self._flowing.clear())
 
     def resume(self) -> None:
-        self._call(lambda: self._flowing.set())
+        """Forward what was held back, and all that follows; a stall that did not come about yet is forgotten."""
+        self._call(self._resume)
 
     def delay(self, seconds: float) -> None:
         """Deliver every byte `seconds` later from now on, in both directions: latency, not a lower rate."""
@@ -133,18 +143,32 @@ class Proxy:
                 with suppress(OSError):
                     writer.write_eof()
                 return
-            limit = self._limits[direction]
-            passed = chunk if limit is None else chunk[:limit]
-            with suppress(OSError):  # the reading side notices a lost peer
-                writer.write(passed)
-                await writer.drain()
-            self.bytes[direction] += len(passed)
-            if limit is None:
-                continue
-            self._limits[direction] = limit - len(passed)
-            if self._limits[direction] == 0:
-                self._limits[direction] = None
-                self._reset()
+            while chunk:
+                await self._flowing.wait()
+                limit = self._limits[direction]
+                passed, chunk = (chunk, b"") if limit is None else (chunk[:limit], chunk[limit:])
+                with suppress(OSError):  # the reading side notices a lost peer
+                    writer.write(passed)
+                    await writer.drain()
+                self._count(direction, len(passed))
+
+    def _count(self, direction: Direction, byte_count: int) -> None:
+        """Note what was forwarded, and do what is to be done at the limit."""
+        self.bytes[direction] += byte_count
+        limit = self._limits[direction]
+        if limit is None:
+            return
+        self._limits[direction] = max(0, limit - byte_count)
+        if self._limits[direction] == 0:
+            self._limits[direction] = None
+            self._at_limit()
+
+    def _limit(self, byte_count: int, direction: Direction, action: Callable[[], object]) -> None:
+        self._limits[direction], self._at_limit = byte_count, action
+
+    def _resume(self) -> None:
+        self._limits = {"up": None, "down": None}
+        self._flowing.set()
 
     def _reset(self) -> None:
         for writer in self._writers:

@@ -1,0 +1,16 @@
+"""A stress world that the tests of one file share: its controller, agent and sshd start once."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.e2e.stress import StressWorld
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory, libvirtd: Any) -> AsyncIterator[StressWorld]:
+    """A world with default settings; a file marks its tests with `asyncio(loop_scope="module")` and one xdist group."""
+    async with StressWorld(tmp_path_factory.mktemp("world") / "w", libvirtd) as world:
+        yield world
