@@ -3,6 +3,7 @@
     bm-engine init     --storage S.json           make the repository (and, with --encrypt, its key)
     bm-engine backup   --storage S.json DOMAIN    full at first, then incremental
     bm-engine list     --storage S.json           what is there; needs no passphrase
+    bm-engine reindex  --storage S.json           the catalog; with --definitions FOLDER the domains' XML too
     bm-engine restore  --storage S.json DOMAIN [BACKUP]   into the domain's disks, or --to FOLDER
     bm-engine verify   --storage S.json [SERVER] [BACKUP]
     bm-engine delete   --storage S.json SERVER BACKUP…
@@ -60,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "list", "list backups on a storage")
     verb.add_argument("server", nargs="?", default="", help="only this server's (id, domain name or UUID)")
+
+    verb = _verb(verbs, "reindex", "read the catalog from the storage alone, as JSON with --output json")
+    verb.add_argument("server", nargs="?", default="", help="only this server's (id, domain name or UUID)")
+    verb.add_argument("--definitions", default="", metavar="FOLDER", help="write the domains' XML there; needs the key")
 
     verb = _verb(verbs, "restore", "restore a backup of a domain")
     verb.add_argument("domain", help="server id, domain name or UUID, as `list` shows them")

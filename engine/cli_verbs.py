@@ -17,7 +17,15 @@ from engine import spec
 from engine.catalog import read_history
 from engine.cli import print_json
 from engine.console import ConsoleReport
-from engine.errors import BackupManagerError, BackupNotFound, InvalidSpec, KeyMissing, ObjectNotFound, RepositoryMissing
+from engine.errors import (
+    BackupManagerError,
+    BackupNotFound,
+    InvalidSpec,
+    KeyMissing,
+    ObjectNotFound,
+    RepositoryMissing,
+    TargetError,
+)
 from engine.format import names
 from engine.format.crypto import StorageKey
 from engine.format.keys import unwrap_key, wrap_key
@@ -26,7 +34,7 @@ from engine.ids import is_id, new_id
 from engine.jobs import Outcome, run_job
 from engine.memory import keep_one_pool
 from engine.reindex import reindex
-from engine.repository import open_repository, read_keys
+from engine.repository import list_servers, open_repository, read_keys
 from engine.spec import (
     BackupJob,
     DeleteJob,
@@ -60,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     keep_one_pool()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(message)s")
     verbs: dict[str, Callable[[argparse.Namespace], int]] = {
-        "init": _init, "backup": _backup, "list": _list, "restore": _restore, "verify": _verify, "delete": _delete,
+        "init": _init, "backup": _backup, "list": _list, "restore": _restore, "verify": _verify, "delete": _delete, "reindex": _reindex,
         "cleanup": _cleanup,
     }  # fmt: skip
     try:
@@ -227,6 +235,38 @@ def _list(options: argparse.Namespace) -> int:
     for name in result.unreadable:
         print(f"cannot be read: {name}")
     return 0
+
+
+def _reindex(options: argparse.Namespace) -> int:
+    """Read the catalog from the storage; with a folder, write each backup's domain definition there, which needs the key."""
+    if not options.definitions:
+        return _list(options)
+    target, key = _open(options)
+    folder = Path(options.definitions)
+    written: list[str] = []
+    with open_storage(target) as storage:
+        servers = [_server_id(storage, options.server)] if options.server else list(list_servers(storage))
+        for server_id in servers:
+            keys = {key.key_id: key.server_key(server_id)} if key is not None else {}
+            found = [point.server for point in read_history(storage, server_id, keys).points]
+            written += [_write_private(folder, one.backup_id, one.sealed.domain_xml) for one in found if one.sealed]
+    if options.output == "json":
+        print_json({"definitions": written})
+    else:
+        print(f"{len(written)} definitions written to {folder}")
+    return 0
+
+
+def _write_private(folder: Path, backup_id: str, xml: str) -> str:
+    """Write a definition, which may hold secrets, for its owner's eyes; return the file's name."""
+    path = folder / f"{backup_id}.xml"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(xml)
+    except OSError as error:
+        raise TargetError(target=path, detail=error.strerror) from error
+    return str(path)
 
 
 def _restore(options: argparse.Namespace) -> int:
