@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 from controller.db import models
+from controller.db.fields import to_microseconds
+from controller.db.statements import statement
 from controller.errors import (
     ClockSkew,
     HypervisorBanned,
@@ -154,14 +156,15 @@ def unban(hypervisor_id: str, now: datetime) -> None:
     _set_banned(hypervisor_id, banned=False, now=now)
 
 
+_HEARD = """
+    UPDATE hypervisor SET last_contact_time = ?, clock_offset_microseconds = ?, load = ?, scratch_free_bytes = ?
+    WHERE hypervisor_id = ?
+"""
+
+
 def heard(hypervisor_id: str, now: datetime, offset: timedelta | None, load: float, scratch_free_bytes: int) -> None:
     """Keep a sign of life."""
-    Row.update(
-        last_contact_time=now,
-        clock_offset_microseconds=_microseconds(offset),
-        load=load,
-        scratch_free_bytes=scratch_free_bytes,
-    ).where(Row.hypervisor_id == hypervisor_id).execute()
+    statement(_HEARD, to_microseconds(now), _microseconds(offset), load, scratch_free_bytes, hypervisor_id)
 
 
 def replace_domains(hypervisor_id: str, session_id: str, domains: Sequence[Domain], now: datetime) -> bool:

@@ -18,6 +18,7 @@ from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
 from controller.db.notes import note
+from controller.db.statements import statement
 from controller.errors import JobCancelled, JobNotFound, JobStale
 from controller.limits import Limits
 from engine.errors import BackupManagerError
@@ -165,9 +166,11 @@ def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int 
     return [_job(row) for row in query.order_by(Row.job_id.desc()).limit(limit)]
 
 
-def live(*, hypervisor_id: str = "", states: Sequence[str] = LIVE) -> list[Job]:
-    """Return jobs that have not ended, oldest first, of one hypervisor or of all."""
+def live(*, hypervisor_id: str = "", server_id: str = "", states: Sequence[str] = LIVE) -> list[Job]:
+    """Return jobs that have not ended, oldest first, of one hypervisor or server or of all."""
     query = Row.select().where(Row.state.in_(list(states)))
+    if server_id:
+        query = query.where(Row.server_id == server_id)
     if hypervisor_id:
         query = query.where(Row.hypervisor_id == hypervisor_id)
     return [_job(row) for row in query.order_by(Row.job_id)]
@@ -251,10 +254,21 @@ def accept(job: Job, now: datetime) -> bool:
     return _change(job.job_id, (DISPATCHED,), now, "job.running", state=RUNNING, start_time=now)
 
 
-def report(job_id: str, hypervisor_id: str, attempt: int, progress: dict[str, Any], now: datetime) -> bool:
-    """Keep the last word of a running job. False when it is not a running job's of this hypervisor."""
-    where = (Row.hypervisor_id == hypervisor_id) & (Row.attempt == attempt)
-    return _change(job_id, (RUNNING,), now, "", where, progress=progress)
+_REPORT = """
+    UPDATE job SET version = version + 1, progress = ?
+    WHERE job_id = ? AND state = ? AND hypervisor_id = ? AND attempt = ? RETURNING version
+"""
+
+
+def report(job_id: str, hypervisor_id: str, attempt: int, progress: dict[str, Any]) -> bool:
+    """Keep the last word of a running job. False when it is not a running job's of this hypervisor.
+
+    Comes every second for every job, so its statement is written by hand (see `statement`).
+    """
+    rows = statement(_REPORT, Row.progress.db_value(progress), job_id, RUNNING, hypervisor_id, attempt)
+    for (version,) in rows:
+        note("job", job_id, version)
+    return bool(rows)
 
 
 def request_cancel(job: Job, reason: str, limits: Limits, now: datetime) -> bool:
@@ -305,16 +319,13 @@ def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
     return changed
 
 
-def _change(job_id: str, states: Sequence[str], now: datetime, event: str, where: Any = None, **values: Any) -> bool:
+def _change(job_id: str, states: Sequence[str], now: datetime, event: str, **values: Any) -> bool:
     """Change a job that is in one of `states`; tell whether there was one."""
     condition = (Row.job_id == job_id) & Row.state.in_(list(states))
-    if where is not None:
-        condition &= where
     rows = Row.update(version=Row.version + 1, **values).where(condition).returning(Row.version).execute()
     for row in list(rows):
         note("job", job_id, row.version)
-        if event:
-            _event(event, job_id, now)
+        _event(event, job_id, now)
         return True
     return False
 

@@ -9,6 +9,8 @@ before is recognized. A claim's outcome is the answer; nothing is read first. Ru
 part of what it wants raises and so gets nothing.
 """
 
+from collections.abc import Sequence
+
 import peewee
 
 from controller.db.models import Lease, LeaseHold, Slot
@@ -74,19 +76,21 @@ def holders(resource: str) -> list[str]:
     return [row.job_id for row in rows]
 
 
-def chains_of(job_id: str) -> frozenset[str]:
-    """Return the chains that a job holds."""
+def chains_of(job_ids: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Return the chains that each of these jobs holds."""
     prefix = chain_resource("")
-    rows = LeaseHold.select(LeaseHold.resource).where(
-        (LeaseHold.job_id == job_id) & LeaseHold.resource.startswith(prefix)
-    )
-    return frozenset(row.resource.removeprefix(prefix) for row in rows)
+    rows = LeaseHold.select().where(LeaseHold.job_id.in_(list(job_ids)) & LeaseHold.resource.startswith(prefix))
+    found: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
+    for row in rows:
+        found[row.job_id].add(row.resource.removeprefix(prefix))
+    return {job_id: frozenset(chains) for job_id, chains in found.items()}
 
 
 def claim_slot(hypervisor_id: str, job_id: str, cap: int) -> bool:
     """Take a place to work at on a hypervisor that has `cap` of them. False when all are taken."""
-    for number in range(1, cap + 1):
-        Slot.insert(hypervisor_id=hypervisor_id, number=number, job_id="").on_conflict_ignore().execute()
+    if Slot.select().where((Slot.hypervisor_id == hypervisor_id) & (Slot.number <= cap)).count() < cap:
+        for number in range(1, cap + 1):
+            Slot.insert(hypervisor_id=hypervisor_id, number=number, job_id="").on_conflict_ignore().execute()
     other = Slot.alias()
     mine = (other.hypervisor_id == hypervisor_id) & (other.number <= cap)
     free = other.select(peewee.fn.MIN(other.number)).where(mine & (other.job_id == ""))

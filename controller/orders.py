@@ -204,10 +204,14 @@ def _hash(order: Order) -> str:
 
 
 def _check_free(plan: _Plan) -> None:
-    """Raise ServerBusy, naming the job, when the rules refuse the work beside what runs or waits."""
-    chains = plan.claimed | plan.shared
-    asked = Work(plan.type, plan.hypervisor.hypervisor_id, plan.server_id, chains)
-    outcome, other = decide_all(asked, (dispatch.work_of(job) for job in jobs.live()))
+    """Raise ServerBusy, naming the job, when the rules refuse the work beside what runs or waits for the server.
+
+    Only work of the same server can refuse another: a chain is a server's own.
+    """
+    if not plan.server_id:
+        return
+    asked = Work(plan.type, plan.hypervisor.hypervisor_id, plan.server_id, plan.claimed | plan.shared)
+    outcome, other = decide_all(asked, dispatch.works_of(jobs.live(server_id=plan.server_id)))
     if outcome is Outcome.BUSY and other is not None:
         raise ServerBusy(server_id=plan.server_id, job_id=other.job_id)
 

@@ -287,7 +287,6 @@ class Session:
             self.hypervisor_id,
             message.attempt,
             convert.to_json(message.progress),
-            self._parts.clock.now(),
         )
 
     async def _take_inventory(self, message: event_pb2.InventoryReport) -> None:

@@ -7,6 +7,7 @@ Called in the transaction that made or ended a job, so that nothing waits for th
 all that it wants or nothing. Jobs of an offline hypervisor wait for it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from controller import backups, hypervisors, jobs, leases, servers, storages
@@ -37,9 +38,10 @@ def after_end(ended: Job, limits: Limits, now: datetime) -> None:
     run(limits, now, "" if GROUPS[ended.type] is Group.REMOVAL else ended.hypervisor_id)
 
 
-def work_of(job: Job) -> Work:
-    """Return a job as the rules see it, with the chains that it holds."""
-    return Work(job.type, job.hypervisor_id, job.server_id, leases.chains_of(job.job_id), job.job_id)
+def works_of(chosen: Sequence[Job]) -> list[Work]:
+    """Return jobs as the rules see them, with the chains that they hold."""
+    chains = leases.chains_of([job.job_id for job in chosen])
+    return [Work(job.type, job.hypervisor_id, job.server_id, chains[job.job_id], job.job_id) for job in chosen]
 
 
 def _consider(job: Job, limits: Limits, now: datetime) -> bool:
@@ -75,8 +77,7 @@ def _check(job: Job, hypervisor: Hypervisor) -> None:
 
 def _claim(job: Job, limits: Limits) -> int:
     """Take what a job still needs to run; return the highest generation among that. Raises _NotNow."""
-    asked = work_of(job)
-    running = [work_of(one) for one in jobs.live(states=jobs.SENT, hypervisor_id=job.hypervisor_id)]
+    asked, *running = works_of([job, *jobs.live(states=jobs.SENT, hypervisor_id=job.hypervisor_id)])
     outcome, _ = decide_all(asked, running)
     if outcome.value >= Outcome.QUEUE.value:
         raise _NotNow

@@ -414,7 +414,7 @@ def test_a_restore_is_shown_confirmed_and_started(setting: Setting) -> None:
     assert (job.type, job.state, job.server_id) == ("restore", "dispatched", setting.server.server_id)
     assert job.spec["manifest_digest"] == "d" * 64
     assert job.spec["domain_uuid"] == setting.server.domain_uuid
-    assert setting.world.run(leases.chains_of, job.job_id) == {"c1"}
+    assert setting.world.run(leases.chains_of, [job.job_id]) == {job.job_id: {"c1"}}
 
 
 @pytest.mark.feature("M15", "M16")

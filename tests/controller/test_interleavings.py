@@ -223,7 +223,7 @@ class Machine(RuleBasedStateMachine):
     def _what_runs_may_run_together(self, sent: list[Job]) -> None:
         busy = Counter(job.hypervisor_id for job in sent if GROUPS[job.type] is Group.TRANSFER)
         assert max(busy.values(), default=0) <= CAP
-        for one, other in itertools.permutations([dispatch.work_of(job) for job in sent], 2):
+        for one, other in itertools.permutations(dispatch.works_of(sent), 2):
             assert decide(one, other) in {Outcome.RUN, Outcome.CAPPED}, (one, other)
 
     def _nobody_waits_for_nothing(self, live: list[Job], hypervisor_id: str) -> None:

@@ -297,9 +297,9 @@ def test_progress_and_log_of_a_job_are_kept(world: World) -> None:
     agent = world.enroll("h1")
     job = agent.accept(world.backup(world.server(agent, "web"), world.storage()))
     hypervisor = agent.hypervisor_id
-    world.run(jobs.report, job.job_id, hypervisor, 1, {"stage": "read", "bytes_done": "5"}, world.now())
-    assert not world.run(jobs.report, job.job_id, "another", 1, {"stage": "write"}, world.now())
-    assert not world.run(jobs.report, job.job_id, hypervisor, 2, {"stage": "write"}, world.now())
+    world.run(jobs.report, job.job_id, hypervisor, 1, {"stage": "read", "bytes_done": "5"})
+    assert not world.run(jobs.report, job.job_id, "another", 1, {"stage": "write"})
+    assert not world.run(jobs.report, job.job_id, hypervisor, 2, {"stage": "write"})
 
     lines = [Line(job.job_id, 1, number, world.now(), "info", f"line {number}") for number in (1, 2, 3)]
     assert world.run(append, hypervisor, [lines[0], lines[1]]) == 2
