@@ -1,7 +1,15 @@
-"""Fixtures that many folders share. Each starts its real thing when the first test asks for it, once per process."""
+"""Fixtures that many folders share, and a place for all that tests write.
+
+Each fixture starts its real thing when the first test asks for it, once per process. A run has one temporary folder, which is
+gone when it ends, also after Ctrl-C and SIGTERM; its path is short, because sockets' paths must be.
+"""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+import os
+import shutil
+import signal
+import tempfile
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -10,6 +18,32 @@ if TYPE_CHECKING:
 
     from tests.servers.guest import BlankDomain, RealGuest
     from tests.servers.libvirtd import Libvirtd
+
+_FOLDER: "pytest.StashKey[str]" = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the run's temporary folder, in the first process only; the workers find it in their options and environment."""
+    if hasattr(config, "workerinput"):
+        return
+    signal.signal(signal.SIGTERM, _interrupt)
+    if config.option.basetemp is None:
+        folder = tempfile.mkdtemp(prefix="bm-")
+        config.stash[_FOLDER] = folder
+        config.option.basetemp = f"{folder}/t"
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = config.stash.get(_FOLDER, "")
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OURS = ("agent", "clients", "controller", "engine", "tests", "tools")
+OURS = ("agent", "clients", "controller", "engine", "tests")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "engine": ("engine",),
