@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import identity
-from clients.gen.backupmanager.v1 import hypervisor_pb2, hypervisor_service_pb2, job_pb2, job_service_pb2
+from clients.gen.backupmanager.v1 import disk_pb2, hypervisor_pb2, hypervisor_service_pb2, job_pb2, job_service_pb2
 from clients.gen.backupmanager.v1 import server_service_pb2 as server_messages
 from engine.units import KIB, MIB
 from tests.e2e.world import HYPERVISOR, World, assert_host_is_clean, folders_on_storage
@@ -99,6 +99,12 @@ class StressWorld(World):
             storage_id = await self.add_sftp(domain.name, path=path, port=self.pipe.port)
         return Subject(domain, disk, server_id, storage_id, path)
 
+    async def back_up(self, server_id: str, storage_id: str, **options: Any) -> str:
+        """Start a backup with a pause, all that a domain without a system can give; so no warning is of our making."""
+        return await super().back_up(
+            server_id, storage_id, **{"consistency": disk_pb2.CONSISTENCY_MODE_PAUSE, **options}
+        )
+
     async def hold(self, subject: Subject, **options: Any) -> str:
         """Start a full backup and return its job's id once it stands still in the middle of its data."""
         self.pipe.stall_after(HOLD_BYTES)
@@ -125,6 +131,10 @@ class StressWorld(World):
     async def busy_job_id(self, subject: Subject) -> str:
         request = server_messages.GetServerRequest(server_id=subject.server_id)
         return (await self.servers.GetServer(request)).server.busy_job_id
+
+    async def dial_now(self) -> None:
+        """End the agent's pause between two dials, as a new identity does."""
+        os.utime(self.agent.state_folder / "identity.json")
 
     async def restart_controller(self, *, kill: bool) -> None:
         """End the controller, in order or by kill -9, and start it again on its ports."""
