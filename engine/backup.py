@@ -18,7 +18,7 @@ from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_sizes, commit
 from engine.catalog import History, Point, read_history
 from engine.differential import changed_since_full
-from engine.errors import BackupManagerError, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
+from engine.errors import BackupManagerError, DiskMismatch, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
 from engine.extents import plan_full, plan_packed
 from engine.failpoint import reached
 from engine.format import manifest as manifests
@@ -26,6 +26,7 @@ from engine.format.crypto import ServerKey
 from engine.format.layout import SegmentRef
 from engine.format.manifest import Definition, DiskManifest, Layer, ServerManifest, SkippedDisk, layer_digest
 from engine.jobs import Surroundings, keys_of
+from engine.orphans import remove_orphans
 from engine.pipeline import DiskIdentity, store
 from engine.reindex import summarize
 from engine.results import BackupResult
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 def back_up(around: Surroundings) -> BackupResult:
     """Make the backup that the job asks for and return it. Raises what stands in errors.py; then nothing of it remains."""
-    from engine.hypervisor.connection import open_connection
+    from engine.hypervisor.connection import RESTART_SECONDS, open_connection
     from engine.hypervisor.lock import DomainLock
 
     spec = around.job.backup
@@ -52,7 +53,7 @@ def back_up(around: Surroundings) -> BackupResult:
     around.work.report.stage("prepare")
     with (
         DomainLock(around.lock_folder, spec.domain_uuid, around.job.job_id) as lock,
-        open_connection(around.operation.libvirt_uri) as connection,
+        open_connection(around.operation.libvirt_uri, RESTART_SECONDS) as connection,
         around.repository(initialize=True) as storage,
     ):
         return _Backup(around, spec, connection.domain(spec.domain_uuid), storage, lock).run()
@@ -89,12 +90,14 @@ class _Backup:
     def run(self) -> BackupResult:
         images, skipped = self._select()
         history = read_history(self._storage, self._spec.server_id, self._keys)
+        self._tidy(history)
         tasks = self._choose(images, history)
         reached("prepared")
-        with attempt(self._storage, self._around.connect, self._identity, self._around.now(), self._work):
+        with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work):
             reached("intent")
             with self._tentative_checkpoint():
-                with self._instant(tasks) as instant:
+                with self._instant(tasks) as instant, self._waking(instant):
+                    self._check_sizes(tasks, instant)
                     self._expect(tasks, instant)
                     stored = {task.image.target: self._store(task, instant) for task in tasks}
                     reached("stored")
@@ -109,6 +112,16 @@ class _Backup:
         return summarize(point, instant.quiesce_seconds)
 
     # ---- before the instant ------------------------------------------------------------------------------------------
+
+    def _tidy(self, history: History) -> None:
+        """Remove what died under this domain's lock, which is ours now."""
+        spec, host = self._spec, self._around.operation.host
+        for backup_id in remove_orphans(self._storage, spec.server_id, history, host, self._around.now()):
+            self._work.report.info(f"removed what an unfinished backup left on the storage: {backup_id}")
+
+    def _reopen(self) -> Storage:
+        """Connect once more to clean up; for a person who waits for the end of a cancel, not for long."""
+        return self._around.connect(brief=self._work.stop.event.is_set())
 
     def _sealing_key(self) -> ServerKey | None:
         if not self._target.key_id:
@@ -141,21 +154,20 @@ class _Backup:
         tasks = []
         for image in images:
             points = history.of_disk(image.target)
-            state = plan.DiskState(
-                image.target, image.size_bytes, image.path, image.holds_bitmaps, self._tracking(image, points)
-            )
-            choice = plan.choose(wish, state, points, unreadable=history.doubtful(image.target))
+            tracking = self._tracking(image, plan.base(wish, points))
+            state = plan.DiskState(image.target, image.size_bytes, image.path, image.holds_bitmaps, tracking)
+            unreadable = history.doubtful(image.target)
+            choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
             self._work.report.info(
                 f"disk {choice.disk}: {choice.type}" + (f" ({choice.reason})" if choice.reason else "")
             )
             tasks.append(_Task(image, choice))
         return tasks
 
-    def _tracking(self, image: "DiskInfo", points: list[DiskManifest]) -> Mapping[str, str]:
+    def _tracking(self, image: "DiskInfo", parent: DiskManifest | None) -> Mapping[str, str]:
         """Return what the hypervisor says of the checkpoint that the next incremental would count from."""
         from engine.hypervisor.checkpoints import checkpoint_usable
 
-        parent = plan.newest([point for point in points if point.type != "copy"])
         if parent is None or not parent.checkpoint:
             return {}
         sizes = {image.target: parent.size_bytes}
@@ -194,6 +206,22 @@ class _Backup:
             self._work,
         )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _waking(self, instant: "Instant") -> Iterator[None]:
+        """Let a cancel end whatever waits for the disks."""
+        with contextlib.ExitStack() as stack:
+            for disk in instant.disks.values():
+                stack.enter_context(self._work.stop.waking(disk.interrupt))
+            yield
+
+    def _check_sizes(self, tasks: list[_Task], instant: "Instant") -> None:
+        """Raise DiskMismatch if a disk was resized since it was looked at: an incremental was chosen for another size."""
+        for task in tasks:
+            size, parent = instant.disks[task.image.target].size_bytes, task.choice.parent
+            if parent is not None and parent.size_bytes != size:
+                detail = f"it had {parent.size_bytes} bytes and has {size} now; run the backup again"
+                raise DiskMismatch(disk=task.image.target, detail=detail)
+
     def _expect(self, tasks: list[_Task], instant: "Instant") -> None:
         """Tell how much there is to do: of each disk what it will hold, which for an incremental is what is dirty."""
         total = 0
@@ -227,7 +255,7 @@ class _Backup:
         skipped: list[SkippedDisk],
         instant: "Instant",
     ) -> Point:
-        disks = {task.image.target: self._manifest(task, stored[task.image.target]) for task in tasks}
+        disks = {task.image.target: self._manifest(task, stored[task.image.target], instant) for task in tasks}
         for one in disks.values():
             check_sizes(self._storage, one)
         data = {name: manifests.dump(one, self._key) for name, one in disks.items()}
@@ -239,7 +267,7 @@ class _Backup:
         digest = commit(self._storage, by_name, (server.name, server_data))
         return Point(server, digest, disks)
 
-    def _manifest(self, task: _Task, segments: tuple[SegmentRef, ...]) -> DiskManifest:
+    def _manifest(self, task: _Task, segments: tuple[SegmentRef, ...], instant: "Instant") -> DiskManifest:
         spec, parent, image = self._spec, task.choice.parent, task.image
         return DiskManifest(
             repository_id=self._target.repository_id,
@@ -251,7 +279,7 @@ class _Backup:
             chain_id=parent.chain_id if parent else spec.backup_id,
             parent_backup_id=parent.backup_id if parent else "",
             create_time=spec.create_time,
-            size_bytes=image.size_bytes,
+            size_bytes=instant.disks[image.target].size_bytes,
             checkpoint=self._checkpoint if image.holds_bitmaps else "",
             reason=task.choice.reason,
             compression_level=self._work.settings.compression_level,

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.errors import BackupNotFound, FormatError, ObjectNotFound
+from engine.errors import BackupNotFound, FormatError, ObjectNotFound, ObjectTruncated
 from engine.format import manifest, names
 from engine.format.crypto import ServerKey
 from engine.format.manifest import DiskManifest, DiskSummary, ServerManifest
@@ -34,11 +34,13 @@ class History:
     """All of a server's backups on one storage, oldest first, and what else lies there.
 
     `unreadable` maps backup ids whose backup.json cannot be used to what is wrong; `attempts` are folders without one.
+    `sizes` has every object of the server by name, in bytes as the storage lists it.
     """
 
     points: tuple[Point, ...]
     unreadable: dict[str, str]
     attempts: tuple[str, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def of_disk(self, disk: str) -> list[DiskManifest]:
         """Return the whole manifests of a disk, oldest first."""
@@ -47,6 +49,15 @@ class History:
     def doubtful(self, disk: str) -> bool:
         """Tell whether there are backups that may hold this disk and cannot be read."""
         return bool(self.unreadable) or any(disk in point.unreadable for point in self.points)
+
+    def whole(self, manifest: DiskManifest) -> bool:
+        """Tell whether every data file that a disk needs is there with its size; what is in them is not looked at."""
+        return all(
+            self.sizes.get(names.segment_name(manifest.server_id, layer.backup_id, manifest.disk, segment.number))
+            == segment.stored_bytes
+            for layer in manifest.layers
+            for segment in layer.segments
+        )
 
     def point(self, server_id: str, backup_id: str) -> Point:
         """Return one backup. Raises BackupNotFound, or the reason why it cannot be read as FormatError."""
@@ -64,9 +75,11 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
     A damaged manifest is part of the answer, not an error; WrongKey is one, since it says nothing about the backup.
     """
     folders: dict[str, list[names.ObjectName]] = {}
+    sizes: dict[str, int] = {}
     for entry in storage.list(names.server_folder(server_id)):
         if (parsed := names.parse(entry.name)) is not None:
             folders.setdefault(parsed.backup_id, []).append(parsed)
+            sizes[entry.name] = entry.size_bytes
     points, unreadable, attempts = [], {}, []
     for backup_id, objects in sorted(folders.items()):
         if not any(one.kind == "backup" for one in objects):
@@ -75,12 +88,12 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
         try:
             gone = {one.disk for one in objects if one.kind == "deleted"}
             points.append(read_point(storage, server_id, backup_id, keys, gone=gone))
-        except FormatError as error:
+        except (FormatError, ObjectTruncated) as error:
             unreadable[backup_id] = str(error)
         except ObjectNotFound:  # deleted since it was listed
             continue
     points.sort(key=lambda point: (point.server.create_time, point.server.backup_id))
-    return History(tuple(points), unreadable, tuple(attempts))
+    return History(tuple(points), unreadable, tuple(attempts), sizes)
 
 
 def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gone: set[str] | None = None) -> Point:
@@ -95,7 +108,7 @@ def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gon
             continue
         try:
             disks[summary.disk] = _read_disk(storage, server, summary, keys)
-        except (FormatError, ObjectNotFound) as error:
+        except (FormatError, ObjectNotFound, ObjectTruncated) as error:
             unreadable[summary.disk] = str(error)
     return Point(server, hashlib.sha256(data).hexdigest(), disks, unreadable)
 

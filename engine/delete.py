@@ -40,7 +40,7 @@ def delete_backups(
             work.stop.check()
             _delete(storage, point, job_id, host, now)
             work.report.advance(sizes.get(backup_id, 0))
-    for backup_id in wanted & set(history.attempts):
+    for backup_id in sorted(wanted & ({*history.attempts} | {*history.unreadable})):
         remove_attempt(storage, server_id, backup_id)
         work.report.advance(sizes.get(backup_id, 0))
     return DeleteResult(sorted(wanted), sum(sizes.get(backup_id, 0) for backup_id in wanted))
@@ -52,14 +52,18 @@ def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
     for backup_id in sorted(wanted - present):
         raise BackupNotFound(backup_id=backup_id, server_id=server_id)
     for backup_id, detail in history.unreadable.items():
-        raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {detail}")
+        if backup_id not in wanted:
+            raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {detail}")
     for point in history.points:
         for disk, detail in point.unreadable.items():
             if point.server.backup_id not in wanted:
                 what = f"disk {disk} of backup {point.server.backup_id} cannot be read: {detail}"
                 raise StillNeeded(backup_id=min(wanted), disk=disk, detail=what)
     manifests = [manifest for point in history.points for manifest in point.disks.values()]
-    going = [chain.Point(manifest.backup_id, manifest.disk) for manifest in manifests if manifest.backup_id in wanted]
+    # Of one that cannot be read, or has lost its backup.json, the manifests of others tell what it holds for them.
+    held = {point for manifest in manifests for point in chain.needed_points(manifest)}
+    held |= {chain.Point(manifest.backup_id, manifest.disk) for manifest in manifests}
+    going = [point for point in held if point.backup_id in wanted]
     for vetoed, users in sorted(chain.needed_by(manifests, going).items()):
         needing = ", ".join(sorted(user.backup_id for user in users))
         raise StillNeeded(backup_id=vetoed.backup_id, disk=vetoed.disk, detail=f"it is needed by {needing}")

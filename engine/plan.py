@@ -4,7 +4,7 @@ An incremental is a promise that nothing changed outside of it. Whatever makes t
 full, with the reason on record (T26); never the other way round.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -60,30 +60,59 @@ class Wish:
     interval: timedelta = timedelta(0)
 
 
-def choose(wish: Wish, state: DiskState, points: Iterable[DiskManifest], *, unreadable: bool = False) -> Choice:
-    """Return the choice for one disk. `points` are its whole manifests on this storage; `unreadable`: there are others."""
+def choose(
+    wish: Wish,
+    state: DiskState,
+    points: Iterable[DiskManifest],
+    *,
+    unreadable: bool = False,
+    whole: Callable[[DiskManifest], bool] = lambda _: True,
+) -> Choice:
+    """Return the choice for one disk.
+
+    `points` are its readable manifests on this storage; `unreadable`: there are others. `whole` tells of a point whether
+    every data file that it needs is there.
+    """
     if wish.type == "copy":
         return Choice(state.disk, "copy", None, "")
     chained = [point for point in points if point.type != "copy"]
-    reason = REQUESTED if wish.type == "full" else _why_full(wish, state, chained, unreadable=unreadable)
+    reason = REQUESTED if wish.type == "full" else _why_full(wish, state, chained, unreadable=unreadable, whole=whole)
     if reason:
         return Choice(state.disk, "full", None, reason)
-    return Choice(state.disk, wish.type, newest(chained), "")
+    return Choice(state.disk, wish.type, base(wish, chained), "")
+
+
+def base(wish: Wish, points: Iterable[DiskManifest]) -> DiskManifest | None:
+    """Return the point that the next incremental would build on, None if there is none.
+
+    With a key it is one that is sealed with that key: who can write to the storage and has no key can put any plain
+    manifest there, and it must neither become a parent nor stand in the way of the real one.
+    """
+    chained = (point for point in points if point.type != "copy")
+    return newest(point for point in chained if not wish.key_id or point.key_id == wish.key_id)
 
 
 def newest(points: Iterable[DiskManifest]) -> DiskManifest | None:
-    """Return the point that the next incremental would build on: the latest; ids settle equal times."""
+    """Return the latest point; ids settle equal times."""
     return max(points, key=lambda point: (datetime.fromisoformat(point.create_time), point.backup_id), default=None)
 
 
-def _why_full(wish: Wish, state: DiskState, points: list[DiskManifest], *, unreadable: bool) -> str:
-    parent = newest(points)
-    if unreadable:
-        return CHAIN_UNREADABLE
+def _why_full(
+    wish: Wish,
+    state: DiskState,
+    points: list[DiskManifest],
+    *,
+    unreadable: bool,
+    whole: Callable[[DiskManifest], bool],
+) -> str:
+    parent = base(wish, points)
     if parent is None:
-        return FIRST
+        # What cannot be read may be anything, so it is the better explanation of why there is no parent.
+        return CHAIN_UNREADABLE if unreadable else ENCRYPTION_CHANGED if points else FIRST
     by_id = {point.backup_id: point for point in points}
     if any(layer.backup_id not in by_id for layer in parent.layers):
+        return CHAIN_UNREADABLE if unreadable else CHAIN_BROKEN
+    if not whole(parent):
         return CHAIN_BROKEN
     if parent.key_id != wish.key_id:
         return ENCRYPTION_CHANGED
@@ -94,9 +123,17 @@ def _why_full(wish: Wish, state: DiskState, points: list[DiskManifest], *, unrea
     if not state.trackable:
         return UNTRACKED
     if parent.checkpoint not in state.tracking:
-        replaced = (parent.sealed or {}).get("path", state.path) != state.path
-        return DISK_REPLACED if replaced else BITMAP_LOST
+        return _why_lost(state, parent, points, unreadable=unreadable)
     return state.tracking[parent.checkpoint]
+
+
+def _why_lost(state: DiskState, parent: DiskManifest, points: list[DiskManifest], *, unreadable: bool) -> str:
+    """Return why the parent's bitmap is not there. A later backup takes it away, also one that is no parent itself."""
+    if (parent.sealed or {}).get("path", state.path) != state.path:
+        return DISK_REPLACED
+    if newest(points) is not parent:
+        return ENCRYPTION_CHANGED
+    return CHAIN_UNREADABLE if unreadable else BITMAP_LOST
 
 
 def _interval_due(wish: Wish, full: DiskManifest) -> bool:

@@ -127,14 +127,14 @@ class _Domain:
         self._keys = keys
 
     def restore(self, chosen: list[DiskManifest]) -> RestoreResult:
-        from engine.hypervisor.connection import open_connection
+        from engine.hypervisor.connection import RESTART_SECONDS, open_connection
         from engine.hypervisor.domains import domain_info, shut_down, start
         from engine.hypervisor.lock import DomainLock
 
         around, uuid = self._around, self._spec.domain_uuid
         with (
             DomainLock(around.lock_folder, uuid, around.job.job_id),
-            open_connection(around.operation.libvirt_uri) as connection,
+            open_connection(around.operation.libvirt_uri, RESTART_SECONDS) as connection,
         ):
             domain = self._find_or_define(connection, chosen)
             info = domain_info(domain)

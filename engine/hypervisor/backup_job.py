@@ -35,6 +35,7 @@ from engine.errors import (
     DomainNotFound,
     DomainState,
     HypervisorError,
+    LibvirtUnreachable,
     ScratchShort,
 )
 from engine.hypervisor.connection import Domain, code_of
@@ -319,6 +320,12 @@ def _abort(domain: Domain, socket_path: str) -> None:
                 asked = True
         except DomainNotFound:
             return
+        except (
+            LibvirtUnreachable
+        ):  # a patient connection is a new one at the next look; nobody knows if the wish arrived
+            asked = False
+            if not domain.connection.patient:
+                raise
         except HypervisorError as error:
             if code_of(error) != libvirt.VIR_ERR_OPERATION_INVALID:  # it ended between the look and the call
                 raise

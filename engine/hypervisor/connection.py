@@ -11,6 +11,7 @@ chosen by libvirt's code in `_translate` and nowhere else. libvirt's own printin
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 6  # libvirtd may be slow for some seconds while it starts domains; 30 s of silence is an end
+RESTART_SECONDS = 30.0  # a restart takes 1-3 s; an update of the package may stand between stop and start for longer
+_RETRY_SECONDS = 0.2
 
 _AGENT = (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, libvirt.VIR_ERR_AGENT_UNSYNCED)
 _CHECKPOINT = (
@@ -62,14 +65,24 @@ class DomainEvent:
     io_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Domain:
-    """A domain of a connection. `handle` is libvirt's object, used in this folder alone. Any thread may use it."""
+    """A domain of a connection. Any thread may use it."""
 
-    connection: "Connection"
-    uuid: str
-    name: str
-    handle: Any
+    def __init__(self, connection: "Connection", uuid: str, name: str, handle: Any) -> None:
+        self.connection = connection
+        self.uuid = uuid
+        self.name = name
+        self._found = (connection.handle, handle)
+
+    @property
+    def handle(self) -> Any:
+        """The object of libvirt, used in this folder alone; looked up anew if a patient connection was made anew meanwhile."""
+        current = self.connection.renewed()
+        of, handle = self._found
+        if of is not current:
+            handle = current.lookupByUUIDString(self.uuid)
+            self._found = (current, handle)
+        return handle
 
     @contextlib.contextmanager
     def translated(self, operation: str) -> Iterator[None]:
@@ -87,9 +100,10 @@ class _Watcher:
 class Connection:
     """An open connection; close it with `close` or `with`. Any thread may use it. From `open_connection`."""
 
-    def __init__(self, uri: str, handle: Any) -> None:
+    def __init__(self, uri: str, handle: Any, patience_seconds: float = 0) -> None:
         self.uri = uri
         self.handle = handle
+        self._patience_seconds = patience_seconds
         self._watchers: list[_Watcher] = []
         self._registered: int | None = None
         self._lock = threading.Lock()
@@ -110,8 +124,7 @@ class Connection:
             if number is not None:  # else libvirt keeps the connection open for the sake of the callbacks
                 self.handle.domainEventDeregisterAny(number)
                 self.handle.unregisterCloseCallback()
-        with contextlib.suppress(libvirt.libvirtError):
-            self.handle.close()
+        _close(self.handle)
 
     def alive(self) -> bool:
         """Tell whether libvirtd still answers on this connection."""
@@ -119,6 +132,29 @@ class Connection:
             return bool(self.handle.isAlive())
         except libvirt.libvirtError:
             return False
+
+    @property
+    def patient(self) -> bool:
+        return self._patience_seconds > 0
+
+    def renewed(self) -> Any:
+        """Return libvirt's connection; a patient one is made anew if libvirtd went away. Raises libvirtError if it stays away."""
+        if not self._patience_seconds or self.alive():
+            return self.handle
+        with self._lock:
+            deadline = time.monotonic() + self._patience_seconds
+            while not self.alive():
+                try:
+                    fresh = _open(self.uri)
+                except libvirt.libvirtError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(_RETRY_SECONDS)
+                    continue
+                _close(self.handle)
+                self.handle = fresh
+                log.warning("libvirtd went away and is back uri=%s", self.uri)
+            return self.handle
 
     def domain(self, uuid_or_name: str) -> Domain:
         """Look a domain up by its UUID, or by its name. Raises DomainNotFound."""
@@ -164,16 +200,30 @@ class Connection:
         return self.watch_domains(filtered)
 
 
-def open_connection(uri: str = "qemu:///system") -> Connection:
-    """Connect to libvirt. Raises LibvirtUnreachable."""
+def open_connection(uri: str = "qemu:///system", patience_seconds: float = 0) -> Connection:
+    """Connect to libvirt. Raises LibvirtUnreachable.
+
+    With patience a call through one of its domains that finds libvirtd gone waits so long for it to come back: work that
+    QEMU does goes on while libvirtd is restarted. A call that is under way at that moment fails all the same.
+    """
     _event_loop.start()
     try:
-        handle = libvirt.open(uri)
+        handle = _open(uri)
     except libvirt.libvirtError as error:
         raise LibvirtUnreachable(uri=uri, detail=_text(error), code=error.get_error_code()) from error
+    return Connection(uri, handle, patience_seconds)
+
+
+def _open(uri: str) -> Any:
+    handle = libvirt.open(uri)
     with contextlib.suppress(libvirt.libvirtError):  # a driver in our own process has nothing to keep alive
         handle.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
-    return Connection(uri, handle)
+    return handle
+
+
+def _close(handle: Any) -> None:
+    with contextlib.suppress(libvirt.libvirtError):  # dead already
+        handle.close()
 
 
 @contextlib.contextmanager

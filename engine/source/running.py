@@ -9,11 +9,12 @@ it is kept is decided by whoever commits the backup.
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import EngineError, HypervisorError, NbdError
+from engine.errors import EngineError, HypervisorError, LibvirtUnreachable, NbdError
 from engine.failpoint import reached
 from engine.hypervisor.backup_job import BackupJob, begin, check_room, clean_stale
 from engine.hypervisor.connection import Domain
@@ -26,6 +27,7 @@ from engine.units import MIB
 from engine.work import Work
 
 WATCH_SECONDS = 1.0
+GONE_SECONDS = 5.0  # QEMU's sockets close some moments before libvirt hears of its end
 # At the beginning a tenth of the disks' sizes has to be free: what guests overwrite during one backup is far less in all but
 # the rarest cases. Below the reserve the backup is given up, because a scratch file without room would stop the guest.
 ROOM_SHARE = 10
@@ -69,8 +71,9 @@ def running_disks(
         reached("thawed")
         if not quiesced.thaw_confirmed:
             work.report.warn("the guest has not confirmed yet that its file systems are thawed; it is asked again")
-        disks = {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}
+        disks: dict[str, NbdDisk] = {}
         with _watched(job, disks, scratch_folder):
+            disks |= {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}
             yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds)
 
 
@@ -83,11 +86,13 @@ def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path)
     def watch() -> None:
         while not ended.wait(WATCH_SECONDS):
             try:
-                job.check_alive()
                 check_room(scratch_folder, RESERVE_BYTES)
+                job.check_alive()
+            except LibvirtUnreachable:  # it is being restarted; the data comes from QEMU, and the job's end will tell
+                continue
             except HypervisorError as error:
                 found.append(error)
-                for disk in disks.values():
+                for disk in list(disks.values()):
                     disk.interrupt()
                 return
 
@@ -98,8 +103,16 @@ def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path)
     except NbdError as error:
         if found:
             raise found[0] from error
-        job.check_alive()  # raises DomainGone: the domain was stopped, and the read noticed it first
+        _raise_gone(job)
         raise
     finally:
         ended.set()
         watcher.join()
+
+
+def _raise_gone(job: BackupJob) -> None:
+    """Raise DomainGone if the domain was stopped, which a read may notice before libvirt does."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while time.monotonic() < deadline:
+        job.check_alive()
+        time.sleep(0.1)

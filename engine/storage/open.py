@@ -5,8 +5,8 @@ from engine.spec import StorageSpec
 from engine.storage.base import Storage
 
 
-def open_storage(spec: StorageSpec) -> Storage:
-    """Return the storage that `spec` describes, connected; the caller closes it.
+def open_storage(spec: StorageSpec, *, brief: bool = False) -> Storage:
+    """Return the storage that `spec` describes, connected; the caller closes it. `brief`: try for seconds only.
 
     Raises StorageUnreachable, StorageLoginFailed or StorageHostKeyChanged if there is no way in, StorageError or
     StorageDenied if the folder is neither there nor can be made, InvalidSpec if not exactly one backend is set.
@@ -19,5 +19,6 @@ def open_storage(spec: StorageSpec) -> Storage:
         return LocalStorage(spec.local.path)
     assert spec.sftp is not None
     from engine.storage.sftp import SftpStorage
+    from engine.storage.sftp_connect import BRIEF
 
-    return SftpStorage(spec.sftp)
+    return SftpStorage(spec.sftp, BRIEF if brief else None)

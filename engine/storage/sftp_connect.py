@@ -46,6 +46,9 @@ class Patience:
     pause_seconds: float = 0.5  # before the second attempt; doubles each time
 
 
+BRIEF = Patience(connect_seconds=4, stall_seconds=4, sync_seconds=4, attempts=1)  # somebody waits for us to end
+
+
 class Connection:
     """A logged-in SSH connection with up to SESSIONS_MAX SFTP sessions. Any thread may call any method.
 
