@@ -88,9 +88,9 @@ class Rig:
         target, key = new_storage(folder / "storage", encrypted=encrypted)
         return cls(folder, uri, target, key)
 
-    def run(self, stop: Stop | None = None, **verb: Any) -> Outcome:
+    def run(self, stop: Stop | None = None, report: RecordingReport | None = None, **verb: Any) -> Outcome:
         """Run one job to its end and return how it ended; `report` then has its words."""
-        self.report = RecordingReport()
+        self.report = report or RecordingReport()
         job = Job(new_id(datetime.now(UTC)), **verb)
         return run_job(job, self.operation(job), Work(self.report, self.settings, stop))
 
