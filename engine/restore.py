@@ -3,7 +3,8 @@
     manifests authentic ─► key opens ─► every index read ─► sizes fit      nothing is touched before all of this holds
       ─► the domain is stopped ─► its checkpoints go ─► disk by disk ─► it is started again, if it ran
 
-A restore that fails after the first byte says so, leaves the domain stopped, and can be run again.
+A restore that fails after the first byte says so, leaves the domain stopped, and can be run again; one that fails before it
+starts the domain again.
 """
 
 import base64
@@ -125,6 +126,7 @@ class _Domain:
         self._storage = storage
         self._point = point
         self._keys = keys
+        self._touched = False  # some disk may not be what it was
 
     def restore(self, chosen: list[DiskManifest]) -> RestoreResult:
         from engine.hypervisor.connection import RESTART_SECONDS, open_connection
@@ -148,9 +150,14 @@ class _Domain:
                 around.work.report.info(f"stopping domain {domain.name}")
                 shut_down(domain, around.operation.stop_grace_seconds)
             reached("stopped")
-            self._forget_changes(domain, chosen)
-            reached("forgotten")
-            written = self._write(chosen, images)
+            try:
+                self._forget_changes(domain, chosen)
+                reached("forgotten")
+                written = self._write(chosen, images)
+            except BaseException:
+                if ran and not self._touched:
+                    start(domain)
+                raise
             reached("written")
             if ran:
                 start(domain)
@@ -196,10 +203,13 @@ class _Domain:
                         self._storage, manifest, self._keys.get(manifest.key_id), target, self._around.work
                     )
                 except BackupManagerError:
-                    self._around.work.report.warn(
-                        f"disk {manifest.disk} is half restored and the server is left stopped; run the restore again"
-                    )
+                    if target.touched:
+                        self._around.work.report.warn(
+                            f"disk {manifest.disk} is half restored and the server is left stopped; run the restore again"
+                        )
                     raise
+                finally:
+                    self._touched |= target.touched
         return written
 
 

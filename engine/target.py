@@ -41,7 +41,7 @@ class Target(Protocol):
 
 
 class NbdTarget:
-    """An image behind a writable export (see source/export.py)."""
+    """An image behind a writable export (see source/export.py). `touched`: something may have been written to it."""
 
     blank = False
 
@@ -49,9 +49,30 @@ class NbdTarget:
         self._address = address
         self._export = export
         self.size_bytes = size_bytes
+        self.touched = False
 
-    def connect(self) -> Client:
-        return Client.connect(self._address, self._export)
+    def connect(self) -> "_NbdWriter":
+        return _NbdWriter(self, Client.connect(self._address, self._export))
+
+
+class _NbdWriter:
+    def __init__(self, target: NbdTarget, client: Client) -> None:
+        self._target = target
+        self._client = client
+
+    def write_from(self, extents: tuple[Extent, ...], buffer: memoryview) -> None:
+        self._target.touched = True
+        self._client.write_from(extents, buffer)
+
+    def write_zeroes(self, start: int, length: int) -> None:
+        self._target.touched = True
+        self._client.write_zeroes(start, length)
+
+    def flush(self) -> None:
+        self._client.flush()
+
+    def close(self) -> None:
+        self._client.close()
 
 
 class RawTarget:
