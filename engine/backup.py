@@ -148,14 +148,19 @@ class _Backup:
         return images, [one for one in skipped if by_target[one.disk].device == "disk"]
 
     def _choose(self, images: list["DiskInfo"], history: History) -> list[_Task]:
+        from engine.hypervisor.notes import restored_times
+
         spec = self._spec
+        restored = restored_times(self._domain)
         now = datetime.fromisoformat(spec.create_time)
         wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now)
         tasks = []
         for image in images:
             points = history.of_disk(image.target)
             tracking = self._tracking(image, plan.base(wish, points))
-            state = plan.DiskState(image.target, image.size_bytes, image.path, image.holds_bitmaps, tracking)
+            state = plan.DiskState(
+                image.target, image.size_bytes, image.path, image.holds_bitmaps, tracking, restored.get(image.target)
+            )
             unreadable = history.doubtful(image.target)
             choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
             self._work.report.info(

@@ -30,13 +30,17 @@ UNTRACKED = "untracked"
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """A disk as the hypervisor shows it now. `tracking` has our checkpoints of this repository: "" usable, else why not."""
+    """A disk as the hypervisor shows it now. `tracking` has our checkpoints of this repository: "" usable, else why not.
+
+    `restored_time` is when a restore wrote over it, as far as that is known.
+    """
 
     disk: str
     size_bytes: int
     path: str
     trackable: bool
     tracking: Mapping[str, str]
+    restored_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,8 @@ def _why_full(
         return INTERVAL_DUE
     if not state.trackable:
         return UNTRACKED
+    if state.restored_time and state.restored_time >= datetime.fromisoformat(parent.create_time):
+        return RESTORED_OVER
     if parent.checkpoint not in state.tracking:
         return _why_lost(state, parent, points, unreadable=unreadable)
     return state.tracking[parent.checkpoint]

@@ -21,6 +21,7 @@ from engine.errors import (
     DiskMismatch,
     DiskNotFound,
     DomainNotFound,
+    DomainState,
     KeyMissing,
     ManifestCorrupt,
     TargetError,
@@ -140,6 +141,8 @@ class _Domain:
         ):
             domain = self._find_or_define(connection, chosen)
             info = domain_info(domain)
+            if not info.persistent:  # to stop it would be its end
+                raise DomainState(domain=info.name, state="transient", needed="a persistent domain")
             images = {disk.target: disk for disk in info.disks}
             for manifest in chosen:
                 _check_fit(info, images, manifest)
@@ -183,8 +186,10 @@ class _Domain:
     def _forget_changes(self, domain: "Domain", chosen: list[DiskManifest]) -> None:
         """Remove our checkpoints of all repositories: what a bitmap recorded says nothing about a disk that was written over."""
         from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints
+        from engine.hypervisor.notes import note_restored
 
         written = {one.disk for one in chosen}
+        note_restored(domain, written, self._around.now())
         for checkpoint in list_checkpoints(domain):
             if written & ({*checkpoint.disks} | {*checkpoint.noted}):
                 delete_checkpoint(domain, checkpoint.name)

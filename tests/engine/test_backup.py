@@ -60,7 +60,7 @@ def test_a_restore_into_the_domain_brings_back_the_point_and_starts_it_again(
 
     after = rig.back_up(domain.uuid)
     assert after["disks"][0]["type"] == "full"
-    assert after["disks"][0]["fallback_reason"] == "bitmap_lost"
+    assert after["disks"][0]["fallback_reason"] == "restored_over"
 
 
 @pytest.mark.feature("T28")

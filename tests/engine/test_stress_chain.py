@@ -536,7 +536,7 @@ def test_a_backup_after_a_restore_is_a_full_that_says_so(chain: Chain) -> None:
     assert chain.restore(chain.middle) == ""
     domain.write("vda", 9 * MIB, MIB, 2)
 
-    assert_next_is_good(rig, domain, full("bitmap_lost"))
+    assert_next_is_good(rig, domain, full("restored_over"))
     domain.write("vda", 10 * MIB, MIB, 2)
     assert_next_is_good(rig, domain, INCREMENTAL)
     assert_host_is_clean(rig, domain)

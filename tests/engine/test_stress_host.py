@@ -171,7 +171,7 @@ def test_the_second_of_two_engines_is_refused_at_once(rig: Rig, domain: BlankDom
     assert_host_is_clean(rig, domain)
     assert first.result is not None
     assert_only(rig.folder / "storage", domain.uuid, made, first.result)
-    assert_next_is_good(rig, domain, {"vda": ("full", "bitmap_lost")})
+    assert_next_is_good(rig, domain, {"vda": ("full", "restored_over")})
 
 
 def restore_job(rig: Rig, domain: BlankDomain, made: dict[str, Any]) -> RestoreJob:
@@ -260,7 +260,18 @@ def test_a_restore_cancelled_before_the_first_byte_starts_the_domain_again(rig: 
         assert_host_is_clean(rig, domain)
         assert digest(domain.disks[0].path, "qcow2") == before
     # Its bitmaps were given up before; nobody may trust them after a restore.
-    assert_next_is_good(rig, domain, {"vda": ("full", "bitmap_lost")})
+    assert_next_is_good(rig, domain, {"vda": ("full", "restored_over")})
+
+
+@pytest.mark.feature("M15")
+def test_a_domain_that_would_vanish_when_stopped_is_not_restored(rig: Rig, blank_domain: Any, tmp_path: Path) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(4 * MIB)
+    transient = blank_domain([disk], persistent=False)
+    made = rig.back_up(transient.uuid)
+
+    assert reason(rig.restore(transient.uuid, made["backup_id"])) == "VM_STATE"
+    assert_host_is_clean(rig, transient)
+    assert_next_is_good(rig, transient, INCREMENTAL)
 
 
 @pytest.mark.feature("C11")

@@ -1,0 +1,55 @@
+"""A note in the domain's own definition that its disks were restored: why the next backup is a full.
+
+    <metadata>
+      <bm:restored xmlns:bm="urn:backup-manager:restored">
+        <bm:disk name="vda" time="2026-11-23T04:30:42+00:00"/>
+
+A restore gives up the bitmaps of the disks that it writes, so a full follows in any case; the note tells the owner of the
+server why, and is one more guard should a bitmap have survived. A panel that writes definitions anew drops it: no harm.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from engine.errors import HypervisorError
+from engine.hypervisor.connection import Domain, code_of
+from engine.hypervisor.domains import parse
+
+_SPACE = "urn:backup-manager:restored"
+_KEY = "bm"
+
+
+def note_restored(domain: Domain, disks: Iterable[str], now: datetime) -> None:
+    """Note that these disks of a stopped domain are about to be written over; notes of others stay. `now` is aware."""
+    times = {**restored_times(domain), **dict.fromkeys(disks, now)}
+    root = ET.Element("restored")
+    for disk, time in sorted(times.items()):
+        ET.SubElement(root, "disk", name=disk, time=time.isoformat())
+    text = ET.tostring(root, encoding="unicode")
+    with domain.translated("virDomainSetMetadata"):
+        domain.handle.setMetadata(
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, _KEY, _SPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        )
+
+
+def restored_times(domain: Domain) -> dict[str, datetime]:
+    """Return when each disk was last restored, as far as it is noted. What is there and not ours to read counts as nothing."""
+    try:
+        with domain.translated("virDomainGetMetadata"):
+            text = domain.handle.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, _SPACE)
+    except HypervisorError as error:
+        if code_of(error) == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            return {}
+        raise
+    found = {}
+    for disk in parse(text).iter():
+        try:
+            time = datetime.fromisoformat(disk.get("time", ""))
+        except ValueError:
+            continue
+        if time.tzinfo is not None:
+            found[disk.get("name", "")] = time
+    return found
