@@ -213,9 +213,13 @@ def find_request(request_id: str) -> tuple[str, str] | None:
 
 
 def holds_lease(stamp: Stamp, hypervisor_id: str) -> bool:
-    """Tell whether an attempt may still commit its work: it is the current one of a live job that holds what it took."""
+    """Tell whether an attempt may still commit its work: it is the current one of a live job that holds what it took, and
+    whose end nobody asked for.
+    """
     job = find(stamp.job_id)
     if job is None or job.state not in SENT or job.hypervisor_id != hypervisor_id or job.stamp != stamp:
+        return False
+    if job.cancel_time is not None:
         return False
     return job.type not in {"backup", "restore"} or leases.holders(leases.server_resource(job.server_id)) == [
         job.job_id

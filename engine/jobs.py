@@ -112,7 +112,8 @@ class Surroundings:
         """Open the storage and make sure that its repository is the operation's; `initialize` makes it where there is none."""
         from engine.repository import check_repository, open_repository
 
-        with self.connect() as storage, self.work.stop.waking(storage.interrupt):
+        stop = self.work.stop
+        with stop.obtain(self.connect, Storage.close) as storage, stop.waking(storage.interrupt):
             if initialize:
                 open_repository(storage, self.operation.storage, self.now())
             else:
@@ -244,8 +245,9 @@ def _test(around: Surroundings) -> dict[str, Any]:
     from engine.storage.check import storage_test
     from engine.storage.open import open_storage
 
-    begun = time.monotonic()
-    with open_storage(around.operation.storage) as storage, around.work.stop.waking(storage.interrupt):
+    begun, stop = time.monotonic(), around.work.stop
+    opened = stop.obtain(lambda: open_storage(around.operation.storage), Storage.close)
+    with opened as storage, stop.waking(storage.interrupt):
         connected = TestStep("connect", time.monotonic() - begun, 0)
         open_repository(storage, around.operation.storage, around.now())
         steps = [TestStep(one.name, one.seconds, one.bytes_per_second) for one in storage_test(storage)]

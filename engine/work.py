@@ -6,13 +6,17 @@ one that speaks to an agent, `cli.py` one that speaks to a person.
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from engine.errors import Cancelled, EngineError
 from engine.limit import Limit
 from engine.spec import Settings
 from engine.throttle import Throttle
+
+T = TypeVar("T")
 
 
 class Report(Protocol):
@@ -75,6 +79,34 @@ class Stop:
         finally:
             with self._lock:
                 self._wakers.remove(wake)
+
+    def obtain(self, make: Callable[[], T], give_up: Callable[[T], None]) -> T:
+        """Return what `make` returns. It runs in a thread of its own, since it may block and cannot be woken.
+
+        Raises Cancelled as soon as the end is asked for; what is made after that goes to `give_up`.
+        """
+        made: Future[T] = Future()
+        arrived = threading.Event()
+        made.add_done_callback(lambda _: arrived.set())
+        with self.waking(arrived.set):
+            threading.Thread(target=_make, args=(made, make), name="obtain", daemon=True).start()
+            arrived.wait()
+            if self.event.is_set():
+                made.add_done_callback(partial(_give_up, give_up))
+                raise Cancelled
+            return made.result()
+
+
+def _make(made: "Future[T]", make: Callable[[], T]) -> None:
+    try:
+        made.set_result(make())
+    except BaseException as error:
+        made.set_exception(error)
+
+
+def _give_up(give_up: Callable[[T], None], late: "Future[T]") -> None:
+    if late.exception() is None:
+        give_up(late.result())
 
 
 class Work:

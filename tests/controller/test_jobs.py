@@ -197,6 +197,19 @@ def test_what_was_allowed_when_it_was_asked_for_is_looked_at_again_when_it_leave
 
 
 @pytest.mark.feature("M7")
+def test_a_job_whose_end_was_asked_for_may_not_commit(world: World) -> None:
+    agent = world.enroll("h1")
+    job = world.backup(world.server(agent, "web"), world.storage())
+    agent.accept(job)
+
+    before = world.run(jobs.holds_lease, job.stamp, agent.hypervisor_id)
+    world.cancel(job)
+    after = world.run(jobs.holds_lease, job.stamp, agent.hypervisor_id)
+
+    assert (before, after) == (True, False)
+
+
+@pytest.mark.feature("M7")
 def test_a_job_that_waits_is_cancelled_at_once(world: World) -> None:
     agent = world.enroll("h1")
     storage = world.storage()
