@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.errors import BackupNotFound, FormatError, ObjectNotFound, ObjectTruncated
+from engine.errors import BackupNotFound, EngineError, FormatError, ObjectNotFound, ObjectTruncated
 from engine.format import manifest, names
 from engine.format.crypto import ServerKey
 from engine.format.manifest import DiskManifest, DiskSummary, ServerManifest
@@ -33,12 +33,12 @@ class Point:
 class History:
     """All of a server's backups on one storage, oldest first, and what else lies there.
 
-    `unreadable` maps backup ids whose backup.json cannot be used to what is wrong; `attempts` are folders without one.
+    `unreadable` maps backup ids whose backup.json cannot be used to the reason; `attempts` are folders without one.
     `sizes` has every object of the server by name, in bytes as the storage lists it.
     """
 
     points: tuple[Point, ...]
-    unreadable: dict[str, str]
+    unreadable: dict[str, EngineError]
     attempts: tuple[str, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -60,12 +60,12 @@ class History:
         )
 
     def point(self, server_id: str, backup_id: str) -> Point:
-        """Return one backup. Raises BackupNotFound, or the reason why it cannot be read as FormatError."""
+        """Return one backup. Raises BackupNotFound, or the reason why it cannot be read: a FormatError, mostly."""
         for point in self.points:
             if point.server.backup_id == backup_id:
                 return point
         if backup_id in self.unreadable:
-            raise FormatError(name=names.backup_name(server_id, backup_id), detail=self.unreadable[backup_id])
+            raise self.unreadable[backup_id]
         raise BackupNotFound(backup_id=backup_id, server_id=server_id)
 
 
@@ -80,7 +80,8 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
         if (parsed := names.parse(entry.name)) is not None:
             folders.setdefault(parsed.backup_id, []).append(parsed)
             sizes[entry.name] = entry.size_bytes
-    points, unreadable, attempts = [], {}, []
+    points, attempts = [], []
+    unreadable: dict[str, EngineError] = {}
     for backup_id, objects in sorted(folders.items()):
         if not any(one.kind == "backup" for one in objects):
             attempts.append(backup_id)
@@ -89,7 +90,7 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
             gone = {one.disk for one in objects if one.kind == "deleted"}
             points.append(read_point(storage, server_id, backup_id, keys, gone=gone))
         except (FormatError, ObjectTruncated) as error:
-            unreadable[backup_id] = str(error)
+            unreadable[backup_id] = error
         except ObjectNotFound:  # deleted since it was listed
             continue
     points.sort(key=lambda point: (point.server.create_time, point.server.backup_id))

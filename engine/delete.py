@@ -51,9 +51,9 @@ def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
     present = {point.server.backup_id for point in history.points} | set(history.attempts) | set(history.unreadable)
     for backup_id in sorted(wanted - present):
         raise BackupNotFound(backup_id=backup_id, server_id=server_id)
-    for backup_id, detail in history.unreadable.items():
+    for backup_id, error in history.unreadable.items():
         if backup_id not in wanted:
-            raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {detail}")
+            raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {error}")
     for point in history.points:
         for disk, detail in point.unreadable.items():
             if point.server.backup_id not in wanted:

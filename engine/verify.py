@@ -62,9 +62,9 @@ def verify(storage: Storage, server_id: str, backup_id: str, keys: Keys, work: W
     history = read_history(storage, server_id, keys)
     points = history.points if not backup_id else (history.point(server_id, backup_id),)
     findings = Findings()
-    for one, detail in history.unreadable.items():
+    for one, error in history.unreadable.items():
         if not backup_id:
-            findings.add(Damage(one, "", names.backup_name(server_id, one), -1, 0, 0, detail))
+            findings.add(Damage(one, "", names.backup_name(server_id, one), -1, 0, 0, str(error)))
     work.report.expect(sum(_stored_bytes(points)))
     for point in points:
         for disk, detail in point.unreadable.items():
