@@ -51,8 +51,10 @@ CREATE TABLE IF NOT EXISTS operations ({_COLUMNS}, PRIMARY KEY (job_id, attempt)
 class Journal:
     """Open it with `open_journal`. Its methods belong to the event loop."""
 
-    def __init__(self, database: Database, changed: asyncio.Event | None = None) -> None:
+    def __init__(self, database: Database, opened: Position, changed: asyncio.Event | None = None) -> None:
+        """`opened` is where the journal stood when this process began."""
         self._database = database
+        self._told: int | None = opened.last_sequence  # no higher number can be known; None once a controller heard us
         self.changed = changed or asyncio.Event()
 
     def close(self) -> None:
@@ -132,6 +134,16 @@ class Journal:
     async def position(self) -> Position:
         return await self._database.run(outbox.position)
 
+    def agrees(self, now: Position, stored_sequence: int) -> bool:
+        """Tell whether a Welcome's word on this journal can be true; see `outbox.agrees`. Called once for each Welcome.
+
+        What this process added before its first Welcome was never sent. A controller that has such a number has it from
+        another past: this journal was set back, and the end of a lost engine has taken the number since.
+        """
+        told, self._told = self._told, None
+        last_sequence = now.last_sequence if told is None else min(told, now.last_sequence)
+        return outbox.agrees(dataclasses.replace(now, last_sequence=last_sequence), stored_sequence)
+
     async def events_after(self, sequence: int, count_max: int, bytes_max: int) -> list[StoredEvent]:
         """Return the next events to send; see `outbox.after`."""
         return await self._database.run(outbox.after, sequence, count_max, bytes_max)
@@ -179,7 +191,7 @@ def open_journal(path: Path, now: datetime, changed: asyncio.Event | None = None
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         database = Database(path, SCHEMA)
     database.run_now(outbox.begin, new_id(now))
-    return Journal(database, changed)
+    return Journal(database, database.run_now(outbox.position), changed)
 
 
 # ---- in the database's thread --------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from agent import convert, convert_results, outbox
+from agent import convert, convert_results
 from agent.commands import Commands
 from agent.errors import SessionEnded
 from agent.host import Host
@@ -165,7 +165,7 @@ class Session:
 
     async def _take_welcome(self, welcome: session_service_pb2.Welcome) -> None:
         stored = welcome.stored_sequence
-        if not outbox.agrees(self._position, stored):
+        if not self._host.journal.agrees(self._position, stored):
             log.warning(
                 "the journal and the controller disagree, a new journal begins stored=%s last=%s acknowledged=%s",
                 stored, self._position.last_sequence, self._position.acknowledged,

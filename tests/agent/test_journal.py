@@ -134,6 +134,20 @@ def test_numbers_have_no_gaps_whatever_happens(steps: list[object]) -> None:
     connection.close()
 
 
+async def test_a_journal_set_back_is_noticed_although_its_numbers_were_given_out_again(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "journal", NOW) as journal:
+        await journal.reject("c1", "j1", 1, b"told")
+    with open_journal(tmp_path / "journal", NOW) as journal:
+        await journal.reject("c2", "j2", 1, b"added before the first Welcome")
+        position = await journal.position()
+
+        assert position.last_sequence == 2
+        assert not journal.agrees(position, 2)  # whoever has a second event has it of another past
+        await journal.restart(NOW)
+        assert journal.agrees(await journal.position(), 0)
+        assert journal.agrees(await journal.position(), 2)  # sent and stored since
+
+
 async def test_batches_keep_their_limits(tmp_path: Path) -> None:
     with open_journal(tmp_path / "journal", NOW) as journal:
         for number in range(6):
@@ -193,7 +207,7 @@ async def fill(journal: Journal) -> None:
 async def test_a_full_disk_loses_nothing_that_was_promised(tmp_path: Path) -> None:
     database = Database(tmp_path / "journal", journal_module.SCHEMA)
     database.run_now(outbox.begin, "id")
-    with Journal(database) as journal:
+    with Journal(database, outbox.Position("id", 0, 0)) as journal:
         await journal.take_run(operation("before"))
         await database.run(lambda connection: connection.execute("PRAGMA max_page_count = 20"))
 
