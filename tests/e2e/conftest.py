@@ -10,7 +10,10 @@ from tests.e2e.stress import StressWorld
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory, libvirtd: Any) -> AsyncIterator[StressWorld]:
-    """A world with default settings; a file marks its tests with `asyncio(loop_scope="module")` and one xdist group."""
-    async with StressWorld(tmp_path_factory.mktemp("world") / "w", libvirtd) as world:
+async def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, libvirtd: Any
+) -> AsyncIterator[StressWorld]:
+    """A world with the file's `SETTINGS`, if any; a file marks its tests with `asyncio(loop_scope="module")` and one xdist group."""
+    settings = getattr(request.module, "SETTINGS", {})
+    async with StressWorld(tmp_path_factory.mktemp("world") / "w", libvirtd, **settings) as world:
         yield world

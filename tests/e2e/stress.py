@@ -145,6 +145,23 @@ class StressWorld(World):
         await asyncio.to_thread(self.controller.start)
         await self.connect()
 
+    async def reconfigure(self, **settings: float) -> None:
+        """Restart the controller with other numbers in its settings."""
+        lines = self.controller.config.read_text().splitlines()
+        kept = [line for line in lines if line.partition(" ")[0] not in settings]
+        self.controller.config.write_text(
+            "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items()), ""])
+        )
+        await self.restart_controller(kill=False)
+
+    def operation(self, job_id: str) -> Path:
+        """Return the folder that the agent and the job's engine share."""
+        return self.agent.state_folder / "operations" / f"{job_id}.1"
+
+    def said(self, job_id: str, kind: str) -> bool:
+        """Tell whether the job's engine has said a word of this kind."""
+        return f'"type":"{kind}"' in (self.operation(job_id) / "events.jsonl").read_text()
+
     # ---- all is well -------------------------------------------------------------------------------------------------
 
     async def prove_clean(self, subject: Subject) -> None:
