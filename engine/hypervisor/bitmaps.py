@@ -24,7 +24,9 @@ class Bitmap:
     """One persistent dirty bitmap of one disk.
 
     `consistent` is False after a crash of QEMU: its content means nothing. `recording` is False when somebody disabled it,
-    so that writes have been missed. `busy` means that a job uses it now.
+    so that writes have been missed. `busy` means that a job uses it now. `overlaid` means that the image, of a stopped domain,
+    lies on another one: libvirt puts a bitmap of the same name into each snapshot's overlay, and that one knows only what
+    came after the snapshot. Of a running domain libvirt adds up the bitmaps of the layers.
     """
 
     disk: str
@@ -34,6 +36,7 @@ class Bitmap:
     consistent: bool
     recording: bool
     busy: bool
+    overlaid: bool = False
 
 
 def list_bitmaps(domain: Domain, info: DomainInfo) -> tuple[Bitmap, ...]:
@@ -87,6 +90,7 @@ def _is_device(block: dict[str, Any], alias: str) -> bool:
 def _of_image(disk: DiskInfo) -> Iterator[Bitmap]:
     # -U: only the header is read, so a domain that starts at this moment does no harm
     info = json.loads(_qemu_img("info", "-U", "-f", "qcow2", "--output=json", "--", disk.path))
+    overlaid = bool(info.get("backing-filename"))
     for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", ()):
         flags = bitmap["flags"]
         yield Bitmap(
@@ -97,6 +101,7 @@ def _of_image(disk: DiskInfo) -> Iterator[Bitmap]:
             consistent="in-use" not in flags,
             recording="auto" in flags,  # stored so, QEMU goes on recording as soon as it opens the image
             busy=False,
+            overlaid=overlaid,
         )
 
 

@@ -101,7 +101,7 @@ def checkpoint_usable(
 def _fault(disk: DiskInfo | None, size_bytes: int, bitmap: Bitmap | None) -> Fault:
     if disk is None or not disk.holds_bitmaps:
         return "untracked"
-    if bitmap is None:
+    if bitmap is None or bitmap.overlaid:  # what was written before the snapshot stands in a layer below
         return "bitmap_lost"
     if not bitmap.consistent or not bitmap.recording or bitmap.busy:
         return "bitmap_inconsistent"
