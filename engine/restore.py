@@ -7,8 +7,6 @@ A restore that fails after the first byte says so, leaves the domain stopped, an
 starts the domain again.
 """
 
-import base64
-import contextlib
 import logging
 import os
 from pathlib import Path
@@ -27,7 +25,7 @@ from engine.errors import (
     TargetError,
 )
 from engine.failpoint import reached
-from engine.format.manifest import Definition, DiskManifest
+from engine.format.manifest import DiskManifest
 from engine.jobs import Surroundings, keys_of
 from engine.rebuild import check_layers, rebuild
 from engine.results import RestoreResult
@@ -168,20 +166,18 @@ class _Domain:
         return RestoreResult([one.disk for one in chosen], written, server_started=ran)
 
     def _find_or_define(self, connection: "Connection", chosen: list[DiskManifest]) -> "Domain":
-        """Return the domain; one that is gone is defined anew from the backup, with empty images for missing ones (T25)."""
+        """Return the domain; one that is gone is defined anew from the backup, with empty images (T25)."""
         try:
             return connection.domain(self._spec.domain_uuid)
         except DomainNotFound:
             definition = self._point.server.sealed
             if definition is None or not definition.domain_xml:
                 raise
-        from engine.hypervisor.domains import define
+        from engine.revive import define_anew
 
+        domain = define_anew(connection, definition, {one.disk: one.size_bytes for one in chosen})
         self._around.work.report.warn("the domain was gone and has been defined anew from the backup")
-        for manifest in chosen:
-            _create_image(manifest)
-        _write_nvram(definition)
-        return define(connection, definition.domain_xml)
+        return domain
 
     def _forget_changes(self, domain: "Domain", chosen: list[DiskManifest]) -> None:
         """Remove our checkpoints of all repositories: what a bitmap recorded says nothing about a disk that was written over."""
@@ -228,24 +224,3 @@ def _check_fit(info: "DomainInfo", images: dict[str, "DiskInfo"], manifest: Disk
     if image.size_bytes < manifest.size_bytes:
         detail = f"it has {image.size_bytes} bytes, the backup's has {manifest.size_bytes}"
         raise DiskMismatch(disk=manifest.disk, detail=detail)
-
-
-def _create_image(manifest: DiskManifest) -> None:
-    """Make the empty image that a disk of the backup had, where there is none any more."""
-    from engine.source.images import create_image
-
-    about = manifest.sealed or {}
-    path = about.get("path", "")
-    if path and not Path(path).exists():
-        create_image(path, about.get("format", "raw"), manifest.size_bytes)
-
-
-def _write_nvram(definition: Definition) -> None:
-    from engine.hypervisor.domains import nvram_path
-
-    path = nvram_path(definition.domain_xml)
-    data = base64.b64decode(definition.nvram)
-    if path and data and not Path(path).exists():
-        with contextlib.suppress(FileExistsError):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_bytes(data)

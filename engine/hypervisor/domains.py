@@ -5,6 +5,7 @@ secrets) and the NVRAM's bytes: enough to define the domain anew on another hype
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,43 @@ def parse(xml: str) -> ET.Element:
         return ET.fromstring(xml)  # noqa: S314  the danger named by the rule is refused above
     except ET.ParseError as error:
         raise HypervisorError(operation="reading a definition", detail=str(error), code=0) from error
+
+
+@dataclass(frozen=True, slots=True)
+class DefinedDisk:
+    """A disk that a definition lets its domain write to; whether its image exists is not asked."""
+
+    target: str
+    path: str
+    format: str
+    is_block: bool
+
+
+def defined_disks(xml: str) -> tuple[DefinedDisk, ...]:
+    """Return the disks of a definition that have a path and belong to this domain alone. Raises HypervisorError."""
+    found = []
+    for element in parse(xml).iterfind("./devices/disk"):
+        source, driver, target = element.find("source"), element.find("driver"), element.find("target")
+        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        shared = any(element.find(mark) is not None for mark in ("readonly", "shareable"))
+        if path and target is not None and element.get("device", "disk") == "disk" and not shared:
+            image_format = "raw" if driver is None else driver.get("type", "raw")
+            found.append(DefinedDisk(target.get("dev", ""), path, image_format, element.get("type") == "block"))
+    return tuple(found)
+
+
+def sources_in_use(connection: Connection) -> dict[str, str]:
+    """Return the real path of every image that a domain names, now or for its next start, with the domain's name."""
+    used: dict[str, str] = {}
+    with translated("virConnectListAllDomains", uri=connection.uri):
+        handles = connection.handle.listAllDomains()
+    for handle in handles:
+        with contextlib.suppress(DomainNotFound), translated("virDomainGetXMLDesc", uri=connection.uri):
+            for xml in (handle.XMLDesc(), handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
+                for source in parse(xml).iterfind("./devices/disk//source"):
+                    if path := source.get("file") or source.get("dev"):
+                        used.setdefault(os.path.realpath(path), handle.name())
+    return used
 
 
 # ---- one disk ----------------------------------------------------------------------------------------------------------

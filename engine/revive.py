@@ -1,0 +1,100 @@
+"""Define a domain anew that is gone, from the definition in its backup (T25).
+
+    no other domain names its disks ─► files absent, volumes present ─► empty images, NVRAM ─► defined, not started
+
+Paths are used again: a panel that deleted a server may have given its image's name to the next one. Nothing that is there
+already is written over, and what was made is taken away again unless the definition was accepted.
+"""
+
+import base64
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import DiskNotFound, TargetError
+from engine.format.manifest import Definition
+from engine.hypervisor.domains import DefinedDisk, define, defined_disks, nvram_path, sources_in_use
+from engine.source.images import create_image
+
+if TYPE_CHECKING:
+    from engine.hypervisor.connection import Connection, Domain
+
+_DEVICES = Path("/dev")
+
+
+def define_anew(connection: "Connection", definition: Definition, sizes: Mapping[str, int]) -> "Domain":
+    """Define the domain and make the empty images of `sizes` (bytes, by disk); the domain is left stopped.
+
+    Raises TargetError when another domain uses one of its disks, an image is there already or cannot be made, or a volume
+    is not there; DiskNotFound when the definition lacks a disk; HypervisorError when libvirt refuses the definition.
+    """
+    disks = {disk.target: disk for disk in defined_disks(definition.domain_xml)}
+    _refuse_used(connection, disks.values())
+    wanted = [_Image.of(disks.get(target), target, size) for target, size in sizes.items()]
+    with contextlib.ExitStack() as undo:
+        for image in wanted:
+            if not image.is_volume:
+                create_image(image.disk.path, image.disk.format, image.size_bytes)
+                undo.callback(Path(image.disk.path).unlink, missing_ok=True)
+        if nvram := _write_nvram(definition):
+            undo.callback(nvram.unlink, missing_ok=True)
+        domain = define(connection, definition.domain_xml)
+        undo.pop_all()
+    return domain
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """A disk that will be written; a volume (a block device) is made by whoever runs the host, never by us."""
+
+    disk: DefinedDisk
+    size_bytes: int
+    is_volume: bool
+
+    @classmethod
+    def of(cls, disk: DefinedDisk | None, target: str, size_bytes: int) -> "_Image":
+        """Return the disk's image after a look at what is there. Raises TargetError, DiskNotFound."""
+        if disk is None:
+            raise DiskNotFound(domain="the backup's definition", disk=target)
+        path = Path(disk.path)
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            mode = 0
+        except OSError as error:
+            raise TargetError(target=path, detail=error.strerror) from error
+        # /dev is memory: a file made there would take the disk's content until the host has none left.
+        is_volume = disk.is_block or Path(os.path.realpath(path)).is_relative_to(_DEVICES)
+        if is_volume and not stat.S_ISBLK(mode):
+            raise TargetError(target=path, detail="the volume must exist before a deleted server is restored to it")
+        if not is_volume and mode:
+            raise TargetError(target=path, detail="is there already, and may belong to another server")
+        return cls(disk, size_bytes, is_volume)
+
+
+def _refuse_used(connection: "Connection", disks: Iterable[DefinedDisk]) -> None:
+    """Raise TargetError if a domain that is defined names one of the disks' images, in whatever way."""
+    used = sources_in_use(connection)
+    for disk in disks:
+        if owner := used.get(os.path.realpath(disk.path)):
+            raise TargetError(target=disk.path, detail=f"it is a disk of domain {owner}")
+
+
+def _write_nvram(definition: Definition) -> Path | None:
+    """Write the NVRAM file unless there is one; return its path if it was written. Raises TargetError."""
+    path, data = nvram_path(definition.domain_xml), base64.b64decode(definition.nvram)
+    if not path or not data:
+        return None
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise TargetError(target=path, detail=error.strerror) from error
+    return Path(path)
