@@ -54,9 +54,21 @@ def back_up(around: Surroundings) -> BackupResult:
     with (
         DomainLock(around.lock_folder, spec.domain_uuid, around.job.job_id) as lock,
         open_connection(around.operation.libvirt_uri, RESTART_SECONDS) as connection,
-        around.repository(initialize=True) as storage,
     ):
-        return _Backup(around, spec, connection.domain(spec.domain_uuid), storage, lock).run()
+        domain = connection.domain(spec.domain_uuid)
+        with around.repository(write=True, initialize=not _has_been_there(domain, around)) as storage:
+            return _Backup(around, spec, domain, storage, lock).run()
+
+
+def _has_been_there(domain: "Domain", around: Surroundings) -> bool:
+    """Tell whether the domain has a checkpoint of this repository: then it is somewhere.
+
+    An empty place is then one whose disk is not mounted, and a full written there would fill the disk below it.
+    """
+    from engine.hypervisor.checkpoints import list_checkpoints, repository_digits
+
+    digits = repository_digits(around.operation.storage.repository_id)
+    return any(one.repository == digits for one in list_checkpoints(domain))
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,7 @@ class RepositoryForeign(StorageError):
 class RepositoryMissing(StorageError):
     reason = "REPOSITORY_MISSING"
     template = "storage {storage} holds no repository"
+    remedy = "Check that its disk is mounted there; if it was emptied on purpose, test the storage to begin anew"
 
 
 class RepositoryUnsupported(StorageError):

@@ -108,14 +108,18 @@ class Surroundings:
         return ThrottledStorage(open_storage(self.operation.storage, brief=brief), bucket)
 
     @contextmanager
-    def repository(self, *, initialize: bool = False) -> Iterator[Storage]:
-        """Open the storage and make sure that its repository is the operation's; `initialize` makes it where there is none."""
+    def repository(self, *, write: bool = False, initialize: bool = False) -> Iterator[Storage]:
+        """Open the storage and make sure that its repository is the operation's.
+
+        `write` is for new backups: the operation's keys are seen to as well. With `initialize` too, a repository is made
+        where there is none.
+        """
         from engine.repository import check_repository, open_repository
 
         stop = self.work.stop
         with stop.obtain(self.connect, Storage.close) as storage, stop.waking(storage.interrupt):
-            if initialize:
-                open_repository(storage, self.operation.storage, self.now())
+            if write:
+                open_repository(storage, self.operation.storage, self.now(), initialize=initialize)
             else:
                 check_repository(storage, self.operation.storage)
             yield storage

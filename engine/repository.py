@@ -47,16 +47,18 @@ class BackupFolder:
     stored_bytes: int  # of all objects
 
 
-def open_repository(storage: Storage, spec: StorageSpec, now: datetime) -> Repository:
+def open_repository(storage: Storage, spec: StorageSpec, now: datetime, *, initialize: bool = True) -> Repository:
     """Return the repository of `spec`, initialized if the place is empty, with the spec's keys in it. `now` is aware.
 
-    Raises RepositoryForeign, RepositoryUnsupported, and ManifestCorrupt if repository.json is damaged, or missing beside
+    Without `initialize` an empty place raises RepositoryMissing. Raises RepositoryForeign, RepositoryUnsupported, and ManifestCorrupt if repository.json is damaged, or missing beside
     backups. For a storage that shall only be read there is `check_repository`.
     """
     _check_spec(spec)
     try:
         repository = _read(storage)
-    except ObjectNotFound:
+    except ObjectNotFound as error:
+        if not initialize:
+            raise RepositoryMissing(storage=storage.label) from error
         repository = _initialize(storage, spec, now)
     _check_owner(storage, spec, repository)
     for key_id, text in spec.wrapped_keys.items():

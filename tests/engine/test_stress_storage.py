@@ -14,6 +14,7 @@ from engine.format import names
 from engine.format.markers import Intent
 from engine.ids import new_id
 from engine.spec import LocalConfig, Settings
+from engine.spec import TestJob as StorageTestJob
 from engine.storage import sftp
 from engine.storage.open import open_storage
 from engine.storage.sftp_connect import Patience
@@ -163,6 +164,33 @@ def test_a_folder_that_goes_away_and_stays_away(
     assert [one["backup"]["backup_id"] for one in rig.reindex()] == [first["backup_id"]]
     second = assert_next_is_good(rig, domain, INCREMENTAL)
     assert_only(tmp_path / "storage", domain.uuid, first, second)
+
+
+@pytest.mark.feature("N15")
+@pytest.mark.feature("S29")
+def test_a_place_whose_disk_is_not_mounted_is_not_taken_for_a_new_storage(
+    tmp_path: Path, libvirtd: Any, domain: BlankDomain
+) -> None:
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    first = rig.back_up(domain.uuid)
+    fill(domain, 5, 2)
+    root, elsewhere = tmp_path / "storage", tmp_path / "unmounted"
+    root.rename(elsewhere)
+    root.mkdir()
+
+    outcome = rig.run(backup=rig.backup_job(domain.uuid))
+
+    assert (outcome.state, reason(outcome)) == ("failed", "REPOSITORY_MISSING")
+    assert list(root.iterdir()) == []
+    assert_host_is_clean(rig, domain)
+    root.rmdir()
+    elsewhere.rename(root)
+    second = assert_next_is_good(rig, domain, INCREMENTAL)
+    assert_only(root, domain.uuid, first, second)
+    # Emptied on purpose: a test of the storage, by a person, begins anew.
+    root.rename(elsewhere)
+    assert reason(rig.run(test=StorageTestJob())) == ""
+    assert_next_is_good(rig, domain, {"vda": ("full", "first")})
 
 
 # ---- full -------------------------------------------------------------------------------------------------------------------
