@@ -216,7 +216,7 @@ class _Backup:
 
         bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
         if not self._info.active:
-            return stopped_disks(self._info, bases, self._checkpoint)
+            return stopped_disks(self._domain, self._info, bases, self._checkpoint)
         lock = (self._around.lock_folder, self._lock)
         return running_disks(
             self._domain, self._info, bases, self._checkpoint, self._spec.consistency, self._around.scratch_folder, lock,

@@ -94,6 +94,13 @@ class ImageBusy(DomainBusy):
     remedy = "Wait for that process to end; a running domain is backed up through libvirt"
 
 
+class DomainStarted(DomainBusy):
+    """A stopped domain was started while its images were read: what was read is torn, and nothing of it is kept."""
+
+    template = "domain {domain} was started while its images were read"
+    remedy = "Run the backup again; a running domain is backed up through libvirt"
+
+
 class DomainState(HypervisorError):
     reason = "VM_STATE"
     template = "domain {domain} is {state}, {needed} is needed"

@@ -7,7 +7,8 @@ import libvirt
 import pytest
 
 from engine.units import MIB
-from tests.engine.rig import Rig, digest
+from tests.engine.aftermath import RUNNING, SHUTOFF, At, assert_host_is_clean, assert_only
+from tests.engine.rig import Rig, digest, reason
 from tests.servers.guest import DiskFile
 
 
@@ -46,3 +47,30 @@ def test_a_stopped_domain_with_a_snapshot_since_the_last_backup_loses_nothing(
     after = rig.back_up(domain.uuid)
     restored = rig.restore_to(tmp_path / "after", domain.uuid, after["backup_id"])
     assert digest(restored["vda"]) == digest(overlay, "qcow2")
+
+
+@pytest.mark.feature("T24")
+@pytest.mark.parametrize("stops_again", [False, True])
+def test_a_start_during_the_backup_of_a_raw_disk_leaves_no_torn_backup(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any, *, stops_again: bool
+) -> None:
+    disk = DiskFile("vda", tmp_path / "vda.raw", "raw").create(16 * MIB)
+    domain = blank_domain([disk], running=False)
+    rig = Rig.make(tmp_path, libvirtd.uri)
+
+    def start() -> None:
+        domain.handle.create()
+        domain.write("vda", 3 * MIB, MIB, 0x55)
+        if stops_again:
+            domain.handle.destroy()
+
+    report = At("read", start)
+    outcome = rig.run(report=report, backup=rig.backup_job(domain.uuid))
+
+    assert report.fired.is_set()
+    assert reason(outcome) == "VM_BUSY"
+    assert_only(tmp_path / "storage", domain.uuid)
+    assert_host_is_clean(rig, domain, SHUTOFF if stops_again else RUNNING)
+    made = rig.back_up(domain.uuid)
+    restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
+    assert digest(restored["vda"]) == digest(disk.path)
