@@ -99,10 +99,22 @@ def _thaw(connection: "Connection", what: HealSpec) -> list[str]:
     from engine.hypervisor import thaw_guard
 
     folder = Path(what.lock_folder)
-    if what.domain_uuid not in {mark.uuid for mark in thaw_guard.marks(folder)}:
+
+    def marked() -> bool:
+        return what.domain_uuid in {mark.uuid for mark in thaw_guard.marks(folder)}
+
+    if not marked():
         return []
-    if what.domain_uuid in thaw_guard.heal(connection, folder, THAW_SECONDS):
-        raise QuiesceFailed(domain=what.domain_uuid, detail="the guest does not confirm yet that it is thawed and runs")
+    deadline = time.monotonic() + THAW_SECONDS
+    while True:
+        left = thaw_guard.heal(connection, folder, max(0.0, deadline - time.monotonic()), only=what.domain_uuid)
+        if not marked():
+            break
+        if left or time.monotonic() >= deadline:
+            raise QuiesceFailed(
+                domain=what.domain_uuid, detail="the guest does not confirm yet that it is thawed and runs"
+            )
+        time.sleep(LOCK_POLL_SECONDS)  # its guard is at it and holds the lock
     return [f"thawed and resumed domain {what.domain_uuid}"]
 
 

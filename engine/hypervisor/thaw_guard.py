@@ -156,14 +156,16 @@ def marks(folder: Path) -> tuple[Mark, ...]:
     return tuple(mark for path in sorted(paths) if (mark := _read_mark(path)) is not None)
 
 
-def heal(connection: Connection, folder: Path, seconds: float) -> tuple[str, ...]:
+def heal(connection: Connection, folder: Path, seconds: float, only: str = "") -> tuple[str, ...]:
     """Undo what dead engines left in guests, `seconds` for each; return the UUIDs that are still not known to be well.
 
     `folder` is the lock folder as well: a domain that somebody works on, or whose guard is still at it, is left alone and
-    not returned.
+    not returned: its mark stays. With `only`, a UUID, no other domain is looked at.
     """
     left = []
     for mark in marks(folder):
+        if only not in {"", mark.uuid}:
+            continue
         with contextlib.suppress(DomainBusy), DomainLock(folder, mark.uuid, "self-heal"):
             if not _heal_one(connection, folder, mark, seconds):
                 left.append(mark.uuid)

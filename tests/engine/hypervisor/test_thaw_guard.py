@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import heal as healing
 from engine.errors import DomainBusy
 from engine.hypervisor import thaw_guard
 from engine.hypervisor.connection import Connection
@@ -153,6 +154,29 @@ def test_when_the_guard_is_killed_too_self_heal_does_it(
     assert thaw_guard.heal(connection, tmp_path, 20) == ()
     assert guest.freeze_status() == "thawed"
     assert thaw_guard.marks(tmp_path) == ()
+
+
+@pytest.mark.feature("C11")
+def test_self_heal_does_not_call_a_guest_thawed_whose_guard_is_still_at_it(
+    libvirtd: Libvirtd, blank_domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, other = blank_domain([]), blank_domain([])
+    other.handle.suspend()
+    (tmp_path / f"{other.uuid}.quiesced").write_text(json.dumps({"deeds": ["pause"], "guard": 1}))
+    (tmp_path / f"{made.uuid}.quiesced").write_text(json.dumps({"deeds": ["pause"], "guard": 1}))
+    made.handle.suspend()
+    monkeypatch.setattr(healing, "THAW_SECONDS", 0.5)
+    what = healing.HealSpec(libvirtd.uri, made.uuid, str(tmp_path / "scratch"), str(tmp_path))
+
+    with DomainLock(tmp_path, made.uuid, "its guard"):
+        busy = healing.heal(what)
+    healed = healing.heal(what)
+
+    assert busy.done == []
+    assert any("does not confirm" in one for one in busy.failed)
+    assert (healed.done, healed.failed) == ([f"thawed and resumed domain {made.uuid}"], [])
+    assert made.state()[0] == 1
+    assert [one.uuid for one in thaw_guard.marks(tmp_path)] == [other.uuid]  # each domain has its own turn
 
 
 @pytest.mark.feature("C11")
