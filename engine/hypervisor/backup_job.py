@@ -217,13 +217,16 @@ def recover_io_error(job: BackupJob) -> bool:
 
 
 def check_room(scratch_folder: Path, needed_bytes: int) -> int:
-    """Return the bytes free for scratch files. Raises ScratchShort when they are fewer than `needed_bytes`.
+    """Return the bytes free for scratch files. Raises ScratchShort when they are fewer than `needed_bytes`, HypervisorError.
 
     In the worst case a job needs as much as its disks are large; what a guest overwrites while its backup runs is the caller's
     to estimate.
     """
-    scratch_folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-    room = os.statvfs(scratch_folder)
+    try:
+        scratch_folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        room = os.statvfs(scratch_folder)
+    except OSError as error:
+        raise HypervisorError(operation="looking at the scratch folder", detail=str(error), code=0) from error
     free = room.f_bavail * room.f_frsize
     if free < needed_bytes:
         raise ScratchShort(path=scratch_folder, free=free, needed=needed_bytes)
@@ -257,14 +260,17 @@ def _refuse_busy(domain: Domain, scratch_folder: Path) -> None:
 
 def _prepare(domain: Domain, folder: Path) -> None:
     """Make the job's folder, empty and for QEMU's user alone."""
-    folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    _remove(folder)
-    folder.mkdir(mode=0o700)
     with domain.translated("virDomainGetSecurityLabelList"):
         labels = domain.handle.securityLabelList()
-    for label, _enforcing in labels or ():
-        if found := _DAC_LABEL.fullmatch(label):
-            os.chown(folder, int(found[1]), int(found[2]))
+    _remove(folder)
+    try:
+        folder.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        for label, _enforcing in labels or ():
+            if found := _DAC_LABEL.fullmatch(label):
+                os.chown(folder, int(found[1]), int(found[2]))
+    except OSError as error:
+        raise HypervisorError(operation="making the scratch folder", detail=str(error), code=0) from error
 
 
 def _backup_xml(info: DomainInfo, bases: Mapping[str, str | None], folder: Path, socket: Path) -> str:
