@@ -179,10 +179,13 @@ def active_chains(server_id: str, storage_id: str) -> frozenset[str]:
 # ---- what work brought --------------------------------------------------------------------------------------------------
 
 
-def record(made: BackupRecord, storage_id: str, hypervisor_id: str) -> None:
-    """Add the backup that a job made; a reindex may have found it before its job's end was told."""
+def record(made: BackupRecord, storage_id: str, hypervisor_id: str, now: datetime) -> None:
+    """Add the backup that a job made; a reindex may have found it before its job's end was told.
+
+    Its end is a sight of it: a reindex that runs meanwhile may have read the storage before the backup was there.
+    """
     Row.delete().where((Row.backup_id == made.backup_id) & (Row.storage_id == storage_id)).execute()
-    _insert(made, storage_id, hypervisor_id, AVAILABLE, "")
+    _insert(made, storage_id, hypervisor_id, AVAILABLE, "", now)
 
 
 def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, since: datetime, now: datetime) -> bool:
@@ -190,8 +193,7 @@ def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, 
     row = Row.get_or_none(Row.backup_id == seen.backup_id)
     state = DAMAGED if seen.unreadable_disks else AVAILABLE
     if row is None:
-        _insert(seen, storage_id, hypervisor_id, state, job_id)
-        Row.update(see_time=now).where(Row.backup_id == seen.backup_id).execute()
+        _insert(seen, storage_id, hypervisor_id, state, job_id, now)
         return True
     if row.storage_id != storage_id or row.server_id != seen.server_id:
         return False  # a copy of another storage, or a forged manifest: what we know stays
@@ -255,7 +257,9 @@ def mark_verified(backup_id: str) -> None:
 # ---- inside -------------------------------------------------------------------------------------------------------------
 
 
-def _insert(new: BackupRecord, storage_id: str, hypervisor_id: str, state: str, adopt_job_id: str) -> None:
+def _insert(
+    new: BackupRecord, storage_id: str, hypervisor_id: str, state: str, adopt_job_id: str, now: datetime
+) -> None:
     Row.insert(
         backup_id=new.backup_id,
         server_id=new.server_id,
@@ -273,6 +277,7 @@ def _insert(new: BackupRecord, storage_id: str, hypervisor_id: str, state: str, 
         manifest_digest=new.manifest_digest,
         skipped_disks=list(new.skipped_disks),
         adopt_job_id=adopt_job_id,
+        see_time=now,
     ).execute()
     for position, disk in enumerate({one.disk: one for one in new.disks}.values()):
         values = {name: getattr(disk, name) for name in DiskBackup.__dataclass_fields__}

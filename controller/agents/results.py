@@ -40,7 +40,7 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
     warnings: tuple[str, ...] = ()
     match job.type:
         case "backup" if completed:
-            warnings = _backup(job, finished.record)
+            warnings = _backup(job, finished.record, now)
         case "verify":
             _verify(job, result.get("verify", {}), completed=completed)
         case "delete":
@@ -52,13 +52,13 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
     return (result or None), warnings
 
 
-def _backup(job: Job, record: BackupRecord | None) -> tuple[str, ...]:
+def _backup(job: Job, record: BackupRecord | None, now: datetime) -> tuple[str, ...]:
     if record is None:
         return ("the agent sent no record of the backup; a reindex of the storage will find it",)
     if (record.backup_id, record.server_id) != (job.backup_id, job.server_id):
         log.error("record of another backup refused job_id=%s backup_id=%s", job.job_id, record.backup_id)
         return ("the agent's record is of another backup and was refused; a reindex of the storage will find this one",)
-    backups.record(record, job.storage_id, job.hypervisor_id)
+    backups.record(record, job.storage_id, job.hypervisor_id, now)
     return ()
 
 
