@@ -2,14 +2,15 @@
 
     asked ↓  running →   batch    transfer, other server   transfer, same server   removal    check
     batch                DEFER    DEFER                    DEFER                   QUEUE      RUN
-    transfer             QUEUE    CAPPED                   BUSY                    RUN *      RUN
-    removal              QUEUE    RUN *                    RUN *                   QUEUE      RUN *
+    transfer             QUEUE    CAPPED                   BUSY                    RUN * †    RUN
+    removal              QUEUE    RUN *                    QUEUE *                 QUEUE      RUN *
     check                RUN      RUN                      RUN                     RUN *      RUN
 
 It holds on one hypervisor; between two, only the server and the chains are shared. Where a * stands, or on any two
 hypervisors, work that meets on a chain cannot run: reading (restore, verify, mount, copy) shares a chain, a backup shares
 it and alone may extend it, a removal wants it alone. What is asked for a server whose chain is taken is refused, so that
 nobody waits behind a decision that has become another meanwhile; a check is patient, and waits.
+† QUEUE where the removal is of the same server: on one hypervisor, a server's backups are written or removed, never both.
 """
 
 from collections.abc import Iterable
@@ -117,7 +118,9 @@ def decide(asked: Work, running: Work) -> Outcome:
     outcomes = [Outcome.RUN]
     if asked.hypervisor_id == running.hypervisor_id:
         outcomes.append(_TABLE[asked.group, running.group])
-    if _same_server(asked, running):
+        if _same_server(asked, running, {Group.TRANSFER, Group.REMOVAL}):
+            outcomes.append(Outcome.QUEUE)
+    if _same_server(asked, running, {Group.TRANSFER}):
         outcomes.append(Outcome.BUSY)
     if asked.chains & running.chains and _collide(asked.chain_use, running.chain_use):
         outcomes.append(Outcome.QUEUE if asked.group is Group.CHECK else Outcome.BUSY)
@@ -134,9 +137,9 @@ def decide_all(asked: Work, running: Iterable[Work]) -> tuple[Outcome, Work | No
     return weightiest
 
 
-def _same_server(asked: Work, running: Work) -> bool:
-    transfers = asked.group is Group.TRANSFER and running.group is Group.TRANSFER
-    return transfers and asked.server_id == running.server_id
+def _same_server(asked: Work, running: Work, groups: set[Group]) -> bool:
+    """Tell whether two works of exactly these groups are of one server."""
+    return {asked.group, running.group} == groups and asked.server_id == running.server_id
 
 
 def _collide(asked: ChainUse, running: ChainUse) -> bool:

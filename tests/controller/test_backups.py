@@ -199,9 +199,14 @@ def test_a_backup_and_a_deletion_of_the_chain_it_would_extend_do_not_meet(settin
         world.delete([setting.second])
     assert refused.value.facts["job_id"] == backup.job_id
     old = world.delete([setting.old])
-    assert old.state == "dispatched"
+    assert old.state == "queued"  # another chain, but of the server that is backed up
     setting.agent.finish(backup, "failed", failure=Failure("STORAGE_FULL", "full"))
+    assert world.job(old.job_id).state == "dispatched"
+    waiting = world.backup(setting.server, setting.storage)
+    assert waiting.state == "queued"  # at the hypervisor it would only wait for its deadline to pass
     setting.delete_all(old, setting.old)
+    assert world.job(waiting.job_id).state == "dispatched"
+    setting.agent.finish(waiting, "failed", failure=Failure("STORAGE_FULL", "full"))
 
     deleting = world.delete([setting.second])
     with pytest.raises(ServerBusy) as refused:
@@ -295,6 +300,17 @@ def test_a_reindex_that_failed_says_nothing_of_what_it_did_not_see(setting: Sett
     setting.agent.finish(job, "failed", failure=Failure("STORAGE_UNREACHABLE", "gone"))
 
     assert setting.states() == ["available"] * 4
+
+
+def test_a_backup_that_ends_while_the_storage_is_read_is_not_missing(setting: Setting) -> None:
+    backup = setting.agent.accept(setting.world.backup(setting.server, setting.storage))
+    reindex = setting.agent.accept(setting.world.reindex(setting.storage, setting.agent))
+    setting.agent.finish(backup, record=record_of(backup, "c2"))
+
+    setting.agent.finish(reindex, result={"reindex": {"backup_count": "0"}})
+
+    assert setting.get(backup.backup_id).state == "available"
+    assert setting.states() == ["missing"] * 4
 
 
 def test_what_was_missing_and_is_seen_again_is_available(setting: Setting) -> None:

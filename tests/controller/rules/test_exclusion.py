@@ -72,8 +72,10 @@ def test_a_second_single_of_a_server_is_refused_on_any_hypervisor(asked: str, ru
 
 
 @pytest.mark.parametrize(("asked", "running"), each(TRANSFERS, REMOVALS))
-def test_a_single_runs_beside_a_removal_of_another_chain(asked: str, running: str) -> None:
-    assert decide(work(asked, "s1", "c1"), work(running, "s1", "c2")) is Outcome.RUN
+def test_a_single_waits_for_a_removal_of_its_server_and_runs_beside_others(asked: str, running: str) -> None:
+    assert decide(work(asked, "s1", "c1"), work(running, "s2", "c2")) is Outcome.RUN
+    assert decide(work(asked, "s1", "c1"), work(running, "s1", "c2")) is Outcome.QUEUE
+    assert decide(work(asked, "s1", "c1"), work(running, "s1", "c2", "h2")) is Outcome.RUN
     assert decide(work(asked, "s1", "c1"), work(running, "s1", "c1")) is Outcome.BUSY
     assert decide(work(asked, "s1", "c1"), work(running, "s1", "c1", "h2")) is Outcome.BUSY
 
@@ -84,9 +86,10 @@ def test_a_single_runs_beside_checks(asked: str, running: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "running"), each(REMOVALS, TRANSFERS))
-def test_a_removal_runs_beside_singles_of_another_chain(asked: str, running: str) -> None:
-    for server in ("s1", "s2"):
-        assert decide(work(asked, "s1", "c1"), work(running, server, "c2")) is Outcome.RUN
+def test_a_removal_waits_for_singles_of_its_server_and_runs_beside_others(asked: str, running: str) -> None:
+    assert decide(work(asked, "s1", "c1"), work(running, "s2", "c2")) is Outcome.RUN
+    assert decide(work(asked, "s1", "c1"), work(running, "s1", "c2")) is Outcome.QUEUE
+    assert decide(work(asked, "s1", "c1"), work(running, "s1", "c2", "h2")) is Outcome.RUN
     assert decide(work(asked, "s1", "c1"), work(running, "s1", "c1")) is Outcome.BUSY
 
 
