@@ -3,7 +3,7 @@
 from clients.gen.backupmanager.agent.v1 import enrollment_service_pb2 as messages
 from clients.gen.backupmanager.agent.v1 import enrollment_service_pb2_grpc
 from controller.agents import enrollment
-from controller.errors import EnrollmentTokenInvalid
+from controller.errors import EnrollmentTokenInvalid, Unauthenticated
 from controller.security.authority import ClientCertificate
 from controller.services import check, convert
 from controller.services.parts import Context, Parts
@@ -28,6 +28,8 @@ class EnrollmentServicer(enrollment_service_pb2_grpc.EnrollmentServiceServicer):
             return self._parts.authority.sign_client(request.certificate_request, hypervisor_id, now)
 
         hypervisor_id, made = await self._parts.database.run(enrollment.redeem, request.token, agent_version, sign, now)
+        # One that was enrolled before may be connected with the certificate that has just been replaced.
+        self._parts.sessions.end(hypervisor_id, Unauthenticated(problem="the certificate was replaced by a newer one"))
         return messages.EnrollResponse(
             hypervisor_id=hypervisor_id,
             certificate=made.certificate,
