@@ -1,6 +1,6 @@
 """A backup while it is being written: nothing of it counts before its last object, and nothing stays if it fails.
 
-    intent.json ─► segments of every disk ─► sizes checked ─► lease asked ─► manifest.json of every disk ─► backup.json
+    intent.json ─► segments of every disk ─► sizes checked ─► lease asked ─► ancestors still there ─► manifest.json of every disk ─► backup.json
     └──────────────── a failure anywhere: backup.json first, then the whole folder, are removed ────────────┘
 
 Every manifest is read back. A write whose outcome is unknown (the connection broke) is settled by reading.
@@ -9,11 +9,19 @@ Every manifest is read back. A write whose outcome is unknown (the connection br
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from engine.errors import EngineError, LeaseLost, ObjectExists, ObjectNotFound, StorageError, StorageUnreachable
+from engine.errors import (
+    ChainBroken,
+    EngineError,
+    LeaseLost,
+    ObjectExists,
+    ObjectNotFound,
+    StorageError,
+    StorageUnreachable,
+)
 from engine.failpoint import reached
 from engine.format import names
 from engine.format.manifest import DiskManifest
@@ -75,6 +83,30 @@ def check_sizes(storage: Storage, manifest: DiskManifest) -> None:
         if size != segment.stored_bytes:
             detail = f"{name} has {size} bytes there, {segment.stored_bytes} were written"
             raise StorageError(storage=storage.label, step="size check", detail=detail)
+
+
+def check_ancestors(storage: Storage, disks: Iterable[DiskManifest]) -> None:
+    """Raise ChainBroken unless everything that `disks` build upon is there, and nobody has begun to delete it.
+
+    A deletion by hand takes no lock. It looks for unfinished backups after it has left its mark, and we look for its mark
+    after we have left our intent: at least one of the two sees the other.
+    """
+    below = [(one, layer) for one in disks for layer in one.layers if layer.backup_id != one.backup_id]
+    if not below:
+        return
+    folder = names.server_folder(below[0][0].server_id)
+    there = {entry.name: entry.size_bytes for entry in storage.list(folder)}
+    for one, layer in below:
+        where = (one.server_id, layer.backup_id)
+        segments = {names.segment_name(*where, one.disk, ref.number): ref.stored_bytes for ref in layer.segments}
+        missing = [
+            name for name in (names.backup_name(*where), names.manifest_name(*where, one.disk)) if name not in there
+        ]
+        missing += [name for name, size_bytes in segments.items() if there.get(name) != size_bytes]
+        if names.deleted_name(*where, one.disk) in there:
+            missing.insert(0, f"backup {layer.backup_id}, which is being deleted")
+        if missing:
+            raise ChainBroken(backup_id=one.backup_id, disk=one.disk, missing=missing[0])
 
 
 def ask_lease(identity: AttemptIdentity, work: Work) -> None:

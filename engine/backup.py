@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from engine import plan
-from engine.attempt import AttemptIdentity, ask_lease, attempt, check_sizes, commit
+from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit
 from engine.catalog import History, Point, read_history
 from engine.differential import changed_since_full
 from engine.errors import BackupManagerError, DiskMismatch, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
@@ -279,6 +279,7 @@ class _Backup:
         server = self._server_manifest(disks, data, skipped, instant.consistency)
         server_data = manifests.dump(server, self._key)
         ask_lease(self._identity, self._work)
+        check_ancestors(self._storage, disks.values())
         reached("lease_held")
         by_name = {disks[disk].name: data[disk] for disk in disks}
         digest = commit(self._storage, by_name, (server.name, server_data))

@@ -1,12 +1,14 @@
 """Delete backups: refused while anything needs them, and in an order that leaves no backup without its data (R19).
 
-    read every manifest of the server again ─► veto (chain.needed_by) ─► newest first, for each backup:
+    read every manifest of the server again ─► veto (chain.needed_by, a backup in the making) ─► newest first, for each backup:
         deleted.json of each disk ─► backup.json ─► manifest.json ─► everything else in the folder
 
 A deletion that was interrupted goes on where it stopped when it is asked for again.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from engine import chain
 from engine.attempt import remove_attempt
@@ -15,30 +17,51 @@ from engine.errors import BackupNotFound, ObjectExists, StillNeeded
 from engine.failpoint import reached
 from engine.format import names
 from engine.format.markers import Deleted
+from engine.ids import is_id
+from engine.orphans import may_commit
 from engine.results import DeleteResult
 from engine.storage.base import Storage
 from engine.work import Work
 
 
+@dataclass(frozen=True, slots=True)
+class _Deleter:
+    """Who deletes, for the marks."""
+
+    job_id: str
+    host: str
+    now: datetime
+
+
 def delete_backups(
-    storage: Storage, server_id: str, backup_ids: tuple[str, ...], job_id: str, host: str, now: datetime, work: Work
+    storage: Storage,
+    server_id: str,
+    backup_ids: tuple[str, ...],
+    job_id: str,
+    host: str,
+    now: datetime,
+    lock_folder: Path,
+    work: Work,
 ) -> DeleteResult:
     """Delete `backup_ids` of a server, all or none as far as vetoes go; return what went and how many bytes.
 
-    Raises StillNeeded if one that stays needs one that should go, or if a manifest cannot be read (it may need anything);
-    BackupNotFound for an id of which nothing is there.
+    Raises StillNeeded if one that stays needs one that should go, if a manifest cannot be read (it may need anything), or if
+    a backup is being made that may build upon them; BackupNotFound for an id of which nothing is there.
     """
     work.report.stage("prepare")
     history = read_history(storage, server_id, {})
     wanted = set(backup_ids)
     check_deletable(history, server_id, wanted)
+    for backup_id in sorted({*history.attempts} - wanted - _half_deleted(history)):
+        if may_commit(storage, server_id, backup_id, host, now, lock_folder):
+            raise _unfinished(min(wanted), backup_id)
     sizes = _sizes(storage, server_id)
     work.report.stage("clean", sum(sizes.get(backup_id, 0) for backup_id in wanted))
     for point in reversed(history.points):
         backup_id = point.server.backup_id
         if backup_id in wanted:
             work.stop.check()
-            _delete(storage, point, job_id, host, now)
+            _delete(storage, point, history, _Deleter(job_id, host, now))
             work.report.advance(sizes.get(backup_id, 0))
     for backup_id in sorted(wanted & ({*history.attempts} | {*history.unreadable})):
         remove_attempt(storage, server_id, backup_id)
@@ -69,14 +92,21 @@ def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
         raise StillNeeded(backup_id=vetoed.backup_id, disk=vetoed.disk, detail=f"it is needed by {needing}")
 
 
-def _delete(storage: Storage, point: Point, job_id: str, host: str, now: datetime) -> None:
+def _delete(storage: Storage, point: Point, history: History, by: "_Deleter") -> None:
     server_id, backup_id = point.server.server_id, point.server.backup_id
+    marked = []
     for summary in point.server.disks:
-        marker = Deleted(server_id, backup_id, summary.disk, job_id, host, now.isoformat())
+        marker = Deleted(server_id, backup_id, summary.disk, by.job_id, by.host, by.now.isoformat())
+        name = names.deleted_name(server_id, backup_id, summary.disk)
         try:
-            storage.put(names.deleted_name(server_id, backup_id, summary.disk), marker.dump())
+            storage.put(name, marker.dump())
         except ObjectExists:  # an earlier deletion was interrupted
             continue
+        marked.append(name)
+    if newcomer := _newcomer(storage, server_id, history):
+        for name in marked:
+            storage.delete(name)
+        raise _unfinished(backup_id, newcomer)
     reached("marked")
     storage.delete(names.backup_name(server_id, backup_id))
     reached("unlisted")
@@ -85,6 +115,25 @@ def _delete(storage: Storage, point: Point, job_id: str, host: str, now: datetim
     reached("manifests_gone")
     remove_attempt(storage, server_id, backup_id)
     reached("deleted")
+
+
+def _half_deleted(history: History) -> set[str]:
+    """Return the backups that bear the mark of a deletion: those without backup.json are no work in progress."""
+    found = (names.parse(name) for name in history.sizes)
+    return {one.backup_id for one in found if one is not None and one.kind == "deleted"}
+
+
+def _newcomer(storage: Storage, server_id: str, history: History) -> str:
+    """Return a backup that was begun since `history` was read, whole or not, "" if there is none (see check_ancestors)."""
+    known = {point.server.backup_id for point in history.points} | {*history.attempts} | {*history.unreadable}
+    for backup_id in sorted(name for name in storage.folders(names.server_folder(server_id)) if is_id(name)):
+        if backup_id not in known and any(True for _ in storage.list(names.backup_folder(server_id, backup_id))):
+            return backup_id
+    return ""
+
+
+def _unfinished(backup_id: str, making: str) -> StillNeeded:
+    return StillNeeded(backup_id=backup_id, disk="", detail=f"backup {making} is being made and may need it")
 
 
 def _sizes(storage: Storage, server_id: str) -> dict[str, int]:

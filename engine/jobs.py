@@ -112,13 +112,14 @@ class Surroundings:
         """Open the storage and make sure that its repository is the operation's.
 
         `write` is for new backups: the operation's keys are seen to as well. With `initialize` too, a repository is made
-        where there is none.
+        where there is none, if the operation does not know that there was one.
         """
         from engine.repository import check_repository, open_repository
 
         stop = self.work.stop
         with stop.obtain(self.connect, Storage.close) as storage, stop.waking(storage.interrupt):
             if write:
+                initialize = initialize and not self.operation.storage.initialized
                 open_repository(storage, self.operation.storage, self.now(), initialize=initialize)
             else:
                 check_repository(storage, self.operation.storage)
@@ -217,7 +218,9 @@ def _delete(around: Surroundings) -> dict[str, Any]:
     assert spec is not None
     host, job_id = around.operation.host, around.job.job_id
     with around.repository() as storage:
-        result = delete_backups(storage, spec.server_id, spec.backup_ids, job_id, host, around.now(), work)
+        result = delete_backups(
+            storage, spec.server_id, spec.backup_ids, job_id, host, around.now(), around.lock_folder, work
+        )
     if spec.domain_uuid:
         _drop_checkpoints(around, spec.domain_uuid, set(result.backup_ids))
     return asdict(result)

@@ -13,12 +13,14 @@ removed from here by the server's next backup, on whatever host that runs.
 import logging
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from engine.attempt import remove_attempt
 from engine.catalog import History
 from engine.errors import FormatError, ObjectNotFound, StorageError
 from engine.format import names
 from engine.format.markers import Intent
+from engine.hypervisor.lock import at_work
 from engine.ids import is_id
 from engine.storage.base import Storage
 
@@ -48,6 +50,31 @@ def remove_orphans(storage: Storage, server_id: str, history: History, host: str
         log.info("a dead attempt was removed server_id=%s backup_id=%s", server_id, backup_id)
         removed.append(backup_id)
     return removed
+
+
+def may_commit(storage: Storage, server_id: str, backup_id: str, host: str, now: datetime, lock_folder: Path) -> bool:
+    """Tell whether somebody may still be making this backup, which is not whole yet. No lock is needed for asking.
+
+    An engine of this host holds a lock for its job from before its intent until after its commit.
+    """
+    name = names.intent_name(server_id, backup_id)
+    try:
+        intent = Intent.load(storage.get(name), name)
+    except ObjectNotFound:  # the first thing that an attempt writes, and the last that it removes
+        return False
+    except FormatError:
+        return now - _begin_time(backup_id) <= ORPHAN_AGE
+    if intent.host != host:
+        return not _is_dead(storage, server_id, backup_id, host, now)
+    return at_work(lock_folder, intent.job_id) or _has_commit(storage, server_id, backup_id)
+
+
+def _has_commit(storage: Storage, server_id: str, backup_id: str) -> bool:
+    try:
+        storage.size(names.backup_name(server_id, backup_id))
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _unfinished(storage: Storage, server_id: str, history: History) -> set[str]:

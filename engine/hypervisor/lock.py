@@ -7,6 +7,7 @@ The kernel drops the lock when its last holder ends, by kill -9 too, so a stale 
 undoes a dead engine's freeze, nobody else begins to work on that domain.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -75,6 +76,19 @@ class DomainLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def at_work(folder: Path, work: str) -> bool:
+    """Tell whether a lock of this hypervisor is held for `work`, whatever its domain; what died holding one is not at work."""
+    for path in folder.glob("*.lock"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if _holder(file.fileno()).get("work") != work:
+                continue
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
 
 
 def _holder(file: int) -> dict[str, str]:
