@@ -46,12 +46,15 @@ def delete_backups(
     """Delete `backup_ids` of a server, all or none as far as vetoes go; return what went and how many bytes.
 
     Raises StillNeeded if one that stays needs one that should go, if a manifest cannot be read (it may need anything), or if
-    a backup is being made that may build upon them; BackupNotFound for an id of which nothing is there.
+    a backup is being made that may build upon them; BackupNotFound if nothing of any of them is there. One that is gone
+    counts as deleted: an interrupted deletion is asked for again with the same ids.
     """
     work.report.stage("prepare")
     history = read_history(storage, server_id, {})
     wanted = set(backup_ids)
-    check_deletable(history, server_id, wanted)
+    gone = check_deletable(history, server_id, wanted)
+    if gone:
+        work.report.warn(f"gone already, perhaps by a deletion that was interrupted: {', '.join(sorted(gone))}")
     for backup_id in sorted({*history.attempts} - wanted - _half_deleted(history)):
         if may_commit(storage, server_id, backup_id, host, now, lock_folder):
             raise _unfinished(min(wanted), backup_id)
@@ -69,11 +72,11 @@ def delete_backups(
     return DeleteResult(sorted(wanted), sum(sizes.get(backup_id, 0) for backup_id in wanted))
 
 
-def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
-    """Raise unless every one of `wanted` may go at once. Pure."""
+def check_deletable(history: History, server_id: str, wanted: set[str]) -> set[str]:
+    """Raise unless every one of `wanted` may go at once; return those of which nothing is there any more. Pure."""
     present = {point.server.backup_id for point in history.points} | set(history.attempts) | set(history.unreadable)
-    for backup_id in sorted(wanted - present):
-        raise BackupNotFound(backup_id=backup_id, server_id=server_id)
+    if not wanted & present:
+        raise BackupNotFound(backup_id=min(wanted), server_id=server_id)
     for backup_id, error in history.unreadable.items():
         if backup_id not in wanted:
             raise StillNeeded(backup_id=min(wanted), disk="", detail=f"backup {backup_id} cannot be read: {error}")
@@ -90,6 +93,7 @@ def check_deletable(history: History, server_id: str, wanted: set[str]) -> None:
     for vetoed, users in sorted(chain.needed_by(manifests, going).items()):
         needing = ", ".join(sorted(user.backup_id for user in users))
         raise StillNeeded(backup_id=vetoed.backup_id, disk=vetoed.disk, detail=f"it is needed by {needing}")
+    return wanted - present
 
 
 def _delete(storage: Storage, point: Point, history: History, by: "_Deleter") -> None:

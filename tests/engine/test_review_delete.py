@@ -88,3 +88,19 @@ def reason_of(act: Any) -> str:
     except BackupManagerError as error:
         return error.reason
     return ""
+
+
+@pytest.mark.feature("R19")
+def test_an_interrupted_deletion_is_finished_by_asking_again(tmp_path: Path) -> None:
+    rig, server_id, now = Rig.make(tmp_path), new_id(datetime.now(UTC)), datetime.now(UTC)
+    gone, left = new_id(now), new_id(now)
+    with LocalStorage(str(rig.folder / "storage")) as storage:
+        open_repository(storage, rig.target, now)
+        storage.put(names.intent_name(server_id, left), Intent(server_id, left, left, HOST, now.isoformat()).dump())
+
+    outcome = rig.delete(server_id, gone, left)
+
+    assert (reason(outcome), outcome.state) == ("", "completed_with_warnings")
+    assert outcome.result is not None
+    assert outcome.result["backup_ids"] == sorted([gone, left])
+    assert reason(rig.delete(server_id, gone, left)) == "BACKUP_NOT_FOUND"
