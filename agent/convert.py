@@ -209,6 +209,7 @@ def _storage(access: command_pb2.StorageAccess) -> spec.StorageSpec:
         sftp=_sftp(access) if kind == "sftp" else None,
         wrapped_keys=dict(access.wrapped_keys),
         key_id=access.key_id,
+        initialized=access.repository_expected,
     )
 
 

@@ -132,6 +132,25 @@ def wrapped_keys(storage_id: str) -> dict[str, str]:
     return {row.key_id: row.wrapped for row in table.select().where(table.storage_id == storage_id)}
 
 
+def has_been_used(storage: Storage, hypervisor_id: str) -> bool:
+    """Tell whether the storage's repository was made already, as far as this hypervisor sees it (a local folder is its own).
+
+    A backup of it says so, or a job that wrote there since the storage was changed last: that may have been its place.
+    """
+    job, backup = models.Job, models.Backup
+    jobs = job.select().where(
+        (job.storage_id == storage.storage_id)
+        & job.type.in_(("backup", "test"))
+        & job.state.in_(("completed", "completed_with_warnings"))
+        & (job.dispatch_time > storage.update_time)
+    )
+    backups = backup.select().where((backup.storage_id == storage.storage_id) & backup.delete_time.is_null())
+    if storage.type == "local":
+        jobs = jobs.where(job.hypervisor_id == hypervisor_id)
+        backups = backups.where(backup.hypervisor_id == hypervisor_id)
+    return bool(backups.exists() or jobs.exists())
+
+
 # ---- changing -----------------------------------------------------------------------------------------------------------
 
 

@@ -126,7 +126,8 @@ def _known(storage: Storage, target: StorageSpec) -> StorageSpec:
     wrapped = {key_id: key.dump().decode() for key_id, key in keys.items()}
     key_id = max(keys, default="")
     return replace(
-        target, repository_id=found.repository_id, installation_id=found.installation_id, wrapped_keys=wrapped, key_id=key_id
+        target, repository_id=found.repository_id, installation_id=found.installation_id, wrapped_keys=wrapped, key_id=key_id,
+        initialized=True,
     )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ class SftpConfig:
 class StorageSpec:
     """Where backups lie. Exactly one of `local`, `sftp` is set.
 
-    `repository_id` is the repository that must be there; a place without one is initialized with it (S29).
+    `repository_id` is the repository that must be there; a place without one is initialized with it (S29) unless
+    `initialized` says that it has been there: then its disk is not mounted, and a backup must not begin anew below it.
     `wrapped_keys` are key objects (JSON texts) to be present under `keys/`, by key id. `key_id` is the key that new
     backups are sealed with, "" for none.
     """
@@ -74,6 +75,7 @@ class StorageSpec:
     sftp: SftpConfig | None = None
     wrapped_keys: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
+    initialized: bool = False
 
 
 @dataclass(frozen=True, slots=True)

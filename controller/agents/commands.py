@@ -40,6 +40,7 @@ def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetim
     storage = storages.find(job.storage_id)
     run = command.run
     run.storage.CopyFrom(_access(storage, vault))
+    run.storage.repository_expected = storages.has_been_used(storage, job.hypervisor_id)
     json_format.ParseDict(storage.limits, run.limits)
     json_format.ParseDict(storage.compression, run.compression)
     _WORK[job.type](run, job, _server_keys(storage, job.server_id, vault))

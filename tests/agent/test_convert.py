@@ -57,6 +57,15 @@ def test_defaults_of_a_command(tmp_path: Path) -> None:
     assert made.jobs[0].backup.consistency == "freeze_or_pause"
 
 
+@pytest.mark.feature("S29")
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_repository_that_has_been_there_is_expected(tmp_path: Path, *, expected: bool) -> None:
+    command = run_command(tmp_path)
+    command.run.storage.repository_expected = expected
+
+    assert convert.to_spec(command, Config(), "host", tmp_path / "control.jsonl").storage.initialized is expected
+
+
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     too_many = run_command(tmp_path, workers=65)
     no_storage = run_command(tmp_path)

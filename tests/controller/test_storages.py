@@ -1,8 +1,12 @@
 """Storages: what may change while backups lie there, and that keys open for work and for nothing else."""
 
+from typing import Any
+
 import pytest
 
+from clients.gen.backupmanager.agent.v1.command_pb2 import Command
 from controller import storages
+from controller.agents import commands, outbox
 from controller.db import models
 from controller.errors import (
     EncryptionImmutable,
@@ -13,10 +17,12 @@ from controller.errors import (
     StorageInUse,
     StorageNotFound,
 )
+from controller.jobs import Job
+from controller.orders import TestOrder as StorageTestOrder
 from controller.storages import NewStorage, StorageChange
 from engine.format.keys import KeyObject, unwrap_key
 from engine.ids import new_id
-from tests.controller.world import World, record_of
+from tests.controller.world import Agent, World, record_of
 
 
 def encrypted(world: World, name: str = "vault") -> storages.Storage:
@@ -25,6 +31,13 @@ def encrypted(world: World, name: str = "vault") -> storages.Storage:
         name, "local", {"path": "/srv"}, encryption_enabled=True, secrets={"encryption_passphrase": "correct horse"}
     )
     return world.run(storages.create, new, key, world.vault, world.now())
+
+
+def command_for(world: World, agent: Agent, job: Job) -> Command:
+    """Return what the agent is sent for a job."""
+    (pending,) = world.run(outbox.pending, agent.hypervisor_id)
+    command: Command = world.run(commands.build, pending, job, world.vault, world.limits, world.now())
+    return command
 
 
 def test_a_storage_is_found_listed_and_unique(world: World) -> None:
@@ -61,15 +74,12 @@ def test_a_key_opens_for_work_and_by_the_passphrase_and_is_never_in_clear(world:
 
 @pytest.mark.feature("N16")
 def test_a_command_has_the_keys_of_its_server_only(world: World) -> None:
-    from controller.agents import commands, outbox
-
     agent, storage = world.enroll("h1"), encrypted(world)
     servers = [world.server(agent, name) for name in ("web", "db")]
     (key,) = world.run(storages.open_keys, storage.storage_id, world.vault)
     job = world.backup(servers[0], storage)
 
-    (pending,) = world.run(outbox.pending, agent.hypervisor_id)
-    command = world.run(commands.build, pending, job, world.vault, world.limits, world.now())
+    command = command_for(world, agent, job)
 
     (own,) = command.run.backup.server_keys
     assert own.key == key.server_key(servers[0].server_id).secret
@@ -78,6 +88,46 @@ def test_a_command_has_the_keys_of_its_server_only(world: World) -> None:
     text = command.SerializeToString()
     assert key.secret not in text
     assert key.server_key(servers[1].server_id).secret not in text
+
+
+@pytest.mark.feature("S29")
+@pytest.mark.parametrize("kind", ["local", "sftp"])
+def test_a_repository_is_expected_where_one_was_made(world: World, kind: Any) -> None:
+    one, two = world.enroll("h1"), world.enroll("h2")
+    local: dict[str, Any] = {"type": "local", "config": {"path": "/mnt/nas"}, "secrets": {}}
+    storage = world.storage(**local) if kind == "local" else world.storage()
+    server = world.server(one, "web")
+
+    def expected() -> tuple[bool, ...]:
+        found = world.run(storages.find, storage.storage_id)
+        return tuple(world.run(storages.has_been_used, found, agent.hypervisor_id) for agent in (one, two))
+
+    assert expected() == (False, False)
+    job = world.backup(server, storage)
+    assert not command_for(world, one, job).run.storage.repository_expected
+    one.accept(job)
+    one.finish(job, "failed")
+    assert expected() == (False, False)
+    one.back_up(server, storage, "c1")
+    assert expected() == (True, kind == "sftp")  # a local folder is each hypervisor's own
+    world.change_storage(storage, read_only=False, limits={"worker_threads": 2})
+    assert expected() == (True, kind == "sftp")
+    job = world.backup(server, storage)
+    assert command_for(world, one, job).run.storage.repository_expected
+
+
+@pytest.mark.feature("S29")
+def test_a_test_made_the_repository_until_the_storage_moves(world: World) -> None:
+    agent = world.enroll("h1")
+    storage = world.storage(type="local", config={"path": "/mnt/nas"}, secrets={})
+    job = world.start(StorageTestOrder(storage.storage_id, agent.hypervisor_id))
+    agent.accept(job)
+    agent.finish(job)
+    tested = world.run(storages.find, storage.storage_id)
+
+    assert world.run(storages.has_been_used, tested, agent.hypervisor_id)
+    moved = world.change_storage(tested, config={"path": "/mnt/other"})
+    assert not world.run(storages.has_been_used, moved, agent.hypervisor_id)
 
 
 @pytest.mark.feature("S0", "S25")

@@ -1,5 +1,6 @@
 """Backups of real domains, restored and compared byte by byte."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,19 @@ def test_a_differential_needs_only_the_full_and_a_copy_leaves_the_chain_alone(
     for made, wanted in ((differential, expected), (last, last_expected)):
         restored = rig.restore_to(tmp_path / made["backup_id"], domain.uuid, made["backup_id"])
         assert digest(restored["vda"]) == wanted
+
+
+@pytest.mark.feature("S29")
+def test_a_storage_that_was_used_is_not_begun_anew_by_a_server_that_is_new_there(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
+) -> None:
+    domain = blank_domain([DiskFile("vda", tmp_path / "vda.qcow2").create(8 * MIB)])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    rig.target = replace(rig.target, initialized=True)
+
+    assert reason(rig.run(backup=rig.backup_job(domain.uuid))) == "REPOSITORY_MISSING"
+
+    assert list((tmp_path / "storage").iterdir()) == []
+    assert domain.handle.listAllCheckpoints() == []
+    rig.target = replace(rig.target, initialized=False)
+    rig.back_up(domain.uuid)

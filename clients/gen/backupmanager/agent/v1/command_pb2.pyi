@@ -235,6 +235,7 @@ class StorageAccess(_message.Message):
     INSTALLATION_ID_FIELD_NUMBER: _builtins.int
     WRAPPED_KEYS_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    REPOSITORY_EXPECTED_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Its id."""
     sftp_private_key: _builtins.str
@@ -247,6 +248,10 @@ class StorageAccess(_message.Message):
     """The installation that it belongs to."""
     key_id: _builtins.str
     """Key that new backups are sealed with; empty for none."""
+    repository_expected: _builtins.bool
+    """The repository has been there: a backup that finds none fails with REPOSITORY_MISSING and does not make one. An empty
+    place is then a disk that is not mounted. A test makes one all the same.
+    """
     @_builtins.property
     def local(self) -> _storage_pb2.LocalConfig:
         """A folder."""
@@ -271,10 +276,11 @@ class StorageAccess(_message.Message):
         installation_id: _builtins.str = ...,
         wrapped_keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         key_id: _builtins.str = ...,
+        repository_expected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "local", b"local", "sftp", b"sftp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "installation_id", b"installation_id", "key_id", b"key_id", "local", b"local", "repository_id", b"repository_id", "sftp", b"sftp", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key", "storage_id", b"storage_id", "wrapped_keys", b"wrapped_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "installation_id", b"installation_id", "key_id", b"key_id", "local", b"local", "repository_expected", b"repository_expected", "repository_id", b"repository_id", "sftp", b"sftp", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key", "storage_id", b"storage_id", "wrapped_keys", b"wrapped_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
