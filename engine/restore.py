@@ -7,6 +7,7 @@ A restore that fails after the first byte says so, leaves the domain stopped, an
 starts the domain again.
 """
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -195,23 +196,29 @@ class _Domain:
 
         _expect(self._around, chosen)
         written = 0
-        for manifest in chosen:
-            image = images[manifest.disk]
-            with export_image(image.path, image.format, writable=True) as export:
-                target = NbdTarget(export.socket, export.name, export.size_bytes)
-                try:
-                    written += rebuild(
-                        self._storage, manifest, self._keys.get(manifest.key_id), target, self._around.work
-                    )
-                except BackupManagerError:
-                    if target.touched:
-                        self._around.work.report.warn(
-                            f"disk {manifest.disk} is half restored and the server is left stopped; run the restore again"
-                        )
-                    raise
-                finally:
-                    self._touched |= target.touched
+        with contextlib.ExitStack() as stack:
+            # All are opened before the first byte is written: one that cannot be must not be found with another half new.
+            targets = []
+            for manifest in chosen:
+                image = images[manifest.disk]
+                export = stack.enter_context(export_image(image.path, image.format, writable=True))
+                targets.append((manifest, NbdTarget(export.socket, export.name, export.size_bytes)))
+            for manifest, target in targets:
+                written += self._write_disk(manifest, target)
         return written
+
+    def _write_disk(self, manifest: DiskManifest, target: NbdTarget) -> int:
+        work = self._around.work
+        try:
+            return rebuild(self._storage, manifest, self._keys.get(manifest.key_id), target, work)
+        except BackupManagerError:
+            if target.touched:
+                work.report.warn(
+                    f"disk {manifest.disk} is half restored and the server is left stopped; run the restore again"
+                )
+            raise
+        finally:
+            self._touched |= target.touched
 
 
 def _check_fit(info: "DomainInfo", images: dict[str, "DiskInfo"], manifest: DiskManifest) -> None:
