@@ -24,6 +24,7 @@ from controller.limits import CLOCK_OFFSET_MAX, Limits
 
 State: TypeAlias = Literal["online", "offline", "banned"]
 Row = models.Hypervisor
+_ROWS_MAX = 500  # domains in one statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +179,28 @@ def replace_domains(hypervisor_id: str, session_id: str, domains: Sequence[Domai
         return False
     domain = models.Domain
     domain.delete().where(domain.hypervisor_id == hypervisor_id).execute()
-    for one in {one.domain_uuid: one for one in domains}.values():
-        domain.insert(
-            hypervisor_id=hypervisor_id,
-            domain_uuid=one.domain_uuid,
-            name=one.name,
-            state=one.state,
-            guest_agent=one.guest_agent,
-            disks=list(one.disks),
-        ).execute()
+    rows = [
+        {
+            "hypervisor_id": hypervisor_id,
+            "domain_uuid": one.domain_uuid,
+            "name": one.name,
+            "state": one.state,
+            "guest_agent": one.guest_agent,
+            "disks": list(one.disks),
+        }
+        for one in {one.domain_uuid: one for one in domains}.values()
+    ]
+    for start in range(0, len(rows), _ROWS_MAX):
+        domain.insert_many(rows[start : start + _ROWS_MAX]).execute()
     return True
+
+
+def set_domain_state(hypervisor_id: str, domain_uuid: str, state: str) -> None:
+    """Keep what work on a domain has just made of it, until the next inventory says the same."""
+    domain = models.Domain
+    domain.update(state=state).where(
+        (domain.hypervisor_id == hypervisor_id) & (domain.domain_uuid == domain_uuid)
+    ).execute()
 
 
 def _set_banned(hypervisor_id: str, *, banned: bool, now: datetime) -> None:

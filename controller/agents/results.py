@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controller import backups, jobs, servers, storages
-from controller.agents.convert import Finished
+from controller import backups, hypervisors, jobs, servers, storages
+from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
 from engine.ids import is_id
@@ -43,12 +43,15 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
             warnings = _backup(job, finished.record, now)
         case "verify":
             _verify(job, result.get("verify", {}), completed=completed)
+        case "restore" if result.get("restore", {}).get("server_started"):
+            # A preview before the next inventory would else sign that no server is stopped, and be stale with it.
+            hypervisors.set_domain_state(job.hypervisor_id, job.spec["domain_uuid"], "running")
         case "delete":
             _delete(job, result.get("delete", {}), now)
         case "reindex" if completed:
             _reindex(job, result.setdefault("reindex", {}))
         case "test" if completed:
-            storages.pin_host_key(job.storage_id, result.get("test", {}).get("host_key", ""), now)
+            storages.pin_host_key(job.storage_id, host_key(result.get("test", {}).get("host_key", "")), now)
     return (result or None), warnings
 
 
@@ -73,6 +76,7 @@ def _verify(job: Job, result: dict[str, Any], *, completed: bool) -> None:
 
 
 def _delete(job: Job, result: dict[str, Any], now: datetime) -> None:
+    """Take out what is gone, also of a deletion that failed or was ended half way."""
     gone = set(result.get("backup_ids", [])) & set(job.spec["backup_ids"])
     backups.mark_deleted(sorted(gone), now)
 
@@ -83,6 +87,7 @@ def _reindex(job: Job, result: dict[str, Any]) -> None:
     since = jobs.get(job.job_id).start_time or job.create_time
     if len(unreadable) < UNREADABLE_MAX:
         backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, local=local)
+    backups.pass_on(job.storage_id, job.server_id)
     count = backups.adopted_count(job.job_id)
     if count:
         result["added_count"] = str(count)  # the JSON form of an int64

@@ -196,12 +196,13 @@ def test_the_first_test_learns_the_host_key_and_later_ones_do_not(world: World) 
     from controller.orders import TestOrder as Order
 
     agent, storage = world.enroll("h1"), world.storage()
-    for seen in ("ssh-ed25519 AAAA", "ssh-ed25519 BBBB"):
+    first, second = (f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{letter * 43}" for letter in "AB")
+    for seen in ("garbage", first, second):
         job = agent.accept(world.start(Order(storage.storage_id, "h1")))
         done = agent.finish(job, result={"test": {"steps": [], "host_key": seen}})
         assert done.state == "completed"
 
-    assert world.run(storages.find, "nas").config["host_key"] == "ssh-ed25519 AAAA"
+    assert world.run(storages.find, "nas").config["host_key"] == first
 
 
 def test_what_opens_no_more_fails_the_job_and_not_the_session(world: World) -> None:
