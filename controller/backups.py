@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import peewee
+
 from controller.db import models
 from controller.errors import BackupNotFound
 
 AVAILABLE, DAMAGED, MISSING = "available", "damaged", "missing"
 Row, DiskRow, NeedRow = models.Backup, models.BackupDisk, models.BackupNeed
+_Needed = Row.alias()
+_KIN = (_Needed.server_id == Row.server_id) & (_Needed.storage_id == Row.storage_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,41 +130,63 @@ def latest(server_id: str) -> Backup:
 
 
 def needs(backup_id: str) -> list[str]:
-    """Return all that a backup cannot be restored without, oldest first, itself last."""
-    found: dict[str, int] = {}
+    """Return all that a backup cannot be restored without, oldest first, itself last.
+
+    What belongs to another server or storage is left out, whatever a manifest says of it.
+    """
+    found: set[str] = {backup_id}
     open_ids = [backup_id]
     while open_ids:
-        rows = NeedRow.select().where(NeedRow.backup.in_(open_ids)).order_by(NeedRow.position)
-        new = [row.needed_backup_id for row in rows if row.needed_backup_id not in found]
-        found |= dict.fromkeys(new, 0)
-        open_ids = new
-    found.pop(backup_id, None)
-    return [*sorted(found), backup_id]  # ids sort by time, and what is needed is older
-
-
-def dependents(backup_ids: Iterable[str]) -> list[str]:
-    """Return these backups and all that cannot live without them, newest first."""
-    found = set(backup_ids)
-    open_ids = list(found)
-    while open_ids:
         rows = (
-            NeedRow.select(NeedRow.backup)
+            NeedRow.select(NeedRow.needed_backup_id)
             .join(Row)
-            .where(NeedRow.needed_backup_id.in_(open_ids) & Row.delete_time.is_null())
+            .join(_Needed, peewee.JOIN.LEFT_OUTER, on=(_Needed.backup_id == NeedRow.needed_backup_id))
+            .where(NeedRow.backup.in_(open_ids) & (_Needed.backup_id.is_null() | _KIN))
         )
         open_ids = sorted({row[0] for row in _tuples(rows)} - found)
         found.update(open_ids)
-    return sorted(found, reverse=True)
+    return [*sorted(found - {backup_id}), backup_id]  # ids sort by time, and what is needed is older
+
+
+def dependents(backup_ids: Iterable[str]) -> list[str]:
+    """Return these backups and all that cannot live without them, newest first.
+
+    One that is missing counts only if it is among `backup_ids`: nothing is there to be removed or to be damaged.
+    """
+    asked = set(backup_ids)
+    found, missing, open_ids = set(asked), set[str](), sorted(asked)
+    while open_ids:
+        rows = (
+            NeedRow.select(NeedRow.backup, Row.state)
+            .join(Row)
+            .join(_Needed, on=(_Needed.backup_id == NeedRow.needed_backup_id))
+            .where(NeedRow.needed_backup_id.in_(open_ids) & Row.delete_time.is_null() & _KIN)
+        )
+        states = {backup_id: state for backup_id, state in _tuples(rows)}  # noqa: C416 - dict() does not know their length
+        open_ids = sorted(set(states) - found)
+        found.update(open_ids)
+        missing.update(one for one in open_ids if states[one] == MISSING)
+    return sorted(found - missing, reverse=True)
 
 
 def chains_of(backup_ids: Sequence[str]) -> frozenset[str]:
-    """Return the chains that backups lie in; a copy outside any chain is a chain of its own."""
-    rows = DiskRow.select(DiskRow.chain_id, DiskRow.backup).where(DiskRow.backup.in_(list(backup_ids)))
-    return frozenset(chain_id or backup_id for chain_id, backup_id in _tuples(rows))
+    """Return the chains that backups lie in, as `server/chain`; a copy outside any chain is a chain of its own.
+
+    A chain's id comes from a manifest. With the server's before it, no manifest lays hands on the chain of another server.
+    """
+    rows = (
+        DiskRow.select(Row.server_id, DiskRow.chain_id, DiskRow.backup)
+        .join(Row)
+        .where(DiskRow.backup.in_(list(backup_ids)))
+    )
+    return frozenset(f"{server_id}/{chain_id or backup_id}" for server_id, chain_id, backup_id in _tuples(rows))
 
 
 def active_chains(server_id: str, storage_id: str) -> frozenset[str]:
-    """Return the chains that a next backup of the server there would extend: per disk, that of its newest backup."""
+    """Return the chains that a next backup of the server there would extend: per disk, that of its newest backup.
+
+    They are named as in `chains_of`.
+    """
     rows = (
         DiskRow.select(DiskRow.disk, DiskRow.chain_id)
         .join(Row)
@@ -173,7 +199,7 @@ def active_chains(server_id: str, storage_id: str) -> frozenset[str]:
         )
         .order_by(Row.create_time, Row.backup_id)
     )
-    return frozenset({row.disk: row.chain_id for row in rows}.values())
+    return frozenset({row.disk: f"{server_id}/{row.chain_id}" for row in rows}.values())
 
 
 # ---- what work brought --------------------------------------------------------------------------------------------------
@@ -231,6 +257,18 @@ def sweep(
         Row.update(state=DAMAGED if damaged else MISSING).where(Row.backup_id == row.backup_id).execute()
 
 
+def pass_on(storage_id: str, server_id: str) -> None:
+    """Mark as damaged what needs a backup that is damaged or missing, of one server or of all."""
+    broken = Row.select(Row.backup_id).where(
+        (Row.storage_id == storage_id) & Row.delete_time.is_null() & Row.state.in_((DAMAGED, MISSING))
+    )
+    if server_id:
+        broken = broken.where(Row.server_id == server_id)
+    ids = [row[0] for row in _tuples(broken)]
+    for chunk in _chunks(ids):
+        _mark(set(dependents(chunk)) - set(ids), DAMAGED)
+
+
 def adopted_count(job_id: str) -> int:
     """Return how many backups a reindex found that the catalog did not know."""
     return int(Row.select().where(Row.adopt_job_id == job_id).count())
@@ -244,17 +282,20 @@ def mark_deleted(backup_ids: Sequence[str], now: datetime) -> None:
 
 def mark_damaged(backup_ids: Iterable[str]) -> None:
     """Mark backups as damaged, and with them all that need them."""
-    for chunk in _chunks(dependents(backup_ids)):
-        Row.update(state=DAMAGED).where(Row.backup_id.in_(chunk)).execute()
+    _mark(dependents(backup_ids), DAMAGED)
 
 
 def mark_verified(backup_id: str) -> None:
     """Mark a backup and all that it needs as usable: every frame was read and found good."""
-    for chunk in _chunks(needs(backup_id)):
-        Row.update(state=AVAILABLE).where(Row.backup_id.in_(chunk)).execute()
+    _mark(needs(backup_id), AVAILABLE)
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------------
+
+
+def _mark(backup_ids: Iterable[str], state: str) -> None:
+    for chunk in _chunks(backup_ids):
+        Row.update(state=state).where(Row.backup_id.in_(chunk)).execute()
 
 
 def _insert(
@@ -282,9 +323,22 @@ def _insert(
     for position, disk in enumerate({one.disk: one for one in new.disks}.values()):
         values = {name: getattr(disk, name) for name in DiskBackup.__dataclass_fields__}
         DiskRow.insert(backup=new.backup_id, position=position, **values).execute()
-    for position, needed in enumerate(dict.fromkeys(new.needed_backup_ids)):
-        if needed != new.backup_id:
+    wanted = [one for one in dict.fromkeys(new.needed_backup_ids) if one != new.backup_id]
+    foreign = _foreign(wanted, new.server_id, storage_id)
+    for position, needed in enumerate(wanted):
+        if needed not in foreign:
             NeedRow.insert(backup=new.backup_id, needed_backup_id=needed, position=position).execute()
+
+
+def _foreign(backup_ids: Sequence[str], server_id: str, storage_id: str) -> set[str]:
+    """Return those of the backups that are known to belong to another server or storage."""
+    found: set[str] = set()
+    for chunk in _chunks(backup_ids):
+        rows = Row.select(Row.backup_id).where(
+            Row.backup_id.in_(chunk) & ((Row.server_id != server_id) | (Row.storage_id != storage_id))
+        )
+        found.update(row[0] for row in _tuples(rows))
+    return found
 
 
 def _backup(row: models.Backup) -> Backup:

@@ -86,7 +86,9 @@ def test_a_backup_is_in_the_catalog_with_its_disks_and_needs(setting: Setting) -
     assert (backup.disks[0].chain_id, backup.disks[0].parent_backup_id) == ("c1", setting.first)
     assert backup.stored_bytes == 50
     assert setting.world.run(backups.needs, setting.second) == [setting.full, setting.first, setting.second]
-    assert setting.world.run(backups.active_chains, setting.server.server_id, setting.storage.storage_id) == {"c1"}
+    assert setting.world.run(backups.active_chains, setting.server.server_id, setting.storage.storage_id) == {
+        f"{setting.server.server_id}/c1"
+    }
     found_server = setting.world.run(servers.find, "web")
     assert found_server.last_backup_time == backup.create_time
 
@@ -149,6 +151,62 @@ def test_only_what_was_ordered_and_is_gone_leaves_the_catalog(setting: Setting) 
     assert setting.get(setting.old).state == "available"
     with pytest.raises(BackupNotFound):
         setting.get(setting.second)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_a_deletion_that_stopped_half_way_counts_as_far_as_it_came_and_is_asked_again(
+    setting: Setting, state: str
+) -> None:
+    world, agent = setting.world, setting.agent
+    job = agent.accept(world.delete([setting.full]))
+
+    agent.finish(job, state, result={"delete": {"backup_ids": [setting.second]}})
+    with pytest.raises(BackupNotFound):
+        setting.get(setting.second)
+    reindex = agent.accept(world.reindex(setting.storage, agent))
+    for backup_id in (setting.old, setting.full):
+        agent.find(reindex, found(setting, backup_id, manifest_digest="d" * 64))
+    agent.finish(reindex, result={"reindex": {"backup_count": "2"}})
+
+    assert setting.get(setting.first).state == "missing"  # it was removed, and nobody was told
+    assert world.delete([setting.full]).spec["backup_ids"] == [setting.full]
+
+
+def test_what_needs_a_missing_backup_is_damaged(setting: Setting) -> None:
+    agent = setting.agent
+    reindex = agent.accept(setting.world.reindex(setting.storage, agent))
+    for backup_id in (setting.old, setting.first, setting.second):
+        agent.find(reindex, found(setting, backup_id, manifest_digest="d" * 64))
+
+    agent.finish(reindex, result={"reindex": {"backup_count": "3"}})
+
+    assert setting.states() == ["available", "missing", "damaged", "damaged"]
+
+
+@pytest.mark.feature("N16")
+def test_a_manifest_lays_no_hand_on_another_server_s_chain(setting: Setting) -> None:
+    world, agent = setting.world, setting.agent
+    reindex = agent.accept(world.reindex(setting.storage, agent))
+    early, late = new_id(world.now()), new_id(world.now())
+    other = {"server_id": new_id(world.now()), "chain": "c1"}
+    agent.find(reindex, found(setting, late, needed_backup_ids=(early, setting.full, late), **other))
+    agent.find(reindex, found(setting, early, **other))
+
+    assert world.run(backups.needs, late) == [early, late]
+    assert world.run(backups.dependents, [setting.full]) == [setting.second, setting.first, setting.full]
+    assert not world.run(backups.chains_of, [late]) & world.run(backups.chains_of, [setting.full])
+
+
+@pytest.mark.feature("N16")
+def test_a_need_told_before_its_backup_was_known_does_not_cross_servers(setting: Setting) -> None:
+    world, agent = setting.world, setting.agent
+    reindex = agent.accept(world.reindex(setting.storage, agent))
+    forged, known_later = new_id(world.now()), new_id(world.now())
+    agent.find(reindex, found(setting, forged, needed_backup_ids=(known_later,), server_id=new_id(world.now())))
+    agent.find(reindex, found(setting, known_later))
+
+    assert world.run(backups.needs, forged) == [forged]
+    assert world.run(backups.dependents, [known_later]) == [known_later]
 
 
 def test_a_confirmation_holds_as_long_as_the_facts_do(setting: Setting) -> None:
@@ -288,7 +346,7 @@ def test_a_reindex_adopts_strangers_marks_what_is_missing_and_counts(setting: Se
 
     assert done.result == {"reindex": {"backup_count": "3", "added_count": "1", "unreadable": unreadable}}
     assert setting.states() == ["missing", "available", "damaged", "damaged"]
-    assert setting.get(new).state == "available"
+    assert setting.get(new).state == "damaged"  # it needs what is
     assert setting.get(stranger).server_id == server_id
     adopted = world.run(servers.find, server_id)
     assert (adopted.name, adopted.state, adopted.hypervisor_id) == ("found", "active", "")
@@ -430,10 +488,27 @@ def test_a_restore_is_shown_confirmed_and_started(setting: Setting) -> None:
     assert (job.type, job.state, job.server_id) == ("restore", "dispatched", setting.server.server_id)
     assert job.spec["manifest_digest"] == "d" * 64
     assert job.spec["domain_uuid"] == setting.server.domain_uuid
-    assert setting.world.run(leases.chains_of, [job.job_id]) == {job.job_id: {"c1"}}
+    assert setting.world.run(leases.chains_of, [job.job_id]) == {job.job_id: {f"{setting.server.server_id}/c1"}}
 
 
 @pytest.mark.feature("M15", "M16")
+def test_a_restore_that_started_its_server_is_known_before_the_next_inventory(setting: Setting) -> None:
+    world, agent = setting.world, setting.agent
+    agent.domains["web"] = replace(agent.domains["web"], state="shut_off")
+    agent.report()
+    preview = setting.preview()
+    assert not preview.stops_server
+    job = agent.accept(world.start(RestoreOrder(setting.second, confirmation=preview.confirmation)))
+    agent.finish(job, result={"restore": {"server_started": True}})
+
+    after = setting.preview()
+    agent.domains["web"] = replace(agent.domains["web"], state="running")
+    agent.report()
+
+    assert after.stops_server
+    assert world.start(RestoreOrder(setting.second, confirmation=after.confirmation)).type == "restore"
+
+
 def test_a_restore_is_refused_when_what_was_shown_has_changed(setting: Setting) -> None:
     preview = setting.preview(setting.full)
     with pytest.raises(ConfirmationStale):
