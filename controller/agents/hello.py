@@ -32,6 +32,7 @@ PROTOCOL_VERSION = 1
 PROTOCOL_VERSION_MIN = 1  # this one and the two before, once there are any (N13)
 JOURNAL_CHARACTERS_MAX = 64
 OPERATIONS_MAX = 1000
+COMMAND_IDS_MAX = 5000  # as many as an agent names
 
 Verdict: TypeAlias = Literal["keep", "cancel", "unknown"]
 _Hypervisor = models.Hypervisor
@@ -67,9 +68,10 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, no
         raise InvalidField(field="hello.journal_id", problem=f"must have 1 to {JOURNAL_CHARACTERS_MAX} characters")
     if len(greeting.operations) > OPERATIONS_MAX:
         raise InvalidField(field="hello.operations", problem=f"are more than {OPERATIONS_MAX}")
+    if len(greeting.command_ids) > COMMAND_IDS_MAX:
+        raise InvalidField(field="hello.command_ids", problem=f"are more than {COMMAND_IDS_MAX}")
     session_id = _register(hypervisor_id, greeting, protocol, now)
-    for command_id in greeting.command_ids:
-        outbox.receive(hypervisor_id, command_id, now)
+    outbox.receive_all(hypervisor_id, greeting.command_ids, now)
     stored = _stored_sequence(hypervisor_id, greeting, now)
     closed = stored > greeting.last_sequence
     return Welcome(

@@ -33,6 +33,7 @@ from controller.errors import ControllerError, HypervisorUnreachable, InvalidFie
 from controller.hypervisors import Domain
 from controller.installation import Installation
 from controller.limits import Limits
+from engine.units import MIB
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ COMMANDS_SECONDS = (
 )
 EVENTS_MAX = 5000
 INVENTORY_PARTS_MAX = 1000
-DOMAINS_MAX = 20_000
+INVENTORY_BYTES_MAX = 16 * MIB  # a report is held in memory until all its parts are here
+DOMAINS_MAX = 5000
+RESEND_SECONDS = 30.0  # an agent whose disk failed gives no receipt, and takes the command when it comes again
 _VERDICTS = {
     "keep": session_service_pb2.VERDICT_KEEP,
     "cancel": session_service_pb2.VERDICT_CANCEL,
@@ -74,6 +77,7 @@ class _Inventory:
 
     version: int = 0
     part_count: int = 0
+    bytes: int = 0
     parts: dict[int, list[Domain]] = field(default_factory=dict)
 
 
@@ -154,13 +158,14 @@ class Session:
         self.end(None)
 
     async def _pump(self) -> None:
-        """Send the hypervisor's commands, each once in this session, until the agent has confirmed it."""
-        parts = self._parts
+        """Send the hypervisor's commands, and again every RESEND_SECONDS, until the agent has confirmed them."""
+        parts, loop = self._parts, asyncio.get_running_loop()
         await self._settled.wait()
-        sent: set[str] = set()
+        sent: dict[str, float] = {}  # command_id -> when
         with parts.changes.watch_outbox(self.hypervisor_id) as watch:
             while True:
                 seen = watch.newest
+                sent = {one: when for one, when in sent.items() if loop.time() - when < RESEND_SECONDS}
                 commands = await parts.database.run(
                     take,
                     self.hypervisor_id,
@@ -171,10 +176,10 @@ class Session:
                     parts.clock.now(),
                 )
                 for command in commands:
-                    sent.add(command.command_id)
+                    sent[command.command_id] = loop.time()
                     await self._queue.put(Response(command=command))
                 if not commands:
-                    await watch.wait(seen, COMMANDS_SECONDS)
+                    await watch.wait(seen, min(COMMANDS_SECONDS, RESEND_SECONDS))
                     if parts.changes.closed:
                         return
 
@@ -300,9 +305,12 @@ class Session:
         if message.version > self._inventory.version:
             self._inventory = _Inventory(message.version, message.part_count)
         whole = self._inventory
-        whole.parts[message.part] = [convert.domain(one) for one in message.domains]
-        if sum(map(len, whole.parts.values())) > DOMAINS_MAX:
+        whole.bytes += message.ByteSize()
+        if whole.bytes > INVENTORY_BYTES_MAX:
+            raise InvalidField(field="inventory", problem=f"has more than {INVENTORY_BYTES_MAX} bytes")
+        if len(message.domains) + sum(map(len, whole.parts.values())) > DOMAINS_MAX:
             raise InvalidField(field="inventory.domains", problem=f"are more than {DOMAINS_MAX}")
+        whole.parts[message.part] = [convert.domain(one) for one in message.domains]
         if len(whole.parts) < whole.part_count:
             return
         domains = [one for _, part in sorted(whole.parts.items()) for one in part]

@@ -419,6 +419,61 @@ async def test_an_inventory_counts_when_all_its_parts_have_come(world: World, co
         assert await stream.end() == "INVALID_FIELD"
 
 
+@pytest.mark.feature("N16")
+@pytest.mark.parametrize("excess", ["bytes", "bytes of parts that come again", "domains"])
+async def test_an_inventory_has_bounds(
+    world: World, controller: Controller, monkeypatch: pytest.MonkeyPatch, excess: str
+) -> None:
+    agent = world.enroll("h1")
+    monkeypatch.setattr(session, "INVENTORY_BYTES_MAX", 100_000)
+    domain = hypervisor_pb2.Domain(domain_uuid="u", name="web")
+    domains = {
+        "bytes": [hypervisor_pb2.Domain(name="x" * 100_000)],
+        "bytes of parts that come again": [hypervisor_pb2.Domain(name="x" * 60_000)],
+        "domains": [domain] * 5001,
+    }[excess]
+
+    async with controller.dial(agent) as stream:
+        await stream.hello()
+        report = event_pb2.InventoryReport(version=1, part=0, part_count=2, domains=domains)
+        await stream.send(inventory=report)
+        if excess.endswith("again"):
+            await stream.send(inventory=report)
+        assert await stream.end() == "INVALID_FIELD"
+
+
+@pytest.mark.feature("N16")
+async def test_a_hello_names_so_many_commands_and_no_more(world: World, controller: Controller) -> None:
+    agent, job = running_backup(world)
+    many = [f"command {number}" for number in range(4999)]
+    async with controller.dial(agent) as stream:
+        await stream.hello()
+        command_id = (await stream.next("command")).command_id
+
+    async with controller.dial(agent) as stream:
+        await stream.hello(command_ids=(*many, command_id))
+    assert world.commands_of(job) == []
+    async with controller.dial(agent) as stream:
+        with pytest.raises(AssertionError, match="INVALID_FIELD"):
+            await stream.hello(command_ids=(*many, command_id, "one more"))
+
+
+@pytest.mark.feature("N7")
+async def test_a_command_without_a_receipt_is_sent_again_within_the_session(
+    world: World, controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "RESEND_SECONDS", 0.1)
+    agent, job = running_backup(world)
+
+    async with controller.dial(agent) as stream:
+        await stream.hello()
+        first, again = await stream.next("command"), await stream.next("command")
+        await stream.send(command_receipt={"command_id": again.command_id})
+        await until(lambda: world.commands_of(job) == [], "the receipt")
+
+    assert first.command_id == again.command_id
+
+
 @pytest.mark.feature("N15")
 async def test_verdicts_keep_the_current_cancel_the_old_and_disown_the_unknown(
     world: World, controller: Controller
