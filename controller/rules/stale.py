@@ -1,6 +1,6 @@
 """When the clock ends a job: not accepted in time (X16), or at work for too long (X8). Pure.
 
-queued ──max hours──► give up
+queued ──► waits for as long as it takes: the hours count the work, not the queue
 dispatched ──accept seconds (not counted while the controller was away)──► not accepted
 running ──max hours since it was accepted──► cancel ──grace──► give up
 """
@@ -33,7 +33,7 @@ class Ages:
 def judge(job: Ages, limits: Limits, listening_since: datetime, now: datetime) -> Verdict:
     """Return what becomes of a live job. `listening_since` is when this controller began to hear agents."""
     if job.state == "queued":
-        return Verdict.GIVE_UP if now - job.create_time > limits.run_time_max else Verdict.GO_ON
+        return Verdict.GO_ON
     if job.state == "dispatched":
         asked = max(job.dispatch_time or job.create_time, listening_since)
         return Verdict.NOT_ACCEPTED if now - asked > limits.accept_time_max else Verdict.GO_ON

@@ -165,7 +165,7 @@ def _fail(*_: object) -> None:
     ("state", "age_seconds", "cancelled_seconds", "wanted"),
     [
         ("queued", DAY, None, Verdict.GO_ON),
-        ("queued", DAY + 1, None, Verdict.GIVE_UP),
+        ("queued", 30 * DAY, None, Verdict.GO_ON),
         ("dispatched", 120, None, Verdict.GO_ON),
         ("dispatched", 121, None, Verdict.NOT_ACCEPTED),
         ("dispatched", 121, 1, Verdict.NOT_ACCEPTED),
