@@ -156,17 +156,26 @@ def _server_keys(key: StorageKey | None, server_id: str) -> dict[str, str]:
 
 
 def _server_id(storage: Storage, name: str) -> str:
-    """Return the server that `name` means: its id, or the domain UUID or name in its newest backup. Raises BackupNotFound."""
+    """Return the server that `name` means: its id, or the domain UUID or name in any of its backups.
+
+    Raises BackupNotFound, and InvalidSpec when several servers have or had that name: the wrong one must not be written over.
+    """
     report = ConsoleReport(quiet=True)
     reindex(storage, name if is_id(name) else "", {}, Work(report, Settings()))
     if is_id(name) and report.records:
         return name
     if is_id(name):
         reindex(storage, "", {}, Work(report, Settings()))
-    for record in reversed(report.records):
-        if name in {record["backup"]["domain_uuid"], record["backup"]["domain_name"]}:
-            return str(record["server_id"])
-    raise BackupNotFound(backup_id="any", server_id=name)
+    found = {
+        str(record["server_id"])
+        for record in report.records
+        if name in {record["backup"]["domain_uuid"], record["backup"]["domain_name"]}
+    }
+    if len(found) > 1:
+        raise InvalidSpec(field=name, problem=f"means several servers, use the id of one: {', '.join(sorted(found))}")
+    if not found:
+        raise BackupNotFound(backup_id="any", server_id=name)
+    return found.pop()
 
 
 # ---- verbs -------------------------------------------------------------------------------------------------------------

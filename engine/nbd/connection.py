@@ -9,6 +9,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
@@ -20,6 +21,8 @@ Address: TypeAlias = str | tuple[str, int]  # the path of a unix socket, or host
 SILENCE_SECONDS = (
     120.0  # QEMU answers within this even on a disk that is being rebuilt; a stuck one must not hold us for ever
 )
+
+_BACKLOG_POLL_SECONDS = 0.02
 
 
 class Connection:
@@ -132,9 +135,22 @@ def _connect(address: Address, timeout_seconds: float) -> socket.socket:
         return peer
     peer = socket.socket(socket.AF_UNIX)
     try:
-        peer.settimeout(timeout_seconds)  # a full backlog blocks
-        peer.connect(address)
+        _connect_unix(peer, address, time.monotonic() + timeout_seconds)
     except BaseException:
         peer.close()
         raise
     return peer
+
+
+def _connect_unix(peer: socket.socket, path: str, deadline: float) -> None:
+    """Connect, and wait while the server's backlog is full: with a timeout Python asks without blocking, and gets EAGAIN at once."""
+    while True:
+        peer.settimeout(max(0.0, deadline - time.monotonic()))
+        try:
+            peer.connect(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_BACKLOG_POLL_SECONDS)
+        else:
+            return

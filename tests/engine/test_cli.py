@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
 from engine.units import MIB
@@ -76,6 +77,32 @@ def test_a_domain_is_backed_up_and_restored_by_hand(tmp_path: Path, libvirtd: An
     )
     engine.run("delete", "--yes", domain.name, *made, host=True)
     assert engine.run("list")["backups"] == []
+
+
+@pytest.mark.feature("C12")
+def test_a_name_that_two_servers_had_is_refused(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> None:
+    engine = Engine(tmp_path, libvirtd.uri)
+    engine.run("init", "--encrypt")
+    uuids = []
+    for number in range(2):
+        domain = blank_domain([DiskFile("vda", tmp_path / f"{number}.qcow2").create(8 * MIB)])
+        xml = domain.handle.XMLDesc(0)
+        engine.run("backup", domain.name, host=True)
+        uuids.append(domain.uuid)
+        domain.handle.destroy()
+        domain.handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+        if number == 0:
+            name = domain.name
+        else:  # a server of another id takes the name over
+            domain.connection.defineXML(xml.replace(f"<name>{domain.name}<", f"<name>{name}<"))
+            engine.run("backup", domain.uuid, host=True)
+
+    refused = engine.run("verify", name, status=2)["error"]
+
+    assert refused["reason"] == "INVALID_FIELD"
+    assert all(uuid in refused["message"] for uuid in uuids)
+    assert engine.run("verify", uuids[0])["result"]["damaged_count"] == 0
+    assert len(engine.run("list", domain.name)["backups"]) == 2
 
 
 @pytest.mark.feature("S26")
