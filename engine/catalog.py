@@ -10,7 +10,15 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.errors import BackupNotFound, EngineError, FormatError, ObjectNotFound, ObjectTruncated
+from engine.errors import (
+    BackupNotFound,
+    EngineError,
+    FormatError,
+    ObjectNotFound,
+    ObjectTruncated,
+    StorageDenied,
+    StorageError,
+)
 from engine.format import manifest, names
 from engine.format.crypto import ServerKey
 from engine.format.manifest import DiskManifest, DiskSummary, ServerManifest
@@ -72,7 +80,8 @@ class History:
 def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
     """Read every manifest of a server; with a backup's key in `keys` it is authenticated and opened, without only hashed.
 
-    A damaged manifest is part of the answer, not an error; WrongKey is one, since it says nothing about the backup.
+    A manifest that is damaged, or that the storage does not hand out though it can be reached, is part of the answer, not an
+    error; WrongKey is one, since it says nothing about the backup.
     """
     folders: dict[str, list[names.ObjectName]] = {}
     sizes: dict[str, int] = {}
@@ -89,10 +98,12 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
         try:
             gone = {one.disk for one in objects if one.kind == "deleted"}
             points.append(read_point(storage, server_id, backup_id, keys, gone=gone))
-        except (FormatError, ObjectTruncated) as error:
-            unreadable[backup_id] = error
         except ObjectNotFound:  # deleted since it was listed
             continue
+        except (FormatError, StorageError) as error:
+            if not of_one_object(error):
+                raise
+            unreadable[backup_id] = error
     points.sort(key=lambda point: (point.server.create_time, point.server.backup_id))
     return History(tuple(points), unreadable, tuple(attempts), sizes)
 
@@ -109,9 +120,28 @@ def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gon
             continue
         try:
             disks[summary.disk] = _read_disk(storage, server, summary, keys)
-        except (FormatError, ObjectNotFound, ObjectTruncated) as error:
+        except (FormatError, StorageError) as error:
+            if not of_one_object(error):
+                raise
             unreadable[summary.disk] = str(error)
     return Point(server, hashlib.sha256(data).hexdigest(), disks, unreadable)
+
+
+def find_point(storage: Storage, server_id: str, backup_id: str, keys: Keys) -> Point:
+    """Read one backup without a look at the server's others. Raises BackupNotFound, and like `read_point`."""
+    found = (names.parse(entry.name) for entry in storage.list(names.backup_folder(server_id, backup_id)))
+    gone = {one.disk for one in found if one is not None and one.kind == "deleted"}
+    try:
+        return read_point(storage, server_id, backup_id, keys, gone=gone)
+    except ObjectNotFound as error:
+        raise BackupNotFound(backup_id=backup_id, server_id=server_id) from error
+
+
+def of_one_object(error: EngineError) -> bool:
+    """Tell whether a failed read says something of that object alone: a bad sector, a right that is missing, damage."""
+    if type(error) is StorageError:
+        return True
+    return isinstance(error, FormatError | ObjectNotFound | ObjectTruncated | StorageDenied)
 
 
 def list_servers(storage: Storage) -> Iterator[str]:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.catalog import Keys, Point, read_history
+from engine.catalog import Keys, Point, find_point
 from engine.errors import (
     BackupManagerError,
     ChainBroken,
@@ -59,7 +59,7 @@ def restore(around: Surroundings) -> RestoreResult:
 
 def _point(storage: Storage, spec: RestoreJob, keys: Keys) -> Point:
     """Return the backup with its manifests, opened and authenticated."""
-    point = read_history(storage, spec.server_id, keys).point(spec.server_id, spec.backup_id)
+    point = find_point(storage, spec.server_id, spec.backup_id, keys)
     if point.server.key_id and point.server.key_id not in keys:
         raise KeyMissing(key_id=point.server.key_id)
     if keys and not point.server.key_id:

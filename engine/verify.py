@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from engine.catalog import Keys, Point, read_history
-from engine.errors import ChainBroken, FormatError, ObjectNotFound, ObjectTruncated
+from engine.catalog import Keys, Point, of_one_object, read_history
+from engine.errors import ChainBroken, FormatError, StorageError
 from engine.extents import Extent
 from engine.format import names
 from engine.format.crypto import ServerKey
@@ -100,7 +100,9 @@ def verify_disk(
                     _Segment(reader, layer.backup_id, manifest.disk, findings).verify(
                         storage, work, with_key=key is not None
                     )
-            except (FormatError, ChainBroken, ObjectNotFound, ObjectTruncated) as error:
+            except (FormatError, ChainBroken, StorageError) as error:
+                if not isinstance(error, ChainBroken) and not of_one_object(error):
+                    raise
                 name = error.facts.get("name") or error.facts.get("missing", "")
                 findings.add(Damage(layer.backup_id, manifest.disk, name, -1, 0, manifest.size_bytes, str(error)))
 
@@ -169,7 +171,9 @@ class _Worker:
                 self._reader.read(entry, self._opener)
             else:
                 self._reader.verify(entry)
-        except (FormatError, ObjectTruncated) as error:
+        except (FormatError, StorageError) as error:
+            if not of_one_object(error):
+                raise
             return _Checked(entry, str(error))
         return _Checked(entry, "")
 
