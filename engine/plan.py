@@ -26,6 +26,11 @@ STORAGE_CHANGED = "storage_changed"
 ENCRYPTION_CHANGED = "encryption_changed"
 FOREIGN_CHECKPOINT = "foreign_checkpoint"
 UNTRACKED = "untracked"
+CHAIN_LONG = "chain_long"
+
+# Every incremental lists all layers below it and a restore opens each: 512 is 17 months of daily backups, far below what a
+# manifest may hold (LAYERS_MAX), where no further backup could be made.
+CHAIN_LAYERS_MAX = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,8 @@ def _why_full(
         return INTERVAL_DUE
     if not state.trackable:
         return UNTRACKED
+    if wish.type == "incremental" and len(parent.layers) >= CHAIN_LAYERS_MAX:
+        return CHAIN_LONG
     if state.restored_time and state.restored_time >= datetime.fromisoformat(parent.create_time):
         return RESTORED_OVER
     if parent.checkpoint not in state.tracking:

@@ -110,3 +110,15 @@ def test_a_copy_is_never_a_parent() -> None:
 
     assert choose([*CHAIN, copy]) == Choice("vda", "incremental", CHAIN[1], "")
     assert choose([copy]) == Choice("vda", "full", None, "first")
+
+
+@pytest.mark.feature("T26")
+def test_a_chain_ends_before_a_manifest_cannot_hold_it() -> None:
+    points = [point(number, *range(1, number)) for number in (1, 511, 512)]
+    points += [dataclasses.replace(points[0], backup_id=backup_id(number)) for number in range(2, 511)]
+    tracking = {"cp512": "", "cp511": ""}
+
+    assert choose(points, tracking=tracking) == Choice("vda", "full", None, "chain_long")
+    assert choose(points, {"type": "differential"}, tracking=tracking).type == "differential"
+    shorter = [one for one in points if one.backup_id != backup_id(512)]
+    assert choose(shorter, tracking=tracking).type == "incremental"
