@@ -4,13 +4,15 @@
        └── <folder>/<domain uuid>.quiesced     the same, for self-heal, should both have died
 
 The guard is told before anything is done to the guest, ignores the signals that end its parent, and inherits the domain's
-lock: nobody begins to work on a domain whose guest is still being thawed. It gives up after UNDO_SECONDS; then the mark is
-what remains, and `heal` tries again whenever it is called.
+lock: nobody begins to work on a domain whose guest is still being thawed. After UNDO_SECONDS it lets go of the lock and goes
+on, ever more seldom, until the guest confirms, the domain is gone, or the mark is: `heal` tries as well when it is called.
+A deed that the engine itself does not undo within HELD_SECONDS_MAX, since libvirt holds it up, is undone by the guard.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import selectors
 import signal
@@ -34,9 +36,13 @@ from engine.ids import is_id
 log = logging.getLogger(__name__)
 
 UNDO_SECONDS = 600.0
+HELD_SECONDS_MAX = (
+    60.0  # FREEZE_SECONDS for the agent, and as much for libvirt; services in the guest fail when it lasts longer
+)
 _START_SECONDS_MAX = 20.0  # 0.1 s on an idle machine
 _ROUND_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
+_RETRY_SECONDS_MAX = 60.0
 _SUFFIX = ".quiesced"
 
 Deed: TypeAlias = Literal["freeze", "pause"]
@@ -59,7 +65,10 @@ class ThawGuard:
     def __enter__(self) -> Self:
         self._mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, self._domain.connection.uri, self._domain.uuid, str(self._mark)],
+            [
+                *(sys.executable, "-P", "-m", __name__, self._domain.connection.uri, self._domain.uuid),
+                *(str(self._mark), str(self._lock_fd)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -222,56 +231,96 @@ def _read_mark(path: Path) -> Mark | None:
 
 
 def _write_mark(path: Path, mark: Mark) -> None:
+    """Write a mark. Raises HypervisorError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"deeds": mark.deeds, "guard": mark.guard}))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps({"deeds": mark.deeds, "guard": mark.guard}))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise HypervisorError(operation="thaw guard", detail=f"no mark can be written: {error}", code=0) from error
 
 
 # ---- the child -----------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: list[str]) -> int:
-    """Run as the guard: obey standard input to its end, then undo what is left. Exit 1 when it could not be done in time."""
-    uri, domain_uuid, mark = arguments[0], arguments[1], Path(arguments[2])
+    """Run as the guard: obey standard input to its end, then undo what is left."""
+    uri, domain_uuid, mark, lock_fd = arguments[0], arguments[1], Path(arguments[2]), int(arguments[3])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whoever ends the engine's whole group must not end its guard
     open_connection(uri).close()  # libvirt is reachable, and loaded: nothing is left to go wrong later
     sys.stdout.write("+")
     sys.stdout.flush()
-    deeds = listen(sys.stdin)
-    return 0 if not deeds or _undo_until(uri, domain_uuid, mark, deeds) else 1
+    deeds = obey(sys.stdin, uri, domain_uuid)
+    if deeds:
+        _undo_until(uri, domain_uuid, mark, deeds, lock_fd)
+    return 0
 
 
-def listen(lines: IO[str]) -> set[str]:
-    """Return the deeds that are not undone at the end of `lines`."""
-    deeds: set[str] = set()
+def obey(lines: IO[str], uri: str, domain_uuid: str) -> set[str]:
+    """Listen to the end, undoing meanwhile what lasts longer than HELD_SECONDS_MAX; return the deeds that are left."""
+    held: dict[str, float] = {}
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_RETRY_SECONDS):
+            overdue = {deed for deed, since in held.copy().items() if time.monotonic() - since > HELD_SECONDS_MAX}
+            with contextlib.suppress(HypervisorError):
+                if overdue and _undo_once(uri, domain_uuid, overdue):
+                    held.update((deed, math.inf) for deed in overdue & set(held))  # once is enough
+
+    watcher = threading.Thread(target=watch, name="held-too-long")
+    watcher.start()
+    try:
+        return listen(lines, held)
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def listen(lines: IO[str], held: dict[str, float] | None = None) -> set[str]:
+    """Return the deeds that are not undone at the end of `lines`; `held` has since when each lasts, on the monotonic clock."""
+    held = {} if held is None else held
     for line in lines:
         word = line.strip()
         if word.startswith("+"):
-            deeds.add(word[1:])
+            held[word[1:]] = time.monotonic()
         else:
-            deeds.discard(word[1:])
-    return deeds
+            held.pop(word[1:], None)
+    return set(held)
 
 
-def _undo_until(uri: str, domain_uuid: str, path: Path, deeds: set[str]) -> bool:
-    """Undo, on a new connection each round since libvirtd may be restarting; stop when the mark names another guard."""
-    deadline = time.monotonic() + UNDO_SECONDS
-    while time.monotonic() < deadline:
-        mark = _read_mark(path)
-        if mark is None or mark.guard not in {os.getpid(), 0}:
-            return True  # somebody else made sure, or took over
-        try:
-            with open_connection(uri) as connection:
-                if undo(connection.domain(domain_uuid), deeds, _ROUND_SECONDS):
+def _undo_until(uri: str, domain_uuid: str, path: Path, deeds: set[str], lock_fd: int) -> None:
+    """Undo until it is done, on a new connection each round since libvirtd may be restarting, at last once a minute.
+
+    Ends when the mark is gone or names another guard: somebody else made sure, or took over.
+    """
+    deadline, pause = time.monotonic() + UNDO_SECONDS, _RETRY_SECONDS
+    while (mark := _read_mark(path)) is not None and mark.guard in {os.getpid(), 0}:
+        with contextlib.suppress(HypervisorError):
+            if _undo_once(uri, domain_uuid, deeds):
+                mark = _read_mark(path)
+                if mark is not None and mark.guard in {os.getpid(), 0}:
                     path.unlink(missing_ok=True)
-                    return True
+                return
+        if time.monotonic() >= deadline:
+            pause = min(2 * pause, _RETRY_SECONDS_MAX)
+            if lock_fd >= 0:  # a guest whose agent never answers again is to be backed up all the same
+                os.close(lock_fd)
+                lock_fd = -1
+        time.sleep(pause)
+
+
+def _undo_once(uri: str, domain_uuid: str, deeds: set[str]) -> bool:
+    """Undo deeds, trying for some seconds; what is no longer there is undone. Raises HypervisorError."""
+    with open_connection(uri) as connection:
+        try:
+            domain = connection.domain(domain_uuid)
         except DomainNotFound:
-            path.unlink(missing_ok=True)
             return True
-        except HypervisorError:
-            time.sleep(_RETRY_SECONDS)
-    return False
+        return undo(domain, deeds, _ROUND_SECONDS)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
 import pytest
 
 from engine import heal as healing
-from engine.errors import DomainBusy
+from engine.errors import DomainBusy, HypervisorError
 from engine.hypervisor import thaw_guard
 from engine.hypervisor.connection import Connection
 from engine.hypervisor.lock import DomainLock
@@ -194,6 +195,55 @@ def test_marks_of_domains_that_are_gone_are_dropped(connection: Connection, blan
     assert thaw_guard.heal(connection, tmp_path, 0.2) == (paused.uuid,)  # it has no agent to ask
     assert paused.state()[0] == 1
     assert [one.uuid for one in thaw_guard.marks(tmp_path)] == [paused.uuid]
+
+
+@pytest.mark.feature("C11")
+def test_a_guest_that_is_held_too_long_is_let_go_while_its_engine_still_waits(
+    libvirtd: Libvirtd, blank_domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = blank_domain([])
+    made.handle.suspend()
+    monkeypatch.setattr(thaw_guard, "HELD_SECONDS_MAX", 0.2)
+    reading, writing = os.pipe()
+    left: list[set[str]] = []
+    with os.fdopen(reading) as lines:
+        guard = threading.Thread(target=lambda: left.append(thaw_guard.obey(lines, libvirtd.uri, made.uuid)))
+        guard.start()
+        try:
+            os.write(writing, b"+pause\n")
+            wait_until(lambda: made.state()[0] == 1, 20, "the guard to resume")
+        finally:
+            os.close(writing)
+            guard.join()
+    assert left == [{"pause"}]  # the engine has not said that it is certain
+
+
+@pytest.mark.feature("C11")
+def test_a_guard_goes_on_after_its_time_and_lets_go_of_the_lock(
+    libvirtd: Libvirtd, blank_domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = blank_domain([])
+    mark = tmp_path / f"{made.uuid}.quiesced"
+    mark.write_text(json.dumps({"deeds": ["freeze"], "guard": os.getpid()}))
+    monkeypatch.setattr(thaw_guard, "UNDO_SECONDS", 0.0)
+    monkeypatch.setattr(thaw_guard, "_ROUND_SECONDS", 0.0)
+    lock = DomainLock(tmp_path, made.uuid, "an engine that died")
+    lock.acquire()
+    own = (libvirtd.uri, made.uuid, mark, {"freeze"}, lock.fd)
+    guard = threading.Thread(target=thaw_guard._undo_until, args=own)
+    guard.start()
+    try:
+        wait_until(lambda: _free(tmp_path, made.uuid), 10, "the lock")
+        assert guard.is_alive()  # no agent has confirmed
+    finally:
+        mark.unlink()
+        guard.join(30)
+    assert not guard.is_alive()
+
+
+def test_a_mark_that_cannot_be_written_has_its_type(tmp_path: Path) -> None:
+    with pytest.raises(HypervisorError):
+        thaw_guard._write_mark(tmp_path / "gone" / "x.quiesced", thaw_guard.Mark("x", ("freeze",), 1))
 
 
 def test_the_end_of_the_pipe_leaves_what_was_not_undone() -> None:
