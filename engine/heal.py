@@ -61,6 +61,11 @@ def heal_from_json(text: str | bytes) -> str:
 def heal(what: HealSpec) -> Healed:
     """Tidy up. What fails is told and does not keep the rest from being done."""
     healed = Healed()
+    whole = False
+
+    def tend_storage(what: HealSpec, healed: Healed) -> None:
+        nonlocal whole
+        whole = _heal_storage(what, healed)
 
     def attempt(step: Callable[[HealSpec, Healed], None]) -> bool:
         try:
@@ -73,7 +78,7 @@ def heal(what: HealSpec) -> Healed:
     if what.domain_uuid:
         attempt(_heal_domain)
     # Only a storage that answered can say that the backup never became whole; its checkpoint goes in that case alone.
-    if what.storage is not None and attempt(_heal_storage) and what.domain_uuid and not _is_whole(what):
+    if what.storage is not None and attempt(tend_storage) and what.domain_uuid and not whole:
         attempt(_drop_checkpoint)
     return healed
 
@@ -156,19 +161,20 @@ def _drop_checkpoint(what: HealSpec, healed: Healed) -> None:
                     healed.done.append(f"removed the checkpoint of the unfinished backup {what.backup_id}")
 
 
-def _heal_storage(what: HealSpec, healed: Healed) -> None:
-    """Remove an unfinished backup from the storage; of a whole one tell the record. Raises StorageError."""
+def _heal_storage(what: HealSpec, healed: Healed) -> bool:
+    """Remove an unfinished backup from the storage; of a whole one tell the record. Return whether it is whole. Raises StorageError."""
     from engine.storage.open import open_storage
 
     assert what.storage is not None
     with open_storage(what.storage) as storage:
         if _has_commit(storage, what):
             _tell_whole(storage, what, healed)
-            return
+            return True
         left = any(True for _ in storage.list(names.backup_folder(what.server_id, what.backup_id)))
         remove_attempt(storage, what.server_id, what.backup_id)
         if left:
             healed.done.append(f"removed the unfinished backup {what.backup_id}")
+    return False
 
 
 def _has_commit(storage: Storage, what: HealSpec) -> bool:
@@ -178,14 +184,6 @@ def _has_commit(storage: Storage, what: HealSpec) -> bool:
     except ObjectNotFound:
         return False
     return True
-
-
-def _is_whole(what: HealSpec) -> bool:
-    from engine.storage.open import open_storage
-
-    assert what.storage is not None
-    with open_storage(what.storage) as storage:
-        return _has_commit(storage, what)
 
 
 def _tell_whole(storage: Storage, what: HealSpec, healed: Healed) -> None:
