@@ -24,24 +24,42 @@ DEADLINE_SECONDS = 120.0  # for a command that brings none
 
 
 class Commands:
-    """Belongs to the event loop; one command at a time."""
+    """Belongs to the event loop; one command at a time. `settle` last."""
 
     def __init__(self, host: Host, supervisor: Supervisor) -> None:
         self._host = host
         self._supervisor = supervisor
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     async def take(self, command: command_pb2.Command) -> bool:
         """Make a command's effect happen once; tell whether a receipt may be given.
 
-        Without a receipt the controller sends it again, or gives it up after its own deadline.
+        Without a receipt the controller sends it again, or gives it up after its own deadline. It goes on when the caller
+        is cancelled: a session that ends must not leave half of a command, one half on disk and the other gone.
         """
+        task = asyncio.create_task(self._take(command))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def settle(self) -> None:
+        """Wait until the commands in hand are dealt with."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _take(self, command: command_pb2.Command) -> bool:
+        async with self._turn:
+            return await self._take_one(command)
+
+    async def _take_one(self, command: command_pb2.Command) -> bool:
         if not command.command_id:
             log.error("a command without an id was ignored job_id=%s", command.job_id)
             return False
         try:
             if await self._host.journal.knows(command.command_id):
                 return True
-            if await self._host.journal.overfull():
+            # A cancel adds no event but an end, and may be what empties the journal.
+            if command.WhichOneof("body") != "cancel" and await self._host.journal.overfull():
                 log.error("no command is taken while so many events wait command_id=%s", command.command_id)
                 return False
             await self._take_new(command)
@@ -86,7 +104,7 @@ class Commands:
         await asyncio.to_thread(folder.create, spec.dump(specification))
         try:
             operation = await journal.take_run(record)
-        except BaseException:
+        except Exception:  # not for a cancellation: then the journal may have it, and needs the folder
             folder.remove()
             raise
         await self._supervisor.submit(operation, specification)

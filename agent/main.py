@@ -62,6 +62,7 @@ async def run(config: Config) -> None:
 
     from agent.clock import SystemClock
     from agent.commands import Commands
+    from agent.heal import heal_marked
     from agent.host import Host
     from agent.inventory import Inventory
     from agent.journal import open_journal
@@ -82,7 +83,9 @@ async def run(config: Config) -> None:
         inventory = Inventory(config.libvirt_uri, changed)
         inventory.start()
         log.info("started version=%s state_folder=%s", AGENT_VERSION, config.state_folder)
-        serving = asyncio.create_task(_serve(supervisor, link, Commands(host, supervisor), inventory))
+        commands = Commands(host, supervisor)
+        healing = asyncio.create_task(heal_marked(config))
+        serving = asyncio.create_task(_serve(supervisor, link, commands, inventory))
         try:
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
@@ -90,7 +93,9 @@ async def run(config: Config) -> None:
         finally:
             log.info("stopping; engines that run go on")
             serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+            healing.cancel()
+            await asyncio.gather(serving, healing, return_exceptions=True)
+            await commands.settle()
             await supervisor.stop()
             inventory.stop()
 

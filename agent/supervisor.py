@@ -113,16 +113,26 @@ class Supervisor:
             log.exception("the care for an operation failed, it begins anew job_id=%s", runner.operation.job_id)
             runner.release()
             await asyncio.sleep(RETRY_SECONDS)
-            del self._runners[runner.operation.key]
             operation = await self._host.journal.find(*runner.operation.key)
+            del self._runners[runner.operation.key]  # only now, and replaced at once: it keeps others from the server
             if operation is not None:
                 await self._recover(operation)
+            await self._wait_for_successor(runner)
         else:
             del self._runners[runner.operation.key]
         # Not before: whoever waits for this server must not begin beside a process that we lost sight of.
         runner.clear.set()
         runner.settled.set()
         self._share_budget(runner.operation.storage_id)
+
+    async def _wait_for_successor(self, runner: Runner) -> None:
+        """Wait until whoever took up a failed runner's operation is clear: the process may be the same one.
+
+        One that waits for its turn has no process, and may wait for those who wait for `runner`.
+        """
+        successor = self._runners.get(runner.operation.key)
+        if successor is not None and successor.operation.state != "waiting":
+            await successor.clear.wait()
 
     async def _see_through(self, runner: Runner, rivals: list[Runner]) -> None:
         now = self._host.clock.now
