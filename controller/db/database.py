@@ -14,6 +14,7 @@ import fcntl
 import logging
 import os
 import queue
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -146,8 +147,12 @@ class Database:
         if postgres:  # two runners at once would both apply the same file
             self._peewee.execute_sql("SELECT pg_advisory_lock(%s)", (_ADVISORY_KEY,))
         try:
-            runner: Any = Runner  # playhouse has no types
-            for name in runner(self._peewee, str(MIGRATIONS)).up():
+            untyped: Any = Runner  # playhouse has no types
+            runner = untyped(self._peewee, str(MIGRATIONS))
+            newer = [migration.name for migration in runner.status() if migration.path is None]
+            if newer:
+                raise RuntimeError(f"a newer version of this program has changed it ({', '.join(newer)}); use that one")
+            for name in runner.up():
                 log.info("migration applied name=%s", name)
         finally:
             if postgres:
@@ -195,6 +200,8 @@ class Database:
             with collecting() as noted, self._peewee.atomic():
                 value = call.function()
         except Exception as error:
+            if _rolled_back(self._peewee):
+                raise  # a full or failing disk rolls back the whole transaction: what came before this is gone as well
             return None, error
         notes += noted
         return value, None
@@ -207,6 +214,16 @@ class Database:
                 listener(notes)
             except Exception:
                 log.exception("a listener to the database failed")
+
+
+def _rolled_back(database: Any) -> bool:
+    """Tell whether SQLite has ended the transaction by itself."""
+    return isinstance(database, peewee.SqliteDatabase) and not _connection(database).in_transaction
+
+
+def _connection(database: Any) -> sqlite3.Connection:
+    connection: sqlite3.Connection = database.connection()
+    return connection
 
 
 def _lock_file(path: Path) -> int:

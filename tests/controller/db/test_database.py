@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -124,6 +125,44 @@ def test_a_commit_that_fails_fails_everybody_in_it_and_the_next_goes_on(
 
 def _fail(_self: object) -> None:
     raise peewee.OperationalError("disk I/O error")
+
+
+async def test_a_transaction_that_sqlite_rolled_back_fails_everybody_in_it(url: str) -> None:
+    database = Database.open(url)
+    began, held = threading.Event(), threading.Event()
+
+    def block() -> None:
+        began.set()
+        held.wait()
+
+    def break_down() -> None:
+        add("broken")
+        models.proxy.connection().execute("ROLLBACK")  # what SQLite does of itself when the disk is full
+        raise peewee.OperationalError("database or disk is full")
+
+    try:
+        blocker = asyncio.create_task(database.run(block))
+        await asyncio.to_thread(began.wait)
+        group = [asyncio.create_task(database.run(one)) for one in (lambda: add("a"), break_down, lambda: add("b"))]
+        await asyncio.sleep(0)
+        held.set()
+        await blocker
+        results = await asyncio.gather(*group, return_exceptions=True)
+
+        assert [type(one) for one in results] == [peewee.OperationalError] * 3
+        assert await database.run(names) == [], "what was said to have failed was kept"
+    finally:
+        held.set()
+        database.close()
+
+
+def test_a_database_of_a_newer_version_is_refused(url: str, tmp_path: Path) -> None:
+    Database.open(url).close()
+    with closing(sqlite3.connect(tmp_path / "controller.db")) as connection, connection:
+        connection.execute("INSERT INTO schema_migration (name, applied) VALUES ('9999_later', '2030-01-01')")
+
+    with pytest.raises(CannotStart, match=r"newer version.*9999_later"):
+        Database.open(url)
 
 
 def test_sqlite_takes_one_controller(url: str) -> None:
