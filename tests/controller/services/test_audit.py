@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from clients.gen.backupmanager.agent.v1 import enrollment_service_pb2, enrollment_service_pb2_grpc
 from clients.gen.backupmanager.v1 import access_token_pb2, access_token_service_pb2, storage_service_pb2
 from tests.controller.services.api import Api, fresh, refused
 from tests.controller.services.rpc import METHODS, call
@@ -65,6 +66,18 @@ async def test_an_enrollment_is_kept_by_the_id_it_brought(api: Api, controller: 
         ("/backupmanager.v1.HypervisorService/CreateEnrollmentToken", "admin", "OK"),
         ("/backupmanager.agent.v1.EnrollmentService/Enroll", "", "OK"),
     ]
+
+
+@pytest.mark.feature("N5", "N16")
+@pytest.mark.parametrize("token", ["", "nonsense", "x" * 256])
+async def test_an_enrollment_with_a_token_of_nobody_leaves_no_row(controller: Controller, token: str) -> None:
+    path = "/backupmanager.agent.v1.EnrollmentService/Enroll"
+    before = _count(controller, path)
+    async with controller.channel("") as channel:
+        stub = enrollment_service_pb2_grpc.EnrollmentServiceStub(channel)
+        asked = stub.Enroll(enrollment_service_pb2.EnrollRequest(token=token, agent_version="0.1.0"))
+        assert await refused(asked) == "ENROLLMENT_TOKEN_INVALID"
+    assert _count(controller, path) == before
 
 
 @pytest.mark.feature("N5")
