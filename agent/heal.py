@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from agent.config import Config
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 HEAL_SECONDS = 180.0  # a guest agent that hangs is asked several times
 OUTPUT_BYTES_MAX = 8 * MIB  # a record of a server with very many disks stays far below
 SENTENCES_MAX = 20
+MARK_SECONDS = 60.0
 
 
 class HealFailed(EngineError):
@@ -88,6 +91,45 @@ def _request(config: Config, operation: Operation, storage: StorageSpec | None) 
     if storage is not None and operation.verb == "backup":
         request["storage"] = asdict(storage)
     return request
+
+
+async def heal_marked(config: Config) -> None:
+    """Bring back, once a minute, guests that an engine left frozen or paused, though it ended well and said so. Never returns.
+
+    A mark that is younger than a minute is that of an engine at work, or its guard's.
+    """
+    while True:
+        for domain_uuid in await asyncio.to_thread(_old_marks, config.lock_folder):
+            request = {
+                "libvirt_uri": config.libvirt_uri,
+                "domain_uuid": domain_uuid,
+                "scratch_folder": str(config.scratch_folder),
+                "lock_folder": str(config.lock_folder),
+            }
+            try:
+                status, output, _ = await _run((*config.engine_command, "--heal"), json.dumps(request).encode())
+            except OSError as error:
+                status, output = -1, str(error).encode()
+            answer = _answer(output)
+            if status != 0 or answer.get("failed"):
+                log.warning(
+                    "a guest may be frozen still domain=%s detail=%s", domain_uuid, _sentences(answer, "failed")
+                )
+            else:
+                log.info("a guest was brought back domain=%s", domain_uuid)
+        await asyncio.sleep(MARK_SECONDS)
+
+
+def _old_marks(folder: Path) -> list[str]:
+    """Return the domains with a mark of some age; a time in the future, as after a change of the clock, counts as old."""
+    from engine.hypervisor import thaw_guard
+
+    found = []
+    for mark in thaw_guard.marks(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if not 0 <= time.time() - thaw_guard.mark_path(folder, mark.uuid).stat().st_mtime < MARK_SECONDS:
+                found.append(mark.uuid)
+    return found
 
 
 async def _run(command: tuple[str, ...], text: bytes) -> tuple[int, bytes, bytes]:

@@ -57,7 +57,7 @@ class ThawGuard:
 
     def __init__(self, domain: Domain, folder: Path, lock_fd: int = -1) -> None:
         self._domain = domain
-        self._mark = folder / f"{domain.uuid}{_SUFFIX}"
+        self._mark = mark_path(folder, domain.uuid)
         self._lock_fd = lock_fd
         self._deeds: set[str] = set()
         self._child: subprocess.Popen[bytes] | None = None
@@ -165,6 +165,10 @@ def marks(folder: Path) -> tuple[Mark, ...]:
     return tuple(mark for path in sorted(paths) if (mark := _read_mark(path)) is not None)
 
 
+def mark_path(folder: Path, domain_uuid: str) -> Path:
+    return folder / f"{domain_uuid}{_SUFFIX}"
+
+
 def heal(connection: Connection, folder: Path, seconds: float, only: str = "") -> tuple[str, ...]:
     """Undo what dead engines left in guests, `seconds` for each; return the UUIDs that are still not known to be well.
 
@@ -189,7 +193,7 @@ def _heal_one(connection: Connection, folder: Path, mark: Mark, seconds: float) 
     else:
         done = undo(domain, set(mark.deeds), seconds)
     if done:
-        (folder / f"{mark.uuid}{_SUFFIX}").unlink(missing_ok=True)
+        mark_path(folder, mark.uuid).unlink(missing_ok=True)
         log.info("a guest was brought back domain=%s deeds=%s", mark.uuid, mark.deeds)
     return done
 
