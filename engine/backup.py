@@ -104,6 +104,7 @@ class _Backup:
         history = read_history(self._storage, self._spec.server_id, self._keys)
         self._tidy(history)
         tasks = self._choose(images, history)
+        definition = self._read_definition(tasks)
         reached("prepared")
         with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work):
             reached("intent")
@@ -115,7 +116,7 @@ class _Backup:
                     reached("stored")
                 reached("job_ended")
                 self._work.report.stage("commit")
-                point = self._commit(tasks, stored, skipped, instant)
+                point = self._commit(tasks, stored, skipped, instant, definition)
         reached("committed")
         self._drop_checkpoints(history, point)
         reached("checkpoints_dropped")
@@ -271,12 +272,13 @@ class _Backup:
         stored: dict[str, tuple[SegmentRef, ...]],
         skipped: list[SkippedDisk],
         instant: "Instant",
+        definition: Definition,
     ) -> Point:
         disks = {task.image.target: self._manifest(task, stored[task.image.target], instant) for task in tasks}
         for one in disks.values():
             check_sizes(self._storage, one)
         data = {name: manifests.dump(one, self._key) for name, one in disks.items()}
-        server = self._server_manifest(disks, data, skipped, instant.consistency)
+        server = self._server_manifest(disks, data, skipped, instant.consistency, definition)
         server_data = manifests.dump(server, self._key)
         ask_lease(self._identity, self._work)
         check_ancestors(self._storage, disks.values())
@@ -311,7 +313,12 @@ class _Backup:
         )
 
     def _server_manifest(
-        self, disks: dict[str, DiskManifest], data: dict[str, bytes], skipped: list[SkippedDisk], consistency: str
+        self,
+        disks: dict[str, DiskManifest],
+        data: dict[str, bytes],
+        skipped: list[SkippedDisk],
+        consistency: str,
+        definition: Definition,
     ) -> ServerManifest:
         spec, target = self._spec, self._target
         return ServerManifest(
@@ -332,17 +339,28 @@ class _Backup:
             key_id=self._key.key_id if self._key else "",
             key_check=self._key.check.hex() if self._key else "",
             wrapped_key=target.wrapped_keys.get(target.key_id, ""),
-            sealed=self._definition(disks),
+            sealed=definition,
         )
 
-    def _definition(self, disks: Mapping[str, DiskManifest]) -> Definition:
+    def _read_definition(self, tasks: list[_Task]) -> Definition:
+        """Read what defines the domain anew, before the instant: hours later it may be another's.
+
+        It is the definition for the next start, unless a disk of the backup is not in it, having been plugged in for now only.
+        """
         import base64
 
-        from engine.hypervisor.domains import definition, nvram
+        from engine.hypervisor.domains import definition, disk_names, nvram
 
+        xml = definition(self._domain)
+        plugged = sorted({task.image.target for task in tasks} - disk_names(xml))
+        if plugged:
+            xml = definition(self._domain, live=True)
+            self._work.report.warn(
+                f"not part of the domain's definition for its next start: disk {', '.join(plugged)}; the live one is kept"
+            )
         nvram_bytes = nvram(self._domain) or b""
-        disk_map = {disk: dict(one.sealed or {}) for disk, one in disks.items()}
-        return Definition(definition(self._domain), base64.b64encode(nvram_bytes).decode(), disk_map)
+        disk_map = {task.image.target: _about(task.image) for task in tasks}
+        return Definition(xml, base64.b64encode(nvram_bytes).decode(), disk_map)
 
     def _drop_checkpoints(self, history: History, point: Point) -> None:
         """Remove this repository's checkpoints that no disk's newest point needs; each one costs the guest writes."""

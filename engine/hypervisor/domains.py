@@ -138,10 +138,19 @@ def is_active(domain: Domain) -> bool:
         return False
 
 
-def definition(domain: Domain) -> str:
-    """Return the XML that defines the domain anew, with its secrets (VNC passwords): store it sealed, never log it."""
+def definition(domain: Domain, *, live: bool = False) -> str:
+    """Return the XML that defines the domain anew, with its secrets (VNC passwords): store it sealed, never log it.
+
+    It is the one for the next start; `live` is the one of now, with what was plugged into the running domain alone.
+    """
+    flags = libvirt.VIR_DOMAIN_XML_MIGRATABLE if live else libvirt.VIR_DOMAIN_XML_INACTIVE
     with domain.translated("virDomainGetXMLDesc"):
-        return str(domain.handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        return str(domain.handle.XMLDesc(flags | libvirt.VIR_DOMAIN_XML_SECURE))
+
+
+def disk_names(xml: str) -> set[str]:
+    """Return the targets of a definition's disks."""
+    return {target.get("dev", "") for target in parse(xml).iterfind("./devices/disk/target")}
 
 
 def nvram(domain: Domain) -> bytes | None:
