@@ -35,6 +35,8 @@ CONTROL_POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
 COMMIT_WAIT_SECONDS = 600.0  # an agent that is being restarted or updated is back by then; see EventReport.may_commit
 
+_DISPENSABLE = frozenset({"progress", "log"})
+
 
 class Events:
     """Numbered JSON lines on one descriptor, each written by one call. Any thread may use it."""
@@ -43,19 +45,36 @@ class Events:
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._number = 0
+        self._rest = b""
 
     def send(self, kind: str, *, durable: bool = False, **fields: Any) -> None:
-        """Write one event; `durable` ones are on disk when this returns."""
+        """Write one event; `durable` ones are on disk when this returns.
+
+        Progress and log lines that find no room are dropped: they are no reason to lose a backup. Raises OSError for others.
+        """
         with self._lock:
             self._number += 1
             time_text = datetime.now(UTC).isoformat(timespec="milliseconds")
+            data = b""
             line = json.dumps({"n": self._number, "type": kind, "time": time_text, **fields}, separators=(",", ":"))
-            data = line.encode() + b"\n"
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            try:
+                self._flush()  # the rest of a line that found no room
+                self._rest = data = line.encode() + b"\n"
+                self._flush()
+            except OSError:
+                if kind not in _DISPENSABLE:
+                    raise
+                if self._rest == data or not data:  # nothing of it was written
+                    self._rest, self._number = b"" if data else self._rest, self._number - 1
+                return
             if durable:
                 with contextlib.suppress(OSError):  # a pipe or a terminal cannot be synced
                     os.fsync(self._descriptor)
+
+    def _flush(self) -> None:
+        """Write what is left of the newest line; what could not be written stays in `_rest`. Raises OSError."""
+        while self._rest:
+            self._rest = self._rest[os.write(self._descriptor, self._rest) :]
 
 
 class EventReport:

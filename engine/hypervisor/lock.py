@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from engine.errors import DomainBusy
+from engine.errors import DomainBusy, HypervisorError
 from engine.ids import is_id
 
 _TEXT_BYTES_MAX = 4096
@@ -40,11 +40,13 @@ class DomainLock:
         return self._file
 
     def acquire(self) -> None:
-        """Take the lock. Raises DomainBusy with what is known of the holder."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = os.open(
-            self._folder / f"{self._uuid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
+        """Take the lock. Raises DomainBusy with what is known of the holder, HypervisorError when there can be no file."""
+        path = self._folder / f"{self._uuid}.lock"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise HypervisorError(operation="taking the domain's lock", detail=str(error), code=0) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -55,9 +57,10 @@ class DomainLock:
             os.close(file)
             raise
         about = {"pid": os.getpid(), "work": self._work, "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(about).encode(), 0)
         self._file = file
+        with contextlib.suppress(OSError):  # the text is for people; a full disk does not undo the lock
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(about).encode(), 0)
 
     def release(self) -> None:
         """Give the lock back, also for children that inherited it. May be called twice."""

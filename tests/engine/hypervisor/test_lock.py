@@ -1,5 +1,6 @@
 """One holder per domain, whoever it is, and none that is dead."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import DomainBusy
+from engine.errors import DomainBusy, HypervisorError
 from engine.hypervisor.lock import DomainLock
 
 _UUID = str(uuid.UUID(int=1))
@@ -108,3 +109,23 @@ def test_a_text_that_cannot_be_read_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_name_that_is_no_uuid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         DomainLock(tmp_path, "../etc/passwd")
+
+
+def test_a_disk_without_room_for_the_text_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    domain = str(uuid.UUID(int=9))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with DomainLock(tmp_path, domain), pytest.raises(DomainBusy):
+            DomainLock(tmp_path, domain).acquire()
+    with DomainLock(tmp_path, domain):  # no descriptor was left with the lock
+        pass
+
+
+def test_a_folder_that_cannot_be_made_has_its_type(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(HypervisorError):
+        DomainLock(tmp_path / "file" / "locks", str(uuid.UUID(int=9))).acquire()
