@@ -72,7 +72,7 @@ def rebuild(storage: Storage, manifest: DiskManifest, key: ServerKey | None, tar
     missing = next(covered.gaps(0, manifest.size_bytes), None)
     if missing is not None:
         raise SegmentCorrupt(name=manifest.name, detail=f"no layer holds bytes {missing[0]} to {missing[1]}")
-    with contextlib.closing(target.connect()) as writer:
+    with work.stop.waking(target.interrupt), contextlib.closing(target.connect()) as writer:
         if target.size_bytes > manifest.size_bytes and not target.blank:
             writer.write_zeroes(manifest.size_bytes, target.size_bytes - manifest.size_bytes)
         writer.flush()
@@ -129,7 +129,7 @@ class _Segment:
                 self._count,
                 workers=self._work.workers,
                 stop=ended,
-                interrupts=(storage.interrupt,),
+                interrupts=(storage.interrupt, self._target.interrupt),
             )
         return self._written
 

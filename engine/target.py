@@ -6,12 +6,15 @@ A target is written by several threads, each through a writer of its own, in pie
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
 
-from engine.errors import StorageFull, TargetError
+from engine.errors import NbdDisconnected, StorageFull, TargetError
 from engine.extents import Extent
 from engine.nbd.client import Client
+from engine.nbd.connection import Connection
 
 ZERO_PIECE = bytes(1 << 20)
 
@@ -39,6 +42,9 @@ class Target(Protocol):
 
     def connect(self) -> Writer: ...
 
+    def interrupt(self) -> None:
+        """Make every blocked call of every writer end at once, and every later `connect`. Any thread may call this."""
+
 
 class NbdTarget:
     """An image behind a writable export (see source/export.py). `touched`: something may have been written to it."""
@@ -50,9 +56,26 @@ class NbdTarget:
         self._export = export
         self.size_bytes = size_bytes
         self.touched = False
+        self._lock = threading.Lock()
+        self._live: WeakSet[Connection] = WeakSet()  # closed ones may linger; interrupting them does nothing
+        self._interrupted = False
 
     def connect(self) -> "_NbdWriter":
-        return _NbdWriter(self, Client.connect(self._address, self._export))
+        connection = Connection.open(self._address)
+        with self._lock:
+            self._live.add(connection)
+            interrupted = self._interrupted
+        if interrupted:
+            connection.close()
+            raise NbdDisconnected(operation="connect", detail="interrupted")
+        return _NbdWriter(self, Client(connection, self._export))
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self._interrupted = True
+            live = list(self._live)
+        for connection in live:
+            connection.interrupt()
 
 
 class _NbdWriter:
@@ -133,6 +156,9 @@ class RawTarget:
 
     def close(self) -> None:
         """Writers share the descriptor: it is closed by `finish`."""
+
+    def interrupt(self) -> None:
+        """Nothing ends a write to a file of this host."""
 
     def finish(self) -> None:
         os.close(self._descriptor)
