@@ -104,14 +104,37 @@ def _to_files(
         part = folder / f".{manifest.disk}.raw.part"
         part.unlink(missing_ok=True)
         target = RawTarget.create(part, manifest.size_bytes)
+        whole = False
         try:
             written += rebuild(storage, manifest, keys.get(manifest.key_id), target, around.work)
-            os.link(part, final)
+            whole = True
         finally:
             target.finish()
-            part.unlink(missing_ok=True)
+            if not whole:
+                part.unlink(missing_ok=True)
+        _publish(part, final)
         files.append(str(final))
     return RestoreResult([one.disk for one in chosen], written, server_started=False, files=files)
+
+
+def _publish(part: Path, final: Path) -> None:
+    """Give a whole file its name, unless that is taken. Raises TargetError; the file then stays under the name it has."""
+    from engine.storage.local import rename_exclusively
+
+    try:
+        try:
+            os.link(part, final)
+        except FileExistsError:
+            raise
+        except OSError:  # exFAT, CIFS and many FUSE file systems have no links
+            folder = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                rename_exclusively(folder, part.name, final.name)
+            finally:
+                os.close(folder)
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError(target=final, detail=f"{error.strerror}; the whole disk is in {part}") from error
 
 
 # ---- into the domain ---------------------------------------------------------------------------------------------------

@@ -300,7 +300,7 @@ class _LocalUpload:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            _rename_exclusive(folder, self._part, self._base)
+            rename_exclusively(folder, self._part, self._base)
         with suppress(FileNotFoundError):
             os.unlink(self._part, dir_fd=folder)
         os.fsync(folder)
@@ -330,7 +330,7 @@ def _exists(name: str, folder: int) -> bool:
     return True
 
 
-def _rename_exclusive(folder: int, source: str, target: str) -> None:
+def rename_exclusively(folder: int, source: str, target: str) -> None:
     """Rename within a folder, failing with FileExistsError if the target exists. Source: renameat2(2)."""
     library = ctypes.CDLL(None, use_errno=True)
     if library.renameat2(folder, source.encode(), folder, target.encode(), _RENAME_NOREPLACE) != 0:
