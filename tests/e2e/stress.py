@@ -109,7 +109,11 @@ class StressWorld(World):
         """Start a full backup and return its job's id once it stands still in the middle of its data."""
         self.pipe.stall_after(HOLD_BYTES)
         job_id = await self.back_up(subject.server_id, subject.storage_id, **options)
-        await self.reach(job_id, "read")
+        try:
+            await self.reach(job_id, "read")
+        except TimeoutError:
+            log = "\n".join(self.agent.log.splitlines()[-40:])
+            raise AssertionError(f"{await self.job(job_id)}\n{log}") from None
         await until(lambda: self.pipe.stalled, "the data to stand still")
         return job_id
 
@@ -146,13 +150,15 @@ class StressWorld(World):
         await self.connect()
 
     async def reconfigure(self, **settings: float) -> None:
-        """Restart the controller with other numbers in its settings."""
+        """Restart the controller with other numbers in its settings, and wait for the agent."""
         lines = self.controller.config.read_text().splitlines()
         kept = [line for line in lines if line.partition(" ")[0] not in settings]
         self.controller.config.write_text(
             "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items()), ""])
         )
         await self.restart_controller(kill=False)
+        await self.dial_now()
+        await self.hypervisor_is(ONLINE)
 
     def operation(self, job_id: str) -> Path:
         """Return the folder that the agent and the job's engine share."""
