@@ -22,6 +22,7 @@ from controller.audit import Audit
 from controller.clock import SystemClock
 from controller.db.database import Database
 from controller.errors import JobStale, ServerNotFound
+from controller.security import tokens
 from controller.security.identity import Identity
 from controller.security.interceptors import Chain
 from controller.security.permissions import Rule
@@ -66,9 +67,14 @@ class Servicer:
             self.closed.set()
 
 
+_METADATA: list[tuple[str, str]] = []  # the token of the test's database, which every call carries
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     opened = Database.open(f"sqlite://{tmp_path / 'db'}")
+    made = opened.call(tokens.create, "tester", "admin", None, (), "test", SystemClock().now())
+    _METADATA[:] = [("authorization", f"Bearer {made.secret}")]
     yield opened
     opened.close()
 
@@ -104,7 +110,9 @@ def method(channel: aio.Channel, shape: str) -> Any:
 def start(channel: aio.Channel, shape: str, text: str = "hello") -> Any:
     """Begin a call; a stream of requests has the text twice."""
     request = StringValue(value=text).SerializeToString()
-    return method(channel, shape)(iter([request, request]) if shape.startswith("stream") else request)
+    return method(channel, shape)(
+        iter([request, request]) if shape.startswith("stream") else request, metadata=tuple(_METADATA)
+    )
 
 
 async def answers(channel: aio.Channel, shape: str, text: str = "hello") -> list[str]:
@@ -233,7 +241,7 @@ async def test_the_audit_knows_how_a_call_ended(
 ) -> None:
     servicer = Servicer()
     servicer.error = error
-    async with serving(database, servicer, unary_unary=Rule("open", "value", made="value")) as (channel, _):
+    async with serving(database, servicer, unary_unary=Rule("admin", "value", made="value")) as (channel, _):
         call = answers(channel, "unary_unary", text="the resource\n")
         if error is None:
             await call
@@ -251,7 +259,7 @@ async def test_the_audit_is_written_before_the_work_and_closed_after(database: D
         return StringValue()
 
     servicer.one = slow  # type: ignore[method-assign]
-    async with serving(database, servicer, unary_unary=Rule("open", "value")) as (channel, _):
+    async with serving(database, servicer, unary_unary=Rule("admin", "value")) as (channel, _):
         running = asyncio.ensure_future(answers(channel, "unary_unary", text="thing"))
 
         async def begun() -> bool:
@@ -274,7 +282,7 @@ async def test_a_caller_that_goes_away_is_in_the_audit_as_well(database: Databas
         return StringValue()
 
     servicer.one = slow  # type: ignore[method-assign]
-    async with serving(database, servicer, unary_unary=Rule("open", "value")) as (channel, _):
+    async with serving(database, servicer, unary_unary=Rule("admin", "value")) as (channel, _):
         call = start(channel, "unary_unary")
         await entered.wait()
         call.cancel()
