@@ -34,6 +34,7 @@ MIB = 1 << 20
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _BOOT_SECONDS_MAX = 120.0
 _SHELL_SECONDS_MAX = 30.0
+_SHELL_TRIES = 3
 _GUEST_DISK_BYTES = {"vda": 64 * MIB, "vdb": 32 * MIB}
 _TEMPLATE_NAME = "bm-guest-template"
 _TEMPLATE_UUID = "b6ad1a2c-0000-4000-8000-000000000000"
@@ -352,8 +353,19 @@ def _rename_saved(memory: Path, name: str, domain_uuid: str) -> None:
         file.write(head)
 
 
+class _GarbledError(Exception):
+    """The guest's serial port lost a byte of the line, as it does when the guest is stopped while it is sent."""
+
+
 def _shell(console: Path, command: str) -> str:
     """Run one command line in the shell behind a console socket; it sees no standard input."""
+    for _ in range(_SHELL_TRIES - 1):
+        with contextlib.suppress(_GarbledError):
+            return _shell_once(console, command)
+    return _shell_once(console, command)
+
+
+def _shell_once(console: Path, command: str) -> str:
     mark = uuid.uuid4().hex
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(console))
@@ -376,6 +388,8 @@ def _say(peer: socket.socket, wanted: str, line: str, again_seconds: float = 0) 
     peer.sendall(line.encode())
     peer.settimeout(again_seconds or _SHELL_SECONDS_MAX)
     while (found := re.search(wanted, text)) is None:
+        if "sh: eval: line 0: syntax error" in text:  # none of its commands ran
+            raise _GarbledError(text)
         if time.monotonic() > deadline:
             raise TimeoutError(f"the guest's shell: {line!r} gave {text!r}")
         try:

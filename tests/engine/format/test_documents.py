@@ -113,6 +113,7 @@ json_values = st.recursive(
 def test_any_json_in_any_field_is_refused_as_a_whole(value, field):
     whole = json.loads((generate.FOLDER / "plain" / VECTOR).read_bytes().splitlines()[0])
     assume(whole[field] != value or type(whole[field]) is not type(value))
+    assume(field != "size_bytes" or type(value) is not int or value < 0)  # any other size may be some disk's
 
     with pytest.raises(FormatError):
         manifest.load_disk(documents.wrap(documents.to_json({**whole, field: value})), VECTOR, None)
