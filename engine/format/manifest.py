@@ -34,11 +34,7 @@ WARNINGS_MAX = 1000
 HASH_BYTES = 32
 BackupType: TypeAlias = Literal["full", "incremental", "differential", "copy"]
 
-# Why an incremental became a full (T26); a manifest may carry others, of the form `[a-z_]*`.
-FALLBACK_REASONS = (
-    "first", "interval_due", "requested", "bitmap_lost", "bitmap_inconsistent", "disk_resized", "disk_replaced",
-    "chain_missing", "chain_unreadable", "restored_over", "storage_changed", "encryption_changed", "foreign_checkpoint",
-)  # fmt: skip
+# Why an incremental became a full (T26): plan.py has the words; a reader accepts any of this form, also later ones.
 _REASON = re.compile(r"[a-z_]{0,64}")
 T = TypeVar("T")
 
