@@ -247,7 +247,7 @@ class _Backup:
             if task.choice.parent is None:
                 total += task.image.size_bytes
             else:
-                total += sum(extent.length for extent in instant.disks[task.image.target].extents())
+                total += instant.disks[task.image.target].recorded_bytes()
         self._work.report.stage("read", total)
         if instant.detail:
             self._work.report.warn(f"the backup is of consistency {instant.consistency}: {instant.detail}")

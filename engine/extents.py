@@ -55,6 +55,23 @@ def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield held
 
 
+def cut_by(extents: Iterable[Extent], cover: Iterable[Extent]) -> Iterator[Extent]:
+    """Yield `extents` cut at the borders of `cover`, each piece `zero` if the cover is there.
+
+    Both are ascending and disjoint, and the cover leaves no byte of the extents out.
+    """
+    covers = iter(cover)
+    over = Extent(0, 0)
+    for extent in extents:
+        start = extent.start
+        while start < extent.end:
+            while over.end <= start:
+                over = next(covers)
+            end = min(extent.end, over.end)
+            yield Extent(start, end - start, over.zero)
+            start = end
+
+
 def plan_full(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
     """Cut ascending, disjoint extents into aligned frames, and pass zero extents on as they are (merged)."""
     pending: list[Extent] = []

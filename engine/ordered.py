@@ -149,13 +149,9 @@ class _Run(Generic[T, R]):
         )
         with self._changed:
             self._live += 1
-        try:
-            thread.start()
-        except BaseException:
-            with self._changed:
-                self._live -= 1
-            raise
+        # First: a signal handler may raise while the thread is starting, and it has to be waited for all the same.
         self._threads.append(thread)
+        thread.start()
 
     def _end_threads(self) -> None:
         if self._failure is not None:
@@ -175,6 +171,7 @@ class _Run(Generic[T, R]):
 
     def _work(self) -> None:
         try:
+            self._check()
             worker = self._make_worker()
             try:
                 while self._enter_window():

@@ -17,10 +17,10 @@ from engine.errors import NbdError, NbdProtocolError, NbdReadFailed
 from engine.nbd import protocol
 from engine.nbd.connection import Connection
 from engine.nbd.protocol import Reply
-from engine.units import MIB
+from engine.units import KIB, MIB
 
-REQUEST_BYTES = 1 * MIB
-BYTES_IN_FLIGHT = 4 * MIB
+REQUEST_BYTES = 512 * KIB
+BYTES_IN_FLIGHT = 1 * MIB
 REQUESTS_IN_FLIGHT = 16
 
 _ZEROS = bytes(REQUEST_BYTES)

@@ -7,14 +7,20 @@ Extents are asked for window by window while they are consumed, so that a 4 TiB 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from weakref import WeakSet
 
 from engine.errors import NbdDisconnected, NbdRefused
-from engine.extents import Extent
+from engine.extents import Extent, cut_by
 from engine.nbd.client import Client
 from engine.nbd.connection import SILENCE_SECONDS, Address, Connection
 from engine.nbd.protocol import CONTEXT_ALLOCATION, CONTEXT_BITMAP_PREFIX, STATE_DIRTY, STATE_ZERO
+from engine.units import MIB
+
+# The allocation between two dirty extents is asked for and thrown away, if they are this near: at most 128 clusters of
+# 64 KiB, cheaper than one more round trip (0.2 ms each; 655 scattered extents took 115-150 ms, and 10 ms so).
+GAP_BYTES_MAX = 8 * MIB
+GROUP_EXTENTS_MAX = 4096  # bounds memory where all of a large disk is dirty here and there
 
 
 class NbdDisk:
@@ -48,9 +54,16 @@ class NbdDisk:
                 yield from _allocation(client, 0, self.size_bytes)
             return
         with self._open(self._dirty_context) as bitmap, self._open(CONTEXT_ALLOCATION) as client:
-            for status in bitmap.block_status(0, self.size_bytes, self._dirty_context):
-                if status.flags & STATE_DIRTY:
-                    yield from _allocation(client, status.start, status.length)
+            for group in _neighbours(self._dirty(bitmap)):
+                start = group[0].start
+                yield from cut_by(group, _allocation(client, start, group[-1].end - start))
+
+    def recorded_bytes(self) -> int:
+        """Return how many bytes the bitmap has recorded as written, the whole disk's without one. Quick: no allocation is asked for."""
+        if not self._dirty_context:
+            return self.size_bytes
+        with self._open(self._dirty_context) as bitmap:
+            return sum(extent.length for extent in self._dirty(bitmap))
 
     def connect(self) -> Client:
         """Open one more connection for one thread; the caller closes it."""
@@ -63,6 +76,11 @@ class NbdDisk:
             live = list(self._live)
         for connection in live:
             connection.interrupt()
+
+    def _dirty(self, client: Client) -> Iterator[Extent]:
+        for status in client.block_status(0, self.size_bytes, self._dirty_context):
+            if status.flags & STATE_DIRTY:
+                yield Extent(status.start, status.length)
 
     def _open(self, context: str) -> Client:
         """Connect; a connection can be interrupted from its first byte on, the handshake included."""
@@ -78,6 +96,18 @@ class NbdDisk:
             client.close()
             raise NbdRefused(operation="handshake", detail=f"export {self._export!r} has no {context}")
         return client
+
+
+def _neighbours(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+    """Group ascending extents that lie close together, so that one question serves them all."""
+    group: list[Extent] = []
+    for extent in extents:
+        if group and (extent.start - group[-1].end > GAP_BYTES_MAX or len(group) == GROUP_EXTENTS_MAX):
+            yield group
+            group = []
+        group.append(extent)
+    if group:
+        yield group
 
 
 def _allocation(client: Client, start: int, length: int) -> Iterator[Extent]:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.extents import Extent
+from engine.source.export import export_image
+from engine.source.nbd_disk import NbdDisk
 from engine.units import GIB, KIB, MIB
 
-DISK_BYTES = 4 * GIB
+DISK_BYTES = 2 * GIB  # a little more than half of it data
+FILESYSTEM_BYTES = 1280 * MIB
 FILES_BYTES = 700 * MIB
 RANDOM_BYTES = 200 * MIB
 ZERO_BYTES = 64 * MIB
@@ -27,7 +30,6 @@ class BenchDisk:
     image: Path
     payload: Path
     dirty_payload: Path
-    dirty_bytes: int
 
 
 def make(folder: Path) -> BenchDisk:
@@ -35,7 +37,7 @@ def make(folder: Path) -> BenchDisk:
     raw, image = folder / "disk.raw", folder / "disk.qcow2"
     tree = folder / "tree"
     _copy_files(tree)
-    size = DISK_BYTES // 2
+    size = FILESYSTEM_BYTES
     subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "no_copy_xattrs", "-d", tree, raw, str(size // KIB)], check=True)
     shutil.rmtree(tree)
     chance = random.Random(1)
@@ -54,7 +56,7 @@ def make(folder: Path) -> BenchDisk:
     dirty_payload = folder / "dirty-payload"
     _dump(image, payload, None)
     _dump(image, dirty_payload, dirty)
-    return BenchDisk(image, payload, dirty_payload, sum(extent.length for extent in dirty))
+    return BenchDisk(image, payload, dirty_payload)
 
 
 def _copy_files(tree: Path) -> None:
@@ -79,28 +81,32 @@ def _sparsify(image: Path) -> None:
     thin = image.with_suffix(".thin")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", image, thin], check=True)
     thin.replace(image)
-    start = DISK_BYTES // 2 + RANDOM_BYTES
+    start = FILESYSTEM_BYTES + RANDOM_BYTES
     command = f"write -q -P 0 {start} {ZERO_BYTES}"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, image], check=True)
 
 
 def _scatter(image: Path, chance: random.Random) -> list[Extent]:
-    """Write over one block in a hundred of the disk's first half, each alone, and return them: what a day of work leaves."""
-    blocks = DISK_BYTES // 2 // DIRTY_BLOCK_BYTES
+    """Write over one in a hundred of the disk's blocks, each alone, and return them: what a day of work leaves.
+
+    They get the bytes of other places of the disk, so they compress as the disk does.
+    """
+    blocks = (FILESYSTEM_BYTES + RANDOM_BYTES) // DIRTY_BLOCK_BYTES
     chosen = sorted(chance.sample(range(blocks), DISK_BYTES // 100 // DIRTY_BLOCK_BYTES))
-    commands: list[str] = []
-    for block in chosen:
-        commands += ["-c", f"write -q -P {chance.randrange(1, 255)} {block * DIRTY_BLOCK_BYTES} {DIRTY_BLOCK_BYTES}"]
-    for start in range(0, len(commands), 400):
-        subprocess.run(["qemu-io", "-f", "qcow2", *commands[start : start + 400], image], check=True)
-    return [Extent(block * DIRTY_BLOCK_BYTES, DIRTY_BLOCK_BYTES) for block in chosen]
+    extents = [Extent(block * DIRTY_BLOCK_BYTES, DIRTY_BLOCK_BYTES) for block in chosen]
+    with export_image(str(image), "qcow2", writable=True) as export:
+        disk = NbdDisk(export.socket, export.name)
+        with disk.connect() as client:
+            contents = [client.read(extent.start, extent.length) for extent in extents]
+            chance.shuffle(contents)
+            for extent, content in zip(extents, contents, strict=True):
+                client.write(extent.start, content)
+            client.flush()
+    return extents
 
 
 def _dump(image: Path, payload: Path, extents: list[Extent] | None) -> None:
     """Write the bytes of `extents`, of all data extents if None, to a file: what a compressor alone would be given."""
-    from engine.source.export import export_image
-    from engine.source.nbd_disk import NbdDisk
-
     with export_image(str(image), "qcow2") as export, payload.open("wb") as file:
         disk = NbdDisk(export.socket, export.name)
         reader = disk.connect()

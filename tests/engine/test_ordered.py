@@ -440,7 +440,7 @@ def test_workers_see_the_callers_context() -> None:
 def test_signal_handlers_run_while_the_main_thread_waits() -> None:
     """In a process of its own: SIGTERM sets stop, the blocked workers are interrupted, and the run ends as cancelled."""
     program = """
-import signal, socket, threading
+import os, signal, socket, threading
 from engine.errors import Cancelled
 from engine.limit import Limit
 from engine.ordered import run_ordered
@@ -449,7 +449,7 @@ signal.signal(signal.SIGTERM, lambda *_: stop.set())
 ours, theirs = socket.socketpair()
 class Worker:
     def process(self, item):
-        print("at work", flush=True)
+        os.write(1, b"at work\\n")  # print is two writes, and there are two threads
         return ours.recv(1)
     def close(self): pass
 try:
@@ -470,13 +470,13 @@ except Cancelled:
 
 def test_an_exception_of_a_signal_handler_ends_the_run_too() -> None:
     program = """
-import signal, threading
+import os, signal, threading
 from engine.limit import Limit
 from engine.ordered import run_ordered
 stop = threading.Event()
 class Worker:
     def process(self, item):
-        print("at work", flush=True)
+        os.write(1, b"at work\\n")  # print is two writes, and there are two threads
         stop.wait(20)
     def close(self): pass
 try:
