@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from engine.units import MIB
 
 FRAME_BYTES_MAX = 4 * MIB
+# Frames of an incremental: small ones share a small amount of work evenly between threads (1 % scattered, two threads: 0.063 s,
+# with 4 MiB 0.075 s), and what lies scattered compresses no better in larger ones.
+PACKED_BYTES_MAX = 1 * MIB
 FRAME_EXTENTS_MAX = 1024  # 4 MiB of 4 KiB pieces; bounds an index entry
 
 
@@ -98,7 +101,7 @@ def plan_full(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
 def plan_packed(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
     """Pack ascending, disjoint dirty extents together into frames, and pass zero extents on as they are (merged)."""
     pending: list[Extent] = []
-    room = FRAME_BYTES_MAX
+    room = PACKED_BYTES_MAX
     for extent in merge(extents):
         if extent.zero:
             yield extent
@@ -111,7 +114,7 @@ def plan_packed(extents: Iterable[Extent]) -> Iterator[FramePlan | Extent]:
             room -= length
             if room == 0 or len(pending) == FRAME_EXTENTS_MAX:
                 yield FramePlan(tuple(pending))
-                pending, room = [], FRAME_BYTES_MAX
+                pending, room = [], PACKED_BYTES_MAX
     if pending:
         yield FramePlan(tuple(pending))
 

@@ -66,7 +66,7 @@ def measure(measured: disk.BenchDisk, full: tuple[str, str], changed: tuple[str,
         figure("full to null, 2 workers, encrypted, against zstd -3 -T2 of the same bytes", speed, ">= 0.85"),
         figure("peak memory of the engine, encrypted, default settings, MiB", memory, "<= 70"),
         figure("peak memory of the engine, plain, default settings, MiB", plain_memory, "<= 60"),
-        figure("incremental of 1 % scattered 64 KiB blocks against the full, time", share, "<= 0.03"),
+        figure("incremental of 1 % of the data in scattered 64 KiB blocks against the full, time", share, "<= 0.03"),
         figure("incremental's stored bytes against zstd -3 of the dirty bytes", [stored], "<= 1.1"),
     ]  # fmt: skip
     return all(met)

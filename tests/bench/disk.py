@@ -87,15 +87,17 @@ def _sparsify(image: Path) -> None:
 
 
 def _scatter(image: Path, chance: random.Random) -> list[Extent]:
-    """Write over one in a hundred of the disk's blocks, each alone, and return them: what a day of work leaves.
+    """Write over one in a hundred of the blocks with data, each alone, and return them: what a day of work leaves.
 
     They get the bytes of other places of the disk, so they compress as the disk does.
     """
-    blocks = (FILESYSTEM_BYTES + RANDOM_BYTES) // DIRTY_BLOCK_BYTES
-    chosen = sorted(chance.sample(range(blocks), DISK_BYTES // 100 // DIRTY_BLOCK_BYTES))
-    extents = [Extent(block * DIRTY_BLOCK_BYTES, DIRTY_BLOCK_BYTES) for block in chosen]
     with export_image(str(image), "qcow2", writable=True) as export:
         disk = NbdDisk(export.socket, export.name)
+        starts = [
+            start for one in disk.extents() if not one.zero for start in range(one.start, one.end, DIRTY_BLOCK_BYTES)
+        ]
+        chosen = sorted(chance.sample([start for start in starts if not start % DIRTY_BLOCK_BYTES], len(starts) // 100))
+        extents = [Extent(start, DIRTY_BLOCK_BYTES) for start in chosen]
         with disk.connect() as client:
             contents = [client.read(extent.start, extent.length) for extent in extents]
             chance.shuffle(contents)

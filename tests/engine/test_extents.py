@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from engine.extents import (
     FRAME_BYTES_MAX,
     FRAME_EXTENTS_MAX,
+    PACKED_BYTES_MAX,
     Extent,
     FramePlan,
     cut_by,
@@ -59,7 +60,7 @@ def test_packed_frames_are_the_same_bytes_and_all_but_the_last_are_full(extents:
     items = list(plan_packed(extents))
     frames = [item for item in items if isinstance(item, FramePlan)]
     assert sorted(blocks(flat(items))) == blocks(extents)
-    assert all(frame.length == FRAME_BYTES_MAX for frame in frames[:-1])
+    assert all(frame.length == PACKED_BYTES_MAX for frame in frames[:-1])
 
 
 def test_a_frame_holds_a_bounded_number_of_extents() -> None:
