@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from engine import plan
@@ -166,7 +166,8 @@ class _Backup:
         spec = self._spec
         restored = restored_times(self._domain)
         now = datetime.fromisoformat(spec.create_time)
-        wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now)
+        interval = timedelta(seconds=spec.interval_seconds)
+        wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now, interval)
         tasks = []
         for image in images:
             points = history.of_disk(image.target)

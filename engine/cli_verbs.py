@@ -347,15 +347,17 @@ def _cleanup(options: argparse.Namespace) -> int:
     with open_connection(options.libvirt) as connection:
         wanted = [connection.domain(options.domain).uuid] if options.domain else []
         uuids = wanted or [info.uuid for info in list_domains(connection)]
-    done, failed = [], []
+    done, failed, stop = [], [], _stopped_by_signals()
     for uuid in uuids:
-        healed = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks))
+        healed = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks), stop)
         done += healed.done
         failed += healed.failed
     if options.output == "json":
         print_json({"done": done, "failed": failed})
     else:
         print("\n".join([*done, *(f"not done: {one}" for one in failed)]) or "nothing to tidy up")
+    if stop.event.is_set():
+        return CANCELLED
     return 1 if failed else 0
 
 
@@ -387,12 +389,18 @@ def _run(
         libvirt_uri=getattr(options, "libvirt", ""), scratch_folder=getattr(options, "scratch", ""),
         lock_folder=getattr(options, "locks", ""), stop_grace_seconds=getattr(options, "stop_grace", 60),
     )  # fmt: skip
-    report, stop = ConsoleReport(quiet=options.quiet), Stop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    report, stop = ConsoleReport(quiet=options.quiet), _stopped_by_signals()
     outcome = run_job(job, operation, Work(report, settings, stop))
     report.close()
     return _conclude(options, outcome, show)
+
+
+def _stopped_by_signals() -> Stop:
+    """Return what Ctrl-C and SIGTERM set from now on."""
+    stop = Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _conclude(options: argparse.Namespace, outcome: Outcome, show: Callable[[dict[str, Any]], None]) -> int:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ from engine.reindex import record
 from engine.results import BackupRecord
 from engine.spec import StorageSpec
 from engine.storage.base import Storage
+from engine.work import Stop
 
 if TYPE_CHECKING:
     from engine.hypervisor.connection import Connection
 
 THAW_SECONDS = 60.0
+THAW_TRY_SECONDS = 2.0
 LOCK_POLL_SECONDS = 0.2
 
 
@@ -53,14 +56,15 @@ class Healed:
     record: BackupRecord | None = None
 
 
-def heal_from_json(text: str | bytes) -> str:
+def heal_from_json(text: str | bytes, stop: Stop) -> str:
     """Do what a HealSpec in JSON says; return a Healed in JSON."""
-    return json.dumps(asdict(heal(spec.load(HealSpec, text))))
+    return json.dumps(asdict(heal(spec.load(HealSpec, text), stop)))
 
 
-def heal(what: HealSpec) -> Healed:
-    """Tidy up. What fails is told and does not keep the rest from being done."""
+def heal(what: HealSpec, stop: Stop | None = None) -> Healed:
+    """Tidy up. What fails is told and does not keep the rest from being done; what `stop` keeps from being done is told too."""
     healed = Healed()
+    stop = stop or Stop()
     whole = False
 
     def tend_storage(what: HealSpec, healed: Healed) -> None:
@@ -69,6 +73,7 @@ def heal(what: HealSpec) -> Healed:
 
     def attempt(step: Callable[[HealSpec, Healed], None]) -> bool:
         try:
+            stop.check()
             step(what, healed)
         except BackupManagerError as error:
             healed.failed.append(str(error))
@@ -76,30 +81,30 @@ def heal(what: HealSpec) -> Healed:
         return True
 
     if what.domain_uuid:
-        attempt(_heal_domain)
+        attempt(partial(_heal_domain, stop=stop))
     # Only a storage that answered can say that the backup never became whole; its checkpoint goes in that case alone.
     if what.storage is not None and attempt(tend_storage) and what.domain_uuid and not whole:
-        attempt(_drop_checkpoint)
+        attempt(partial(_drop_checkpoint, stop=stop))
     return healed
 
 
-def _heal_domain(what: HealSpec, healed: Healed) -> None:
-    """Thaw and resume, and end our leftover block job. Raises DomainBusy, HypervisorError."""
+def _heal_domain(what: HealSpec, healed: Healed, stop: Stop) -> None:
+    """Thaw and resume, and end our leftover block job. Raises DomainBusy, HypervisorError, Cancelled."""
     from engine.hypervisor.backup_job import clean_stale
     from engine.hypervisor.connection import open_connection
 
     with open_connection(what.libvirt_uri) as connection:
-        healed.done += _thaw(connection, what)
+        healed.done += _thaw(connection, what, stop)
         try:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
             return
-        with _locked(what):
+        with _locked(what, stop):
             if clean_stale(domain, Path(what.scratch_folder)):
                 healed.done.append(f"ended the leftover backup job of domain {domain.name}")
 
 
-def _thaw(connection: "Connection", what: HealSpec) -> list[str]:
+def _thaw(connection: "Connection", what: HealSpec, stop: Stop) -> list[str]:
     """Bring this domain's guest back if a dead engine left it frozen or paused. Raises QuiesceFailed while it is not known to be well."""
     from engine.hypervisor import thaw_guard
 
@@ -112,20 +117,23 @@ def _thaw(connection: "Connection", what: HealSpec) -> list[str]:
         return []
     deadline = time.monotonic() + THAW_SECONDS
     while True:
-        left = thaw_guard.heal(connection, folder, max(0.0, deadline - time.monotonic()), only=what.domain_uuid)
+        # A portion of the time at once, so that a cancel is heard in between.
+        left = thaw_guard.heal(connection, folder, min(THAW_TRY_SECONDS, THAW_SECONDS), only=what.domain_uuid)
         if not marked():
             break
-        if left or time.monotonic() >= deadline:
+        if time.monotonic() >= deadline:
             raise QuiesceFailed(
                 domain=what.domain_uuid, detail="the guest does not confirm yet that it is thawed and runs"
             )
-        time.sleep(LOCK_POLL_SECONDS)  # its guard is at it and holds the lock
+        if not left:  # its guard is at it and holds the lock
+            stop.event.wait(LOCK_POLL_SECONDS)
+        stop.check()
     return [f"thawed and resumed domain {what.domain_uuid}"]
 
 
 @contextlib.contextmanager
-def _locked(what: HealSpec) -> Iterator[None]:
-    """Hold the domain's lock, waiting a while: a dead engine's thaw guard has it until the guest is thawed. Raises DomainBusy."""
+def _locked(what: HealSpec, stop: Stop) -> Iterator[None]:
+    """Hold the domain's lock, waiting a while: a dead engine's thaw guard has it until the guest is thawed. Raises DomainBusy, Cancelled."""
     from engine.hypervisor.lock import DomainLock
 
     lock = DomainLock(Path(what.lock_folder), what.domain_uuid, "self-heal")
@@ -137,15 +145,16 @@ def _locked(what: HealSpec) -> Iterator[None]:
         except DomainBusy:
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(LOCK_POLL_SECONDS)
+            stop.event.wait(LOCK_POLL_SECONDS)
+            stop.check()
     try:
         yield
     finally:
         lock.release()
 
 
-def _drop_checkpoint(what: HealSpec, healed: Healed) -> None:
-    """Remove the checkpoint of a backup that never was. Raises DomainBusy, HypervisorError."""
+def _drop_checkpoint(what: HealSpec, healed: Healed, stop: Stop) -> None:
+    """Remove the checkpoint of a backup that never was. Raises DomainBusy, HypervisorError, Cancelled."""
     from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints
     from engine.hypervisor.connection import open_connection
 
@@ -154,7 +163,7 @@ def _drop_checkpoint(what: HealSpec, healed: Healed) -> None:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
             return
-        with _locked(what):
+        with _locked(what, stop):
             for checkpoint in list_checkpoints(domain):
                 if checkpoint.backup_id == what.backup_id:
                     delete_checkpoint(domain, checkpoint.name)

@@ -171,23 +171,33 @@ class _Domain:
             ran = info.active
             reached("checked")
             around.work.stop.check()
-            if ran:
-                around.work.report.info(f"stopping domain {domain.name}")
-                shut_down(domain, around.operation.stop_grace_seconds)
-            reached("stopped")
             try:
+                if ran:
+                    around.work.report.info(f"stopping domain {domain.name}")
+                    shut_down(domain, around.operation.stop_grace_seconds, around.work.stop)
+                reached("stopped")
                 self._forget_changes(domain, chosen)
                 reached("forgotten")
                 written = self._write(chosen, images)
             except BaseException:
                 if ran and not self._touched:
-                    start(domain)
+                    self._leave_running(domain)
                 raise
             reached("written")
             if ran:
                 start(domain)
             reached("started")
         return RestoreResult([one.disk for one in chosen], written, server_started=ran)
+
+    def _leave_running(self, domain: "Domain") -> None:
+        """Start the domain again, whose disks are as they were. One that was only asked to shut down may do so yet."""
+        from engine.hypervisor.domains import is_active, start
+
+        if is_active(domain):
+            self._around.work.report.warn(
+                f"domain {domain.name} was asked to shut down and still runs; if it does stop, it has to be started again"
+            )
+        start(domain)
 
     def _find_or_define(self, connection: "Connection", chosen: list[DiskManifest]) -> "Domain":
         """Return the domain; one that is gone is defined anew from the backup, with empty images (T25)."""

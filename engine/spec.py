@@ -80,7 +80,11 @@ class StorageSpec:
 
 @dataclass(frozen=True, slots=True)
 class BackupJob:
-    """Back up one domain. `server_keys` maps key ids to the server's key in hex (32 bytes)."""
+    """Back up one domain. `server_keys` maps key ids to the server's key in hex (32 bytes).
+
+    `interval_seconds` is how far apart the schedule's runs are, 0 for one that has none: a full is due half of it before
+    its days are over, so that jitter does not make them a day more (T29).
+    """
 
     server_id: str
     domain_uuid: str
@@ -90,6 +94,7 @@ class BackupJob:
     consistency: Consistency = "freeze_or_pause"
     disks: tuple[str, ...] = ()
     full_interval_days: int = 7
+    interval_seconds: int = 0
     server_keys: dict[str, str] = field(default_factory=dict, repr=False)
 
 

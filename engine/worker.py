@@ -266,7 +266,10 @@ def main() -> None:
         if "--heal" in sys.argv[1:]:
             from engine.heal import heal_from_json
 
-            os.write(descriptor, heal_from_json(text).encode() + b"\n")
+            stop = Stop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.set())
+            os.write(descriptor, heal_from_json(text, stop).encode() + b"\n")
             return
         events = Events(descriptor)
         try:

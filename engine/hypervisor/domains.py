@@ -17,6 +17,7 @@ import libvirt
 from engine.errors import DomainNotFound, HypervisorError
 from engine.hypervisor.connection import Connection, Domain, translated
 from engine.units import MIB
+from engine.work import Stop
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 NVRAM_BYTES_MAX = 64 * MIB  # OVMF's is 64 KiB to 4 MiB; anything of this size is a mistake in the definition
@@ -319,14 +320,17 @@ def _guest_agent(root: ET.Element) -> GuestAgent:
 # ---- stopping, starting, defining --------------------------------------------------------------------------------------
 
 
-def shut_down(domain: Domain, grace_seconds: float) -> bool:
+def shut_down(domain: Domain, grace_seconds: float, stop: Stop | None = None) -> bool:
     """Stop a domain: ask the guest, and after `grace_seconds` without success end it. True if the guest did it itself.
 
     A paused guest cannot hear the wish and is ended at once. A stopped domain is no error, one that vanishes neither.
+    Raises Cancelled as soon as `stop` is set; a guest that was asked may then still shut down.
     """
+    stop = stop or Stop()
     if not is_active(domain):
         return True
-    if state_of(domain) == "running" and grace_seconds > 0 and _asked(domain) and _wait_stopped(domain, grace_seconds):
+    asked = state_of(domain) == "running" and grace_seconds > 0 and _asked(domain)
+    if asked and _wait_stopped(domain, grace_seconds, stop):
         return True
     try:
         with domain.translated("virDomainDestroy"):
@@ -361,10 +365,11 @@ def _asked(domain: Domain) -> bool:
     return True
 
 
-def _wait_stopped(domain: Domain, seconds: float) -> bool:
+def _wait_stopped(domain: Domain, seconds: float, stop: Stop) -> bool:
     deadline = time.monotonic() + seconds
     while is_active(domain):
+        stop.check()
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        stop.event.wait(_POLL_SECONDS)
     return True

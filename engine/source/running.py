@@ -24,7 +24,7 @@ from engine.hypervisor.quiesce import quiesce
 from engine.source.nbd_disk import NbdDisk
 from engine.spec import Consistency
 from engine.units import MIB
-from engine.work import Work
+from engine.work import Stop, Work
 
 WATCH_SECONDS = 1.0
 GONE_SECONDS = 5.0  # QEMU's sockets close some moments before libvirt hears of its end
@@ -72,13 +72,13 @@ def running_disks(
         if not quiesced.thaw_confirmed:
             work.report.warn("the guest has not confirmed yet that its file systems are thawed; it is asked again")
         disks: dict[str, NbdDisk] = {}
-        with _watched(job, disks, scratch_folder):
+        with _watched(job, disks, scratch_folder, work.stop):
             disks |= {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}
             yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds)
 
 
 @contextlib.contextmanager
-def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path) -> Iterator[None]:
+def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path, stop: Stop) -> Iterator[None]:
     """Interrupt the disks when the job is gone or scratch space runs short; that error then leaves the block, not its echo."""
     ended = threading.Event()
     found: list[EngineError] = []
@@ -106,16 +106,15 @@ def _watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path)
     except NbdError as error:
         if found:
             raise found[0] from error
-        _raise_gone(job)
+        _raise_gone(job, stop)
         raise
     finally:
         ended.set()
         watcher.join()
 
 
-def _raise_gone(job: BackupJob) -> None:
-    """Raise DomainGone if the domain was stopped, which a read may notice before libvirt does."""
+def _raise_gone(job: BackupJob, stop: Stop) -> None:
+    """Raise DomainGone if the domain was stopped, which a read may notice before libvirt does. Who cancels need not wait for that."""
     deadline = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stop.event.wait(0.1):
         job.check_alive()
-        time.sleep(0.1)

@@ -82,6 +82,7 @@ class Rig:
     key: StorageKey | None
     settings: Settings = field(default_factory=Settings)
     report: RecordingReport = field(default_factory=RecordingReport)
+    stop_grace_seconds: int = 0
 
     @classmethod
     def make(cls, folder: Path, uri: str = "", *, encrypted: bool = True) -> "Rig":
@@ -104,7 +105,7 @@ class Rig:
             libvirt_uri=self.uri,
             scratch_folder=str(self.folder / "scratch"),
             lock_folder=str(self.folder / "locks"),
-            stop_grace_seconds=0,
+            stop_grace_seconds=self.stop_grace_seconds,
         )
 
     def keys(self, server_id: str) -> dict[str, str]:
@@ -127,7 +128,10 @@ class Rig:
 
     def restore(self, uuid: str, backup_id: str, **options: Any) -> Outcome:
         """Restore into the domain's disks."""
-        return self.run(restore=RestoreJob(uuid, uuid, backup_id, server_keys=self.keys(uuid), **options))
+        return self.run(restore=self.restore_job(uuid, backup_id, **options))
+
+    def restore_job(self, uuid: str, backup_id: str, **options: Any) -> RestoreJob:
+        return RestoreJob(uuid, uuid, backup_id, server_keys=self.keys(uuid), **options)
 
     def verify(self, uuid: str, backup_id: str = "", *, with_key: bool = True) -> Outcome:
         return self.run(verify=VerifyJob(uuid, backup_id, self.keys(uuid) if with_key else {}))

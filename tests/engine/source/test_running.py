@@ -11,6 +11,7 @@ from engine.hypervisor.backup_job import begin, running_job
 from engine.hypervisor.connection import Connection, open_connection
 from engine.source import running
 from engine.units import MIB
+from engine.work import Stop
 from tests.servers.guest import DiskFile
 from tests.waiting import wait_until
 
@@ -37,7 +38,7 @@ def test_a_job_without_room_ends_while_its_block_stands_still(
         with begin(domain, {"vda": None}, "", tmp_path / "job") as job:
             if fault == "unreadable":
                 scratch.write_text("no folder")
-            with running._watched(job, {}, scratch):
+            with running._watched(job, {}, scratch, Stop()):
                 wait_until(lambda: running_job(domain) is None, 10, "the end of the job")
                 raise NbdDisconnected(operation="read", detail="what a reader sees when it comes back from an upload")
 
