@@ -127,7 +127,10 @@ class _Backup:
     # ---- before the instant ------------------------------------------------------------------------------------------
 
     def _tidy(self, history: History) -> None:
-        """Remove what died under this domain's lock, which is ours now."""
+        """Remove what died under this domain's lock, which is ours now; a job in QEMU first, it would hide the bitmaps."""
+        from engine.hypervisor.backup_job import clean_stale
+
+        clean_stale(self._domain, self._around.scratch_folder)
         spec, host = self._spec, self._around.operation.host
         for backup_id in remove_orphans(self._storage, spec.server_id, history, host, self._around.now()):
             self._work.report.info(f"removed what an unfinished backup left on the storage: {backup_id}")
@@ -172,9 +175,7 @@ class _Backup:
         for image in images:
             points = history.of_disk(image.target)
             tracking = self._tracking(image, plan.base(wish, points))
-            state = plan.DiskState(
-                image.target, image.size_bytes, image.path, image.holds_bitmaps, tracking, restored.get(image.target)
-            )
+            state = plan.DiskState(image.target, image.size_bytes, image.path, tracking, restored.get(image.target))
             unreadable = history.doubtful(image.target)
             choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
             self._work.report.info(
@@ -301,7 +302,7 @@ class _Backup:
             parent_backup_id=parent.backup_id if parent else "",
             create_time=spec.create_time,
             size_bytes=instant.disks[image.target].size_bytes,
-            checkpoint=self._checkpoint if image.holds_bitmaps else "",
+            checkpoint=self._checkpoint if image.holds_bitmaps or image.target in instant.recorded else "",
             reason=task.choice.reason,
             compression_level=self._work.settings.compression_level,
             key_id=self._key.key_id if self._key else "",

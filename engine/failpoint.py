@@ -12,8 +12,8 @@ import signal
 
 # Every step, in the order of a backup and of a restore; tests go through all of them, so a step cannot be forgotten.
 BACKUP_STEPS = (
-    "prepared", "intent", "begun", "thawed", "segment", "stored", "job_ended", "lease_held", "disk_manifest", "committed",
-    "checkpoints_dropped",
+    "prepared", "intent", "recorded", "begun", "thawed", "mapped", "segment", "stored", "job_ended", "lease_held",
+    "disk_manifest", "committed", "checkpoints_dropped",
 )  # fmt: skip
 RESTORE_STEPS = ("checked", "stopped", "forgotten", "half_written", "written", "started")
 DELETE_STEPS = ("marked", "unlisted", "manifests_gone", "deleted")

@@ -37,13 +37,13 @@ CHAIN_LAYERS_MAX = 512
 class DiskState:
     """A disk as the hypervisor shows it now. `tracking` has our checkpoints of this repository: "" usable, else why not.
 
+    What is not in it is gone, as every record of a raw disk's changes is when its domain stops.
     `restored_time` is when a restore wrote over it, as far as that is known.
     """
 
     disk: str
     size_bytes: int
     path: str
-    trackable: bool
     tracking: Mapping[str, str]
     restored_time: datetime | None = None
 
@@ -129,7 +129,7 @@ def _why_full(
         return DISK_RESIZED
     if _interval_due(wish, by_id[parent.layers[0].backup_id]):
         return INTERVAL_DUE
-    if not state.trackable:
+    if not parent.checkpoint:
         return UNTRACKED
     if wish.type == "incremental" and len(parent.layers) >= CHAIN_LAYERS_MAX:
         return CHAIN_LONG

@@ -91,6 +91,10 @@ class BackupJob:
         """Return the name of the exported bitmap of what changed, for NBD's context `qemu:dirty-bitmap:<name>`; "" for a full."""
         return f"backup-{disk}" if self.bases[disk] is not None else ""
 
+    def scratch_path(self, disk: str) -> Path:
+        """Return the file that takes what the guest overwrites on a disk while the job runs."""
+        return _scratch_path(self._folder, disk)
+
     def scratch_used(self) -> int:
         """Return the bytes that the scratch files take on the host now."""
         total = 0

@@ -1,5 +1,8 @@
 """The dirty bitmaps of a domain's disks, seen and removed past libvirt: in a running QEMU by QMP, in a stopped domain's images by qemu-img.
 
+    qcow2 (version 3)    persistent: kept in the image, over restarts
+    raw, old qcow2       transient: kept by the QEMU that runs, and gone with it
+
 libvirt's checkpoint is a note that says "there is a bitmap of this name". The bitmap is the truth, and the two part ways:
 a QEMU that dies leaves bitmaps that are inconsistent or missing, a host that loses libvirt's state loses the notes.
 """
@@ -21,8 +24,9 @@ _QEMU_IMG_SECONDS_MAX = 120  # loading many bitmaps of a large image from a slow
 
 @dataclass(frozen=True, slots=True)
 class Bitmap:
-    """One persistent dirty bitmap of one disk.
+    """One dirty bitmap of one disk: persistent where the image can hold it, else transient.
 
+    `disk` is "" for a transient one on a node that no disk shows to the guest now, such as a raw image below a snapshot.
     `consistent` is False after a crash of QEMU: its content means nothing. `recording` is False when somebody disabled it,
     so that writes have been missed. `busy` means that a job uses it now. `overlaid` means that the image, of a stopped domain,
     lies on another one: libvirt puts a bitmap of the same name into each snapshot's overlay, and that one knows only what
@@ -40,16 +44,13 @@ class Bitmap:
 
 
 def list_bitmaps(domain: Domain, info: DomainInfo) -> tuple[Bitmap, ...]:
-    """Return the persistent bitmaps of all disks that can hold them, ours and foreign ones alike.
+    """Return the bitmaps of all disks that are backed up, ours and foreign ones alike: of each disk of the kind that lasts longest.
 
     Raises HypervisorError when an image cannot be read.
     """
-    disks = [disk for disk in info.disks if disk.holds_bitmaps]
-    if not disks:
-        return ()
     if info.active:
-        return tuple(_of_running(domain, disks))
-    return tuple(bitmap for disk in disks for bitmap in _of_image(disk))
+        return tuple(_of_running(domain, info))
+    return tuple(bitmap for disk in info.eligible_disks if disk.holds_bitmaps for bitmap in _of_image(disk))
 
 
 def remove_bitmap(domain: Domain, info: DomainInfo, bitmap: Bitmap) -> None:
@@ -64,22 +65,48 @@ def remove_bitmap(domain: Domain, info: DomainInfo, bitmap: Bitmap) -> None:
     _qemu_img("bitmap", "--remove", "-f", "qcow2", "--", path, bitmap.name)
 
 
-def _of_running(domain: Domain, disks: list[DiskInfo]) -> Iterator[Bitmap]:
-    """Find each disk's node by its device: node names change with snapshots, files may be opened twice."""
-    devices = qmp.execute(domain, "query-block")
-    for disk in disks:
-        for node in (one["inserted"] for one in devices if "inserted" in one and _is_device(one, disk.alias)):
-            for bitmap in node.get("dirty-bitmaps", ()):
-                if bitmap.get("persistent", False) and bitmap.get("name"):
-                    yield Bitmap(
-                        disk=disk.target,
-                        name=bitmap["name"],
-                        node=node["node-name"],
-                        granularity_bytes=bitmap["granularity"],
-                        consistent=not bitmap.get("inconsistent", False),
-                        recording=bitmap.get("recording", False),
-                        busy=bitmap.get("busy", False),
-                    )
+def device_nodes(domain: Domain, info: DomainInfo) -> dict[str, dict[str, Any]]:
+    """Return for each disk of a running domain what QMP tells of the node that its device shows to the guest.
+
+    Found by the device: node names change with snapshots, files may be opened twice.
+    """
+    devices = [one for one in qmp.execute(domain, "query-block") if "inserted" in one]
+    found = {}
+    for disk in info.eligible_disks:
+        for device in devices:
+            if _is_device(device, disk.alias):
+                found[disk.target] = device["inserted"]
+    return found
+
+
+def _of_running(domain: Domain, info: DomainInfo) -> Iterator[Bitmap]:
+    shown = device_nodes(domain, info)
+    for disk in info.eligible_disks:
+        node = shown.get(disk.target, {})
+        for bitmap in _named(node):
+            if bitmap["persistent"] == disk.holds_bitmaps:
+                yield _bitmap(disk.target, node["node-name"], bitmap)
+    names = {node["node-name"] for node in shown.values()}
+    for node in qmp.execute(domain, "query-named-block-nodes", flat=True):
+        if node["node-name"] not in names:
+            yield from (_bitmap("", node["node-name"], bitmap) for bitmap in _named(node) if not bitmap["persistent"])
+
+
+def _named(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a node's bitmaps but for the nameless ones of QEMU's own jobs."""
+    return (bitmap for bitmap in node.get("dirty-bitmaps", ()) if bitmap.get("name"))
+
+
+def _bitmap(disk: str, node: str, bitmap: dict[str, Any]) -> Bitmap:
+    return Bitmap(
+        disk=disk,
+        name=bitmap["name"],
+        node=node,
+        granularity_bytes=bitmap["granularity"],
+        consistent=not bitmap.get("inconsistent", False),
+        recording=bitmap.get("recording", False),
+        busy=bitmap.get("busy", False),
+    )
 
 
 def _is_device(block: dict[str, Any], alias: str) -> bool:

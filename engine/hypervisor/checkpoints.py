@@ -2,9 +2,10 @@
 
     name      bm-<first 12 hex digits of the repository id>-<backup id>      foreign names are never touched
     libvirt   <domaincheckpoint>      ─ a note; may be lost with the host's state, may outlive its bitmap
-    QEMU      persistent dirty bitmap ─ the truth; one per disk, under the same name
+    QEMU      dirty bitmap ─ the truth; one per disk, under the same name
 
-A checkpoint counts for a disk only if its bitmap is there, is consistent, has recorded all the time, and the disk still has
+libvirt's note covers the disks whose images hold bitmaps. The others (raw) have transient ones that only QEMU knows, see
+transient.py. A checkpoint counts for a disk only if its bitmap is there, is consistent, has recorded all the time, and the disk still has
 the size it had. When only the note is lost, it is written again from the bitmap.
 """
 
@@ -42,7 +43,7 @@ class Checkpoint:
     @property
     def disks(self) -> tuple[str, ...]:
         """The disks that have a bitmap of this name, whatever its state."""
-        return tuple(bitmap.disk for bitmap in self.bitmaps)
+        return tuple(bitmap.disk for bitmap in self.bitmaps if bitmap.disk)
 
 
 # ---- names (pure) --------------------------------------------------------------------------------------------------------
@@ -92,14 +93,14 @@ def checkpoint_usable(
     bitmaps = {bitmap.disk: bitmap for bitmap in list_bitmaps(domain, info) if bitmap.name == name}
     disks = {disk.target: disk for disk in info.disks}
     faults = {target: _fault(disks.get(target), size, bitmaps.get(target)) for target, size in sizes.items()}
-    good = [target for target, fault in faults.items() if not fault]
+    good = [target for target, fault in faults.items() if not fault and disks[target].holds_bitmaps]
     if good and info.active and not set(good) <= set(_notes(domain).get(name, ())) and not _note(domain, name, good):
         faults.update(dict.fromkeys(good, "bitmap_inconsistent"))
     return faults
 
 
 def _fault(disk: DiskInfo | None, size_bytes: int, bitmap: Bitmap | None) -> Fault:
-    if disk is None or not disk.holds_bitmaps:
+    if disk is None:
         return "untracked"
     if bitmap is None or bitmap.overlaid:  # what was written before the snapshot stands in a layer below
         return "bitmap_lost"

@@ -43,7 +43,7 @@ class DiskInfo:
 
     `size_bytes` is what the guest sees, `allocation_bytes` what the image takes on the host; both 0 where unsupported.
     `unsupported` says in words why the disk cannot be backed up, "" if it can. `holds_bitmaps` says whether QEMU can keep
-    a record of changes in the image (qcow2 of version 3): without it every backup of the disk is a full.
+    a record of changes in the image (qcow2 of version 3): without it the record lasts only as long as the domain runs.
     """
 
     target: str
@@ -270,6 +270,8 @@ def _unsupported(element: ET.Element, kind: str, device: str, image_format: str,
         return "the disk is read-only"
     if element.find("shareable") is not None:
         return "the disk is shared with other domains, who may write to it at the same instant"
+    if (target := element.find("target")) is not None and target.get("removable") == "on":
+        return "the disk is removable"
     if element.find("transient") is not None:
         return "the disk is transient: what is written to it is dropped when the domain stops"
     if kind == "network":

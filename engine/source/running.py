@@ -3,6 +3,7 @@
     room for scratch ─► freeze │ begin job + checkpoint │ thaw ─► read over NBD … ─► end job, scratch files gone
                                └──── the instant ──────┘        ▲ a watcher: is the job alive, is there room
 
+Disks whose images hold no bitmaps (raw) take part in the same job; QEMU records their changes in its memory, see transient.py.
 Whatever happens in the block, the guest is thawed (see quiesce.py) and the job is ended. The new checkpoint stays: whether
 it is kept is decided by whoever commits the backup.
 """
@@ -10,13 +11,14 @@ it is kept is decided by whoever commits the backup.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import EngineError, HypervisorError, LibvirtUnreachable, NbdError
+from engine.errors import EngineError, HypervisorError, LibvirtUnreachable, NbdError, QmpFailed
 from engine.failpoint import reached
-from engine.hypervisor.backup_job import BackupJob, begin, check_room, clean_stale
+from engine.hypervisor import transient
+from engine.hypervisor.backup_job import BackupJob, begin, check_room
 from engine.hypervisor.connection import Domain
 from engine.hypervisor.domains import DomainInfo
 from engine.hypervisor.lock import DomainLock
@@ -36,12 +38,16 @@ RESERVE_BYTES = 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A domain's disks at one instant; `consistency` is frozen, paused, crash or offline, `detail` why not as asked."""
+    """A domain's disks at one instant; `consistency` is frozen, paused, crash or offline, `detail` why not as asked.
+
+    `recorded` are the disks whose changes QEMU keeps in memory from this instant on, their images being unable to.
+    """
 
     disks: Mapping[str, NbdDisk]
     consistency: str
     detail: str = ""
     quiesce_seconds: float = 0.0
+    recorded: Collection[str] = ()
 
 
 @contextlib.contextmanager
@@ -60,21 +66,40 @@ def running_disks(
     `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
     the domain stops while its disks are read.
     """
-    clean_stale(domain, scratch_folder)
     sizes = {disk.target: disk.size_bytes for disk in info.disks}
     check_room(scratch_folder, RESERVE_BYTES + sum(sizes[disk] for disk in bases) // ROOM_SHARE)
     work.report.stage("freeze")
+    nodes = transient.nodes_of(domain, info, bases)
+    in_memory = {disk: base for disk, base in bases.items() if disk in nodes and base is not None}
+    for_libvirt = {disk: None if disk in in_memory else base for disk, base in bases.items()}
     with contextlib.ExitStack() as stack:
         with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
-            job = stack.enter_context(begin(domain, bases, checkpoint, scratch_folder, info=info))
+            recorded = _record(domain, nodes, checkpoint, work)
+            reached("recorded")
+            job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info))
             reached("begun")
         reached("thawed")
         if not quiesced.thaw_confirmed:
             work.report.warn("the guest has not confirmed yet that its file systems are thawed; it is asked again")
         disks: dict[str, NbdDisk] = {}
         with _watched(job, disks, scratch_folder, work.stop):
-            disks |= {disk: NbdDisk(str(job.socket_path), disk, job.bitmap_name(disk)) for disk in bases}
-            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds)
+            changes = transient.export_changes(job, nodes, in_memory)
+            reached("mapped")
+            exports = {disk: transient.Export(disk, job.bitmap_name(disk)) for disk in bases} | changes
+            disks |= {disk: NbdDisk(str(job.socket_path), one.name, one.bitmap) for disk, one in exports.items()}
+            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded)
+
+
+def _record(domain: Domain, nodes: Mapping[str, str], checkpoint: str, work: Work) -> Collection[str]:
+    """Begin to record what changes on the nodes and return their disks. Without a record the next backup is a full, that is all."""
+    if not checkpoint or not nodes:
+        return ()
+    try:
+        transient.record(domain, nodes, checkpoint)
+    except QmpFailed as error:
+        work.report.warn(f"changes of disk {', '.join(sorted(nodes))} will not be known: {error}")
+        return ()
+    return tuple(nodes)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def test_disks_of_mixed_formats_go_together_and_a_cdrom_is_left_out(
 
     assert [(one["disk"], one["type"], one["fallback_reason"]) for one in made["disks"]] == [
         ("vda", "incremental", ""),
-        ("vdb", "full", "untracked"),
+        ("vdb", "incremental", ""),
     ]
     restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
     assert digest(restored["vda"]) == digest(disks[0].path, "qcow2")

@@ -38,7 +38,7 @@ def choose(points: list[DiskManifest], wish: dict[str, Any] | None = None, **opt
     asked = {"type": "incremental", "full_interval_days": 0, "key_id": "", "now": NOW, **(wish or {})}
     known = {"unreadable", "whole"}
     state = {
-        "disk": "vda", "size_bytes": GIB, "path": "/images/vda.qcow2", "trackable": True, "tracking": {"cp2": ""},
+        "disk": "vda", "size_bytes": GIB, "path": "/images/vda.qcow2", "tracking": {"cp2": ""},
         **{name: value for name, value in options.items() if name not in known},
     }  # fmt: skip
     rest = {name: value for name, value in options.items() if name in known}
@@ -68,7 +68,7 @@ def test_a_whole_chain_and_a_good_bitmap_make_an_incremental() -> None:
         (CHAIN, {}, {"tracking": {}, "path": "/images/other.qcow2"}, "disk_replaced"),
         (CHAIN, {}, {"tracking": {"cp2": "bitmap_inconsistent"}}, "bitmap_inconsistent"),
         (CHAIN, {}, {"size_bytes": 2 * GIB}, "disk_resized"),
-        (CHAIN, {}, {"trackable": False}, "untracked"),
+        ([point(1), point(2, 1, checkpoint="")], {}, {}, "untracked"),
         (CHAIN, {}, {"restored_time": NOW}, "restored_over"),
         (CHAIN[1:], {}, {}, "chain_broken"),
         (CHAIN[1:], {}, {"unreadable": True}, "chain_unreadable"),

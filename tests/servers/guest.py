@@ -42,12 +42,13 @@ _TEMPLATE_UUID = "b6ad1a2c-0000-4000-8000-000000000000"
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """An image file of a test's domain."""
+    """An image of a test's domain: a file or, with `kind` block, a block device."""
 
     target: str
     path: Path
     format: str = "qcow2"
     bus: str = "virtio"
+    kind: str = "file"
 
     def create(self, size_bytes: int, *options: str) -> Self:
         """Make the empty image; `options` go to qemu-img (such as `-o compat=0.10`)."""
@@ -57,8 +58,9 @@ class DiskFile:
 
     def xml(self) -> str:
         return (
-            f"<disk type='file' device='disk'><driver name='qemu' type='{self.format}'/>"
-            f"<source file={quoteattr(str(self.path))}/><target dev='{self.target}' bus='{self.bus}'/></disk>"
+            f"<disk type='{self.kind}' device='disk'><driver name='qemu' type='{self.format}'/>"
+            f"<source {'dev' if self.kind == 'block' else 'file'}={quoteattr(str(self.path))}/>"
+            f"<target dev='{self.target}' bus='{self.bus}'/></disk>"
         )
 
 

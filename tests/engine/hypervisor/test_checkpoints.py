@@ -113,14 +113,14 @@ def test_a_resized_disk_does_not_count(made: BlankDomain, domain: Domain, tmp_pa
     assert checkpoint_usable(domain, ONE, {"vda": 8 * MIB}) == {"vda": ""}
 
 
-def test_disks_that_hold_no_bitmaps_are_untracked(connection, blank_domain, tmp_path: Path) -> None:
+def test_disks_that_hold_no_bitmaps_have_lost_them(connection, blank_domain, tmp_path: Path) -> None:
     disks = [
         DiskFile("vda", tmp_path / "a.raw", "raw").create(MIB),
         DiskFile("vdb", tmp_path / "b.qcow2").create(MIB, "-o", "compat=0.10"),
     ]
     domain = connection.domain(blank_domain(disks).uuid)
     sizes = {"vda": MIB, "vdb": MIB, "vdc": MIB}
-    assert checkpoint_usable(domain, ONE, sizes) == dict.fromkeys(sizes, "untracked")
+    assert checkpoint_usable(domain, ONE, sizes) == {"vda": "bitmap_lost", "vdb": "bitmap_lost", "vdc": "untracked"}
     assert list_checkpoints(domain) == ()
 
 
