@@ -29,6 +29,7 @@ HEAL_SECONDS = 180.0  # a guest agent that hangs is asked several times
 OUTPUT_BYTES_MAX = 8 * MIB  # a record of a server with very many disks stays far below
 SENTENCES_MAX = 20
 MARK_SECONDS = 60.0
+HEALERS = 4  # guests that do not answer take a minute each, and must not keep the others waiting
 
 
 class HealFailed(EngineError):
@@ -94,40 +95,45 @@ def _request(config: Config, operation: Operation, storage: StorageSpec | None) 
 
 
 async def heal_marked(config: Config) -> None:
-    """Bring back, once a minute, guests that an engine left frozen or paused, though it ended well and said so. Never returns.
+    """Bring back guests that an engine left frozen or paused: at once, and then once a minute. Never returns.
 
-    A mark that is younger than a minute is that of an engine at work, or its guard's.
+    A mark whose guard lives and that is younger than a minute is left to the guard, or to the engine that is at work.
     """
+    turn = asyncio.Semaphore(HEALERS)
     while True:
-        for domain_uuid in await asyncio.to_thread(_old_marks, config.lock_folder):
-            request = {
-                "libvirt_uri": config.libvirt_uri,
-                "domain_uuid": domain_uuid,
-                "scratch_folder": str(config.scratch_folder),
-                "lock_folder": str(config.lock_folder),
-            }
-            try:
-                status, output, _ = await _run((*config.engine_command, "--heal"), json.dumps(request).encode())
-            except OSError as error:
-                status, output = -1, str(error).encode()
-            answer = _answer(output)
-            if status != 0 or answer.get("failed"):
-                log.warning(
-                    "a guest may be frozen still domain=%s detail=%s", domain_uuid, _sentences(answer, "failed")
-                )
-            else:
-                log.info("a guest was brought back domain=%s", domain_uuid)
+        marked = await asyncio.to_thread(_left_marks, config.lock_folder)
+        await asyncio.gather(*(_heal_mark(config, domain_uuid, turn) for domain_uuid in marked))
         await asyncio.sleep(MARK_SECONDS)
 
 
-def _old_marks(folder: Path) -> list[str]:
-    """Return the domains with a mark of some age; a time in the future, as after a change of the clock, counts as old."""
+async def _heal_mark(config: Config, domain_uuid: str, turn: asyncio.Semaphore) -> None:
+    request = {
+        "libvirt_uri": config.libvirt_uri,
+        "domain_uuid": domain_uuid,
+        "scratch_folder": str(config.scratch_folder),
+        "lock_folder": str(config.lock_folder),
+    }
+    try:
+        async with turn:
+            status, output, _ = await _run((*config.engine_command, "--heal"), json.dumps(request).encode())
+    except OSError as error:
+        status, output = -1, str(error).encode()
+    answer = _answer(output)
+    if status != 0 or answer.get("failed"):
+        log.warning("a guest may be frozen still domain=%s detail=%s", domain_uuid, _sentences(answer, "failed"))
+    else:
+        log.info("a guest was brought back domain=%s", domain_uuid)
+
+
+def _left_marks(folder: Path) -> list[str]:
+    """Return the domains with a mark that nobody guards, or of some age; a time in the future, after a change of the clock, is old."""
     from engine.hypervisor import thaw_guard
 
     found = []
     for mark in thaw_guard.marks(folder):
         with contextlib.suppress(FileNotFoundError):
-            if not 0 <= time.time() - thaw_guard.mark_path(folder, mark.uuid).stat().st_mtime < MARK_SECONDS:
+            age = time.time() - thaw_guard.mark_path(folder, mark.uuid).stat().st_mtime
+            if not mark.guarded() or not 0 <= age < MARK_SECONDS:
                 found.append(mark.uuid)
     return found
 

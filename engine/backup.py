@@ -112,6 +112,7 @@ class _Backup:
                 with self._instant(tasks) as instant, self._waking(instant):
                     self._check_sizes(tasks, instant)
                     self._expect(tasks, instant)
+                    self._tell_consistency(instant, history)
                     stored = {task.image.target: self._store(task, instant) for task in tasks}
                     reached("stored")
                 reached("job_ended")
@@ -251,8 +252,18 @@ class _Backup:
             else:
                 total += instant.disks[task.image.target].recorded_bytes()
         self._work.report.stage("read", total)
-        if instant.detail:
-            self._work.report.warn(f"the backup is of consistency {instant.consistency}: {instant.detail}")
+
+    def _tell_consistency(self, instant: "Instant", history: History) -> None:
+        """Tell why the instant is worth less than was asked: a warning where something failed, or used to do better.
+
+        A guest that never had an agent is paused, as the mode says, and that stands on the record.
+        """
+        if not instant.detail:
+            return
+        last = history.points[-1].server.consistency_reached if history.points else ""
+        fell = last == "frozen" and instant.consistency == "paused" and self._info.state == "running"
+        tell = self._work.report.warn if instant.fault or fell else self._work.report.info
+        tell(f"the backup is of consistency {instant.consistency}: {instant.detail}")
 
     def _store(self, task: _Task, instant: "Instant") -> tuple[SegmentRef, ...]:
         disk: NbdDisk = instant.disks[task.image.target]

@@ -16,7 +16,7 @@ import libvirt_qemu
 
 from engine.errors import AgentUnavailable, HypervisorError, QuiesceFailed
 from engine.hypervisor.connection import Domain
-from engine.hypervisor.domains import guest_agent_of, is_active
+from engine.hypervisor.domains import is_active
 
 _TRY_SECONDS = 2  # one try of thaw or status; a busy guest answers within 0.1 s
 _PAUSE_SECONDS = 0.2  # between tries, when they fail at once
@@ -87,11 +87,6 @@ def ensure_thawed(domain: Domain, seconds: float) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(_PAUSE_SECONDS)
-
-
-def agent_connected(domain: Domain) -> bool:
-    """Tell whether an agent has the channel open now. If not, no request has ever reached it."""
-    return guest_agent_of(domain) == "connected"
 
 
 def freezable(file_systems: Iterable[FileSystem], exclude: Collection[str] = ()) -> list[str] | None:

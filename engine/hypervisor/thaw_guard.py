@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self, TypeAlias
+from typing import IO, Literal, Self, TypeAlias, get_args
 
 import libvirt
 
@@ -46,13 +46,14 @@ _RETRY_SECONDS_MAX = 60.0
 _SUFFIX = ".quiesced"
 
 Deed: TypeAlias = Literal["freeze", "pause"]
+_DEEDS: tuple[Deed, ...] = get_args(Deed)
 
 
 class ThawGuard:
     """A guard for one domain, as a `with` block around everything that is done to its guest.
 
     `folder` takes the mark, `lock_fd` is the domain's lock (-1 for none). One thread at a time. Leaving the block while a
-    deed is not undone leaves the guard at work on it.
+    deed is not undone leaves the guard at work on it. What another engine's mark still names is taken over with it.
     """
 
     def __init__(self, domain: Domain, folder: Path, lock_fd: int = -1) -> None:
@@ -78,7 +79,11 @@ class ThawGuard:
         )
         try:
             self._wait_ready()
+            earlier = _read_mark(self._mark)
+            for deed in earlier.deeds if earlier is not None else ():
+                self.arm(deed)
         except BaseException:
+            self._deeds.clear()
             self._child.kill()
             self._leave()
             raise
@@ -108,7 +113,9 @@ class ThawGuard:
     def _note(self) -> None:
         """Write the mark, or remove it with the last deed."""
         if self._deeds:
-            _write_mark(self._mark, Mark(self._domain.uuid, tuple(sorted(self._deeds)), self.pid))
+            _write_mark(
+                self._mark, Mark(self._domain.uuid, tuple(deed for deed in _DEEDS if deed in self._deeds), self.pid)
+            )
         else:
             self._mark.unlink(missing_ok=True)
 
@@ -153,8 +160,16 @@ class Mark:
     """A domain whose guest may still be frozen or paused by us; `guard` is the process that watches over it."""
 
     uuid: str
-    deeds: tuple[str, ...]
+    deeds: tuple[Deed, ...]
     guard: int
+
+    def guarded(self) -> bool:
+        """Tell whether the guard lives; its process id may have gone to somebody else, or to a process that is dead."""
+        try:
+            words = Path(f"/proc/{self.guard}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return self.uuid.encode() in words
 
 
 def marks(folder: Path) -> tuple[Mark, ...]:
@@ -183,6 +198,12 @@ def heal(connection: Connection, folder: Path, seconds: float, only: str = "") -
             if not _heal_one(connection, folder, mark, seconds):
                 left.append(mark.uuid)
     return tuple(left)
+
+
+def heal_held(domain: Domain, folder: Path, seconds: float) -> bool:
+    """Undo what is still marked of a domain whose lock the caller holds; False if the guest does not confirm in `seconds`."""
+    mark = _read_mark(mark_path(folder, domain.uuid))
+    return mark is None or _heal_one(domain.connection, folder, mark, seconds)
 
 
 def _heal_one(connection: Connection, folder: Path, mark: Mark, seconds: float) -> bool:
@@ -227,11 +248,11 @@ def ensure_resumed(domain: Domain, seconds: float) -> bool:
 def _read_mark(path: Path) -> Mark | None:
     try:
         data = json.loads(path.read_bytes())
-        return Mark(path.stem, tuple(str(deed) for deed in data["deeds"]), int(data["guard"]))
+        return Mark(path.stem, tuple(deed for deed in _DEEDS if deed in data["deeds"]), int(data["guard"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        return Mark(path.stem, ("freeze", "pause"), 0)
+        return Mark(path.stem, _DEEDS, 0)
 
 
 def _write_mark(path: Path, mark: Mark) -> None:

@@ -38,9 +38,10 @@ RESERVE_BYTES = 64 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Instant:
-    """A domain's disks at one instant; `consistency` is frozen, paused, crash or offline, `detail` why not as asked.
+    """A domain's disks at one instant; `consistency` is frozen, paused, crash or offline.
 
-    `recorded` are the disks whose changes QEMU keeps in memory from this instant on, their images being unable to.
+    `detail` says why it is not as asked, `fault` whether something failed that is there (see Quiesced). `recorded` are the
+    disks whose changes QEMU keeps in memory from this instant on, their images being unable to.
     """
 
     disks: Mapping[str, NbdDisk]
@@ -48,6 +49,7 @@ class Instant:
     detail: str = ""
     quiesce_seconds: float = 0.0
     recorded: Collection[str] = ()
+    fault: bool = False
 
 
 @contextlib.contextmanager
@@ -87,7 +89,7 @@ def running_disks(
             reached("mapped")
             exports = {disk: transient.Export(disk, job.bitmap_name(disk)) for disk in bases} | changes
             disks |= {disk: NbdDisk(str(job.socket_path), one.name, one.bitmap) for disk, one in exports.items()}
-            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded)
+            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded, quiesced.fault)
 
 
 def _record(domain: Domain, nodes: Mapping[str, str], checkpoint: str, work: Work) -> Collection[str]:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,15 +22,19 @@ from tests.waiting import wait_until
 def test_a_guest_left_paused_by_an_engine_that_ended_is_brought_back(
     libvirtd: Any, blank_domain: Any, tmp_path: Path
 ) -> None:
-    left, fresh = blank_domain([]), blank_domain([])
+    left, old, fresh = blank_domain([]), blank_domain([]), blank_domain([])
     folder = Config(run_folder=tmp_path).lock_folder
     folder.mkdir()
-    for domain in (left, fresh):
+    guards = []
+    for domain in (left, old, fresh):
         domain.handle.suspend()
+        guards.append(subprocess.Popen(["sh", "-c", "read -r line", "guard", domain.uuid], stdin=subprocess.PIPE))
         mark = thaw_guard.mark_path(folder, domain.uuid)
-        mark.write_text(json.dumps({"deeds": ["pause"], "guard": 1}))
-    old = time.time() - MARK_SECONDS - 1
-    os.utime(thaw_guard.mark_path(folder, left.uuid), (old, old))
+        mark.write_text(json.dumps({"deeds": ["pause"], "guard": guards[-1].pid}))
+    guards[0].kill()  # both an engine and its guard died
+    guards[0].wait()
+    past = time.time() - MARK_SECONDS - 1
+    os.utime(thaw_guard.mark_path(folder, old.uuid), (past, past))
     config = Config(
         libvirt_uri=libvirtd.uri,
         run_folder=tmp_path,
@@ -40,15 +45,18 @@ def test_a_guest_left_paused_by_an_engine_that_ended_is_brought_back(
     async def agent() -> None:
         healing = asyncio.create_task(heal_marked(config))
         try:
-            mark = thaw_guard.mark_path(folder, left.uuid)
-            await asyncio.to_thread(wait_until, lambda: not mark.exists(), 30, "the mark to go")
+            await asyncio.to_thread(wait_until, lambda: len(thaw_guard.marks(folder)) == 1, 30, "the marks to go")
         finally:
             healing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await healing
 
-    asyncio.run(agent())
+    try:
+        asyncio.run(agent())
+    finally:
+        for guard in guards:
+            guard.communicate()
 
-    assert left.state()[0] == 1
+    assert left.state()[0] == old.state()[0] == 1
     assert fresh.state()[0] == 3  # an engine is at work on it
     assert [one.uuid for one in thaw_guard.marks(folder)] == [fresh.uuid]

@@ -32,10 +32,12 @@ from tests.waiting import wait_until
 
 MIB = 1 << 20
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
+WRITER_CHANNEL = "bm.acknowledged"  # what guest_writer.c promises comes out as a file on the host
 _BOOT_SECONDS_MAX = 120.0
 _SHELL_SECONDS_MAX = 30.0
 _SHELL_TRIES = 3
-_GUEST_DISK_BYTES = {"vda": 64 * MIB, "vdb": 32 * MIB}
+_GUEST_DISK_BYTES = {"vda": 64 * MIB, "vdb": 32 * MIB, "vdc": 256 * MIB}  # as many as a guest has formats
+_SPARE = "vdc"  # without a file system, full of bytes that are not zero: overwriting it takes room in a scratch file
 _TEMPLATE_NAME = "bm-guest-template"
 _TEMPLATE_UUID = "b6ad1a2c-0000-4000-8000-000000000000"
 
@@ -178,20 +180,21 @@ class BlankDomain(_Domain):
 class RealGuest(_Domain):
     """A running Linux with `formats` of vda and vdb, their ext4 on /data1 and /data2, and an agent that answers.
 
-    `folder` takes its images and sockets and must be new or empty.
+    A third format is that of vdc, which is the test's to write to. `folder` takes its images and sockets and must be new
+    or empty.
     """
 
-    def __init__(self, uri: str, folder: Path, formats: tuple[str, str] = ("qcow2", "qcow2")) -> None:
+    def __init__(self, uri: str, folder: Path, formats: Sequence[str] = ("qcow2", "qcow2")) -> None:
         domain_uuid = str(uuid.uuid4())
         super().__init__(uri, _TEMPLATE_NAME[: -len("template")] + domain_uuid[:8], domain_uuid)
         self.folder = folder
         self.disks = tuple(
             DiskFile(target, folder / f"{target}.{kind}", kind)
-            for target, kind in zip(_GUEST_DISK_BYTES, formats, strict=True)
+            for target, kind in zip(_GUEST_DISK_BYTES, formats, strict=False)
         )
 
     def __enter__(self) -> Self:
-        template = _template(self._uri)
+        template = _template(self._uri, len(self.disks))
         self.folder.mkdir(parents=True, exist_ok=True)
         for disk in self.disks:
             command = ["qemu-img", "convert", "-f", "raw", "-O", disk.format]
@@ -199,7 +202,7 @@ class RealGuest(_Domain):
         memory = self.folder / "memory"
         shutil.copyfile(template / "memory", memory)
         _rename_saved(memory, self.name, self.uuid)
-        xml = _guest_xml(guest_image(), self.name, self.uuid, self.disks, self.folder / "console")
+        xml = _guest_xml(guest_image(), self.name, self.uuid, self.disks, self.folder)
         try:
             self.connection.restoreFlags(str(memory), xml, 0)
             memory.unlink()
@@ -297,7 +300,7 @@ def check_file_system(image: Path) -> None:
     subprocess.run(["e2fsck", "-fn", str(image)], check=True, capture_output=True)
 
 
-def _guest_xml(image: GuestImage, name: str, domain_uuid: str, disks: Sequence[DiskFile], console: Path) -> str:
+def _guest_xml(image: GuestImage, name: str, domain_uuid: str, disks: Sequence[DiskFile], folder: Path) -> str:
     # acpi=off saves 1-2 s of boot. So a shutdown is a reboot, which ends the domain; see sbin/shutdown in guest_image.py.
     cmdline = "console=ttyS0 quiet panic=-1 acpi=off mitigations=off nokaslr tsc=reliable"
     return f"""<domain type='qemu'><name>{name}</name><uuid>{domain_uuid}</uuid><memory unit='MiB'>192</memory>
@@ -305,33 +308,38 @@ def _guest_xml(image: GuestImage, name: str, domain_uuid: str, disks: Sequence[D
         <kernel>{image.kernel}</kernel><initrd>{image.initramfs}</initrd><cmdline>{cmdline}</cmdline></os>
       <cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu><on_reboot>destroy</on_reboot>
       <devices>{"".join(disk.xml() for disk in disks)}
-        <serial type='unix'><source mode='bind' path='{escape(str(console))}'/><target port='0'/></serial>
+        <serial type='unix'><source mode='bind' path='{escape(str(folder / "console"))}'/><target port='0'/></serial>
         <channel type='unix'><source mode='bind'/><target type='virtio' name='{AGENT_CHANNEL}'/></channel>
+        <channel type='file'><source path='{escape(str(folder / WRITER_CHANNEL))}'/>
+          <target type='virtio' name='{WRITER_CHANNEL}'/></channel>
         <memballoon model='none'/></devices></domain>"""
 
 
-def _template(uri: str) -> Path:
+def _template(uri: str, disk_count: int) -> Path:
     """Return the folder with a guest's saved memory and its disks of that instant; boots one if there is none."""
     image = guest_image()
-    folder = image.folder / "saved"
+    folder = image.folder / f"saved-{disk_count}"
     with locked(image.folder / "saved.lock"):
         if not folder.exists():
             part = image.folder / "saved.part"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            _boot_and_save(uri, image, part)
+            _boot_and_save(uri, image, part, list(_GUEST_DISK_BYTES)[:disk_count])
             part.rename(folder)
     return folder
 
 
-def _boot_and_save(uri: str, image: GuestImage, folder: Path) -> None:
-    disks = [DiskFile(target, folder / f"{target}.raw", "raw") for target in _GUEST_DISK_BYTES]
+def _boot_and_save(uri: str, image: GuestImage, folder: Path, targets: Sequence[str]) -> None:
+    disks = [DiskFile(target, folder / f"{target}.raw", "raw") for target in targets]
     for disk in disks:
+        if disk.target == _SPARE:
+            _fill(disk.path, _GUEST_DISK_BYTES[_SPARE])
+            continue
         disk.create(_GUEST_DISK_BYTES[disk.target])
         subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", disk.path], check=True)
     connection = libvirt.open(uri)
     try:
-        xml = _guest_xml(image, _TEMPLATE_NAME, _TEMPLATE_UUID, disks, folder / "console")
+        xml = _guest_xml(image, _TEMPLATE_NAME, _TEMPLATE_UUID, disks, folder)
         domain = connection.createXML(xml)
         try:
             wait_until(lambda: "state='connected'" in domain.XMLDesc(), _BOOT_SECONDS_MAX, "the guest to boot")
@@ -342,6 +350,12 @@ def _boot_and_save(uri: str, image: GuestImage, folder: Path) -> None:
                 domain.destroy()
     finally:
         connection.close()
+
+
+def _fill(image: Path, size_bytes: int) -> None:
+    with image.open("wb") as file:
+        for start in range(0, size_bytes, MIB):
+            file.write(bytes([1 + start // MIB % 255]) * MIB)
 
 
 def _rename_saved(memory: Path, name: str, domain_uuid: str) -> None:

@@ -1,7 +1,8 @@
 """What the test guest boots: Debian's cloud kernel, and an initramfs made of busybox and the QEMU guest agent.
 
     build/cache/linux-image-….deb ──► kernel (bzImage), modules ─┐
-    busybox-static, qemu-ga and its libraries (this machine's) ──┴─► guest/<digest>/{kernel,initramfs}
+    busybox-static, qemu-ga and its libraries (this machine's) ──┤
+    record-writer (guest_writer.c, compiled here) ───────────────┴─► guest/<digest>/{kernel,initramfs}
 
 The package is fetched once by `apt-get download`; what is made from it lies under a digest of all inputs, so a changed script
 or a new kernel makes a new image. Several processes may ask at once: a file lock lets one of them do the work.
@@ -20,6 +21,7 @@ from pathlib import Path
 
 CACHE = Path(__file__).parents[2] / "build" / "cache"
 _INIT = Path(__file__).with_name("guest_init.sh")
+_WRITER = Path(__file__).with_name("guest_writer.c")
 _META_PACKAGE = "linux-image-cloud-amd64"
 _MODULES = (
     "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
@@ -83,7 +85,7 @@ def _digest(package: Path) -> str:
     programs = (Path("/bin/busybox"), Path("/usr/sbin/qemu-ga"), Path(shutil.which("qemu-system-x86_64") or ""))
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in programs]
     inputs = hashlib.sha256(f"{package.name} {stamps}".encode())
-    for path in (_INIT, Path(__file__), Path(__file__).with_name("guest.py")):
+    for path in (_INIT, _WRITER, Path(__file__), Path(__file__).with_name("guest.py")):
         inputs.update(path.read_bytes())
     return inputs.hexdigest()[:16]
 
@@ -99,6 +101,7 @@ def _make(image: GuestImage, package: Path) -> None:
         "bin/busybox": Path("/bin/busybox").read_bytes(),
         "bin/qemu-ga": Path("/usr/sbin/qemu-ga").read_bytes(),
         "etc/fsfreeze-hook": _FREEZE_HOOK.encode(),
+        "bin/record-writer": _compile(_WRITER, image.folder / "record-writer"),
         "sbin/shutdown": _SHUTDOWN.encode(),
         "etc/passwd": b"root:x:0:0:root:/:/bin/sh\n",
     }
@@ -111,6 +114,12 @@ def _make(image: GuestImage, package: Path) -> None:
     temporary.write_bytes(gzip.compress(_cpio(files), compresslevel=1))
     shutil.rmtree(unpacked)
     temporary.rename(image.initramfs)
+
+
+def _compile(source: Path, target: Path) -> bytes:
+    """Return a program for a guest that has no libraries."""
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", str(target), str(source)], check=True)
+    return target.read_bytes()
 
 
 def _libraries(program: Path) -> list[Path]:

@@ -18,9 +18,11 @@ for disk in vda:data1 vdb:data2; do
     mount -t ext4 -o noatime "/dev/${disk%:*}" "/${disk#*:}"
 done
 
-# The port's name shows up late; without this loop the agent sometimes never connects.
+# The ports' names show up late; without this loop the agent sometimes never connects.
 mkdir -p /dev/virtio-ports
-until grep -q org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name 2>/dev/null; do usleep 20000; done
+for name in org.qemu.guest_agent.0 bm.acknowledged; do
+    until grep -q $name /sys/class/virtio-ports/*/name 2>/dev/null; do usleep 20000; done
+done
 for port in /sys/class/virtio-ports/*; do
     ln -sf "/dev/${port##*/}" "/dev/virtio-ports/$(cat "$port/name")"
 done

@@ -78,7 +78,7 @@ def test_without_an_agent_only_the_fallback_goes_on(connection: Connection, real
         assert guest.state()[0] == 3
     assert guest.state()[0] == 1
     assert (quiesced.reached, quiesced.thaw_confirmed) == ("paused", True)
-    assert quiesced.detail == "no guest agent is connected"
+    assert (quiesced.detail, quiesced.fault) == ("no guest agent is connected", False)
 
 
 @pytest.mark.feature("T17", "C11")
@@ -92,14 +92,22 @@ def test_a_hung_agent_is_given_up_and_its_late_freeze_is_undone(
     with quiesce(domain, "freeze_or_pause", tmp_path, timeout_seconds=1) as quiesced:
         assert guest.state()[0] == 3
     assert guest.state()[0] == 1
-    assert quiesced.reached == "paused"
+    assert (quiesced.reached, quiesced.fault) == ("paused", True)
+    assert quiesced.seconds < 1.0  # what the guest stood still, not what its agent was waited for
     assert not quiesced.thaw_confirmed  # the agent says nothing: a guard stays with it
     (mark,) = thaw_guard.marks(tmp_path)
     assert mark.deeds == ("freeze",)
-    assert Path(f"/proc/{mark.guard}").exists()
+    assert mark.guarded()
+    monkeypatch.setattr("engine.hypervisor.quiesce._EARLIER_SECONDS", 0.5)
+    with quiesce(domain, "pause", tmp_path) as quiesced:  # a next backup, which asks nothing of the agent
+        pass
+    assert not quiesced.thaw_confirmed
+    (later,) = thaw_guard.marks(tmp_path)
+    assert (later.deeds, later.guarded()) == (("freeze",), True)  # not forgotten
+    wait_until(lambda: not mark.guarded(), 30, "the first guard to leave it to the second")
     guest.wake_agent()
     wait_until(lambda: thaw_guard.marks(tmp_path) == (), 30, "the guard to see the guest thawed")
-    wait_until(lambda: not Path(f"/proc/{mark.guard}").exists(), 10, "the guard to end")
+    wait_until(lambda: not later.guarded(), 10, "the guard to end")
     assert guest.freeze_status() == "thawed"
     guest.write_file("/data1/after", "written")  # hangs in a frozen guest
 
@@ -137,7 +145,7 @@ def test_a_guest_that_thaws_by_itself_was_not_frozen(connection: Connection, rea
     domain = connection.domain(guest.uuid)
     with quiesce(domain, "freeze", tmp_path) as quiesced:
         assert ensure_thawed(domain, 10)  # as Windows does after 10 s
-    assert quiesced.reached == "crash"
+    assert (quiesced.reached, quiesced.fault) == ("crash", True)
     assert quiesced.detail
 
 
@@ -208,6 +216,24 @@ def test_a_domain_that_its_owner_paused_stays_paused(connection: Connection, bla
     with pytest.raises(QuiesceFailed), quiesce(domain, "freeze", tmp_path):
         pytest.fail("the block ran")
     assert made.state()[0] == 3
+
+
+@pytest.mark.feature("T19", "C11")
+def test_a_pause_that_a_dead_engine_left_is_not_taken_for_the_owners(
+    connection: Connection, blank_domain, tmp_path: Path
+) -> None:
+    made = blank_domain([])
+    domain = connection.domain(made.uuid)
+    for mode in ("pause", "none", "freeze_or_pause"):
+        made.handle.suspend()
+        thaw_guard.mark_path(tmp_path, made.uuid).write_text('{"deeds": ["pause"], "guard": 0}')
+        with quiesce(domain, mode, tmp_path) as quiesced:
+            assert made.state()[0] == (1 if mode == "none" else 3)
+        assert quiesced.reached == ("crash" if mode == "none" else "paused")
+        assert quiesced.detail == ("the domain has no guest agent" if mode == "freeze_or_pause" else "")
+        assert not quiesced.fault
+        assert made.state()[0] == 1
+        assert thaw_guard.marks(tmp_path) == ()
 
 
 def test_a_stopped_domain_is_refused(connection: Connection, blank_domain, tmp_path: Path) -> None:
