@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,14 @@ with storage.create(sys.argv[1]) as sink:
 
 @dataclass(frozen=True)
 class Place:
-    """A storage to test: `spec` opens it, `folder` is where its files lie on this machine."""
+    """A storage to test: `spec` opens it, `folder` is where its files lie on this machine.
+
+    `cut` ends every connection to the storage, which takes new ones at once; None where there are no connections.
+    """
 
     spec: StorageSpec
     folder: Path
+    cut: Callable[[], object] | None = None
 
     def open(self) -> Storage:
         return open_storage(self.spec)
@@ -220,6 +224,76 @@ class StorageContract:
         assert [entry.name for entry in storage.list()] == ["d/object"]
         storage.sweep("d")
         assert list(place.folder.iterdir()) == []
+
+    # ---- lost connections -----------------------------------------------------------------------------------------------
+
+    @pytest.mark.feature("C12")
+    @pytest.mark.parametrize("mib", [0.1, 1, 3, 5])
+    def test_an_upload_whose_connection_is_lost_is_resumed_or_leaves_nothing(self, storage, place, mib):
+        data = os.urandom(6 * MIB)
+        resumed = cut_while_writing(storage, place, data, [int(mib * MIB)])
+        assert resumed == (storage.abilities.resume or place.cut is None)
+        assert place.files() == (["d/object"] if resumed else [])
+        assert not resumed or storage.get("d/object") == data
+
+    @pytest.mark.feature("C12")
+    def test_an_upload_survives_many_lost_connections(self, storage, place):
+        if place.cut is None or not storage.abilities.resume:
+            return  # the one above shows what happens then
+        data = os.urandom(12 * MIB)
+        assert cut_while_writing(storage, place, data, range(1 * MIB, 12 * MIB, 2 * MIB))
+        assert storage.get("d/object") == data
+        assert place.files() == ["d/object"]
+
+    @pytest.mark.feature("C12")
+    def test_a_connection_lost_before_the_end_costs_nothing(self, storage, place):
+        if place.cut is None or not storage.abilities.resume:
+            return
+        with storage.create("d/object") as sink:
+            sink.write(b"content")
+            place.cut()
+        assert storage.get("d/object") == b"content"
+        assert place.files() == ["d/object"]
+
+    @pytest.mark.feature("C12")
+    def test_a_failed_block_leaves_no_trace_without_its_connection_either(self, storage, place):
+        def fail() -> None:
+            with storage.create("d/object") as sink:
+                sink.write(bytes(3 * MIB))
+                if place.cut is not None:
+                    place.cut()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        assert place.files() == []
+
+    @pytest.mark.feature("C12")
+    def test_a_name_taken_while_the_connection_was_lost_is_refused(self, storage, place):
+        def come_late() -> None:
+            with storage.create("object") as sink, place.open() as other:
+                sink.write(bytes(2 * MIB))
+                other.put("object", b"early")
+                if place.cut is not None:
+                    place.cut()
+
+        with pytest.raises(ObjectExists if place.cut is None or storage.abilities.resume else StorageError):
+            come_late()
+        assert storage.get("object") == b"early"
+        assert place.files() == ["object"]
+
+    @pytest.mark.feature("C12")
+    def test_a_reader_goes_on_after_a_lost_connection(self, storage, place):
+        data = os.urandom(2 * MIB)
+        storage.put("object", data)
+        reader = storage.open("object")
+        try:
+            for offset in (0, 100, 1 * MIB):
+                if place.cut is not None:
+                    place.cut()
+                assert reader.read_at(offset, 1 * MIB) == data[offset : offset + 1 * MIB]
+        finally:
+            reader.close()
 
     # ---- reading --------------------------------------------------------------------------------------------------------
 
@@ -455,3 +529,19 @@ class StorageContract:
 
     def test_the_label_names_the_place(self, storage, place):
         assert str(place.folder) in storage.label
+
+
+def cut_while_writing(storage: Storage, place: Place, data: bytes, cuts: Iterable[int]) -> bool:
+    """Write `d/object` in pieces of 64 KiB, and lose the connection at each position of `cuts`; tell whether it was written."""
+    waiting = sorted(cuts)
+    try:
+        with storage.create("d/object") as sink:
+            for position in range(0, len(data), 64 * KIB):
+                sink.write(memoryview(data)[position : position + 64 * KIB])
+                if waiting and position >= waiting[0]:
+                    waiting.pop(0)
+                    if place.cut is not None:
+                        place.cut()
+    except StorageUnreachable:
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""Objects as files on an SFTP server; `sftp_objects` reads and writes them, `sftp_connect` opens the connection.
+"""Objects as files on an SFTP server; `sftp_reader` and `sftp_upload` read and write them, `sftp_connect` opens the connection.
 
 Connections come and go, the storage stays: what may be repeated (looking, reading, listing, deleting) is repeated on a new
-connection after a pause; an upload whose connection is lost fails, since nobody knows what of it arrived.
+connection after a pause, and an upload goes on behind the last byte that the server has acknowledged.
 Version 3 has one status, "Failure", for a full disk, a taken name and all the rest: what it meant is found by asking.
 """
 
@@ -9,6 +9,7 @@ import logging
 import random
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -17,8 +18,9 @@ from engine.errors import ObjectNotFound, StorageDenied, StorageError, StorageFu
 from engine.spec import SftpConfig
 from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
 from engine.storage.sftp_connect import Connection, Dialer, Patience, reason_of
-from engine.storage.sftp_objects import SftpReader, SftpUpload
+from engine.storage.sftp_reader import SftpReader
 from engine.storage.sftp_tree import is_file, make_folder, remove_empty, suppress_code, sweep
+from engine.storage.sftp_upload import SftpUpload
 from engine.storage.sftp_wire import Attributes, Code, Lost, Refused, Wire
 from engine.units import MIB
 
@@ -34,7 +36,7 @@ class SftpStorage(Storage):
     `sleep` waits between attempts; a test may pass its own.
     """
 
-    abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=False, usage=True, bind_address=True)
+    abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=True, usage=True, bind_address=True)
 
     def __init__(
         self, config: SftpConfig, patience: Patience | None = None, sleep: Callable[[float], None] | None = None
@@ -149,10 +151,13 @@ class SftpStorage(Storage):
         """Return `work(session)`; repeat it, which must be harmless, on a new connection while the old one is lost."""
         return self.attempt_bound(step, name, lambda connection: work(connection.wire()))
 
-    def attempt_bound(self, step: str, name: str, work: Callable[[Connection], T]) -> T:
-        """Like `attempt`, for work that binds a session to itself."""
-        pause = self.patience.pause_seconds
-        for number in range(1, self.patience.attempts + 1):
+    def attempt_bound(self, step: str, name: str, work: Callable[[Connection], T], *, enduring: bool = False) -> T:
+        """Like `attempt`, for work that binds a session to itself. `enduring`: try for minutes, since much would be lost."""
+        patience = self.patience
+        deadline = time.monotonic() + patience.enduring_seconds
+        pause = patience.pause_seconds
+        attempts = patience.enduring_attempts if enduring else patience.attempts
+        for number in range(1, attempts + 1):
             try:
                 connection = self.connection()
                 try:
@@ -160,17 +165,15 @@ class SftpStorage(Storage):
                 except Refused as refused:
                     raise self.failure(refused, step, name, connection.wire()) from refused
             except (Lost, StorageUnreachable) as error:
-                if number == self.patience.attempts or self._interrupted.is_set():
+                late = enduring and time.monotonic() + pause > deadline
+                if number == attempts or late or self._interrupted.is_set():
                     raise self.unreachable(step, error) from error
                 log.warning(
                     "storage lost, trying again storage=%s step=%s attempt=%d reason=%s",
-                    self.label,
-                    step,
-                    number,
-                    reason_of(error),
-                )
+                    self.label, step, number, reason_of(error),
+                )  # fmt: skip
             self._sleep(pause * random.uniform(0.75, 1.25))
-            pause *= 2
+            pause = min(2 * pause, patience.pause_seconds_max)
         raise AssertionError("unreachable")
 
     def unreachable(self, step: str, error: BaseException) -> StorageUnreachable:

@@ -44,9 +44,15 @@ class Patience:
     sync_seconds: float = 900  # an fsync of 32 GiB on a slow disk answers nothing until it is done
     attempts: int = 5
     pause_seconds: float = 0.5  # before the second attempt; doubles each time
+    pause_seconds_max: float = 30
+    # For an upload or a read that has come some way: a server that is being rebooted is back by then.
+    enduring_attempts: int = 14
+    enduring_seconds: float = 300
 
 
-BRIEF = Patience(connect_seconds=4, stall_seconds=4, sync_seconds=4, attempts=1)  # somebody waits for us to end
+BRIEF = Patience(
+    connect_seconds=4, stall_seconds=4, sync_seconds=4, attempts=1, enduring_attempts=1
+)  # somebody waits for us to end
 
 
 class Connection:

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from engine.storage.sftp_wire import Attributes, Code, Refused, Wire
 
+_RACE_TRIES = 5
+
 
 class suppress_code:  # noqa: N801 -- reads like contextlib.suppress
     """Suppress a request that was refused with the status `code`."""
@@ -43,11 +45,19 @@ def is_folder(wire: Wire, path: bytes) -> bool:
 
 def make_folder(wire: Wire, path: bytes) -> None:
     """Make a folder; one that is already there, or that someone makes at the same moment, is fine."""
-    try:
-        wire.mkdir(path)
-    except Refused as refused:
-        if refused.code == Code.NO_SUCH_FILE or not is_folder(wire, path):
-            raise
+    for attempt in range(1, _RACE_TRIES + 1):
+        try:
+            wire.mkdir(path)
+        except Refused as refused:
+            if refused.code == Code.NO_SUCH_FILE:
+                raise
+            if is_folder(wire, path):
+                return
+            # A failure of its own, or it was there and was removed, being empty, before we looked: the next try tells.
+            if attempt == _RACE_TRIES:
+                raise
+        else:
+            return
 
 
 def make_folders(wire: Wire, root: bytes, parts: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ _RECEIVE_BYTES = 256 * KIB
 _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 _OPENDIR, _READDIR, _REMOVE, _MKDIR, _RMDIR, _STAT, _RENAME = 11, 12, 13, 14, 15, 17, 18
 _STATUS, _HANDLE, _DATA, _NAME, _ATTRS, _EXTENDED, _EXTENDED_REPLY = 101, 102, 103, 104, 105, 200, 201
-READ, CREATE_NEW = 0x01, 0x02 | 0x08 | 0x20  # open flags: READ; WRITE, CREAT and EXCL
+READ, WRITE, CREATE_NEW = 0x01, 0x02, 0x02 | 0x08 | 0x20  # open flags: READ; WRITE; WRITE, CREAT and EXCL
 _MODE_FILE, _MODE_FOLDER = 0o600, 0o700
 _SIZE, _OWNER, _PERMISSIONS, _TIMES, _MORE = 0x01, 0x02, 0x04, 0x08, 0x80000000
 
@@ -115,7 +115,7 @@ class Wire:
     # ---- files ----------------------------------------------------------------------------------------------------------
 
     def open(self, path: bytes, flags: int) -> bytes:
-        """Open a file with READ or CREATE_NEW and return its handle."""
+        """Open a file with READ, WRITE or CREATE_NEW and return its handle."""
         attributes = struct.pack(">III", flags, _PERMISSIONS, _MODE_FILE)
         return self._call(_OPEN, _string(path) + attributes, _HANDLE).string()
 
@@ -329,7 +329,8 @@ class Wire:
             if code != Code.OK or expected != _STATUS:
                 raise Refused(code, fields.string().decode("utf-8", "replace") if fields.left else "")
         elif kind != expected:
-            raise Lost(f"reply {kind} where {expected} was expected")
+            self.end(f"reply {kind} where {expected} was expected")
+            raise Lost(self._lost)
         return fields
 
     def _receive(self) -> None:

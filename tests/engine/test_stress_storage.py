@@ -21,7 +21,7 @@ from engine.storage.sftp_connect import Patience
 from engine.units import KIB, MIB
 from engine.work import Stop
 from tests.engine.aftermath import At, assert_host_is_clean, assert_next_is_good, assert_only, assert_verifies, folders
-from tests.engine.rig import Rig, reason
+from tests.engine.rig import Rig, digest, reason
 from tests.faults import FaultyStorage
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.proxy import Proxy
@@ -30,6 +30,9 @@ from tests.servers.sshd import Sshd
 
 INCREMENTAL = {"vda": ("incremental", "")}
 DISK_BYTES = 32 * MIB
+IMPATIENT = Patience(
+    connect_seconds=2, stall_seconds=1, sync_seconds=2, attempts=2, pause_seconds=0.1, enduring_attempts=2
+)
 
 
 @pytest.fixture
@@ -63,8 +66,9 @@ def on_sftp(tmp_path: Path, uri: str) -> Iterator[tuple[Rig, Sshd, Proxy]]:
 
 @pytest.mark.feature("N15")
 def test_the_storage_server_dies_and_what_it_kept_is_removed_by_the_next_backup(
-    tmp_path: Path, libvirtd: Any, domain: BlankDomain
+    tmp_path: Path, libvirtd: Any, domain: BlankDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sftp, "Patience", lambda: IMPATIENT)
     with on_sftp(tmp_path, libvirtd.uri) as (rig, sshd, _proxy):
         first = rig.back_up(domain.uuid)
         fill(domain, 5, 20)
@@ -83,21 +87,51 @@ def test_the_storage_server_dies_and_what_it_kept_is_removed_by_the_next_backup(
         assert_verifies(rig, domain)
 
 
-@pytest.mark.feature("N15")
-def test_a_cut_connection_fails_the_backup_and_leaves_nothing(
-    tmp_path: Path, libvirtd: Any, domain: BlankDomain
+@pytest.mark.feature("C12")
+@pytest.mark.parametrize("fault", ["cut", "cut often", "restart"])
+def test_a_lost_connection_costs_the_backup_nothing(
+    tmp_path: Path, libvirtd: Any, domain: BlankDomain, fault: str
 ) -> None:
-    with on_sftp(tmp_path, libvirtd.uri) as (rig, _sshd, proxy):
+    with on_sftp(tmp_path, libvirtd.uri) as (rig, sshd, proxy):
         first = rig.back_up(domain.uuid)
         fill(domain, 5, 20)
+        expected = digest(tmp_path / "vda.qcow2", "qcow2")
 
-        outcome = rig.run(report=At("read", proxy.cut, 4 * MIB), backup=rig.backup_job(domain.uuid))
+        def restart() -> None:
+            sshd.stop()
+            sshd.start()
 
-        assert (outcome.state, reason(outcome)) == ("failed", "STORAGE_UNREACHABLE")
+        def cut_often() -> None:
+            proxy.cut_each_after(2 * MIB)
+            proxy.cut()
+
+        acts = {"cut": proxy.cut, "cut often": cut_often, "restart": restart}
+        report = At("read", acts[fault], 4 * MIB)
+        connections = proxy.connections
+        outcome = rig.run(report=report, backup=rig.backup_job(domain.uuid))
+        proxy.cut_each_after(0)
+
+        assert report.fired.is_set()
+        assert reason(outcome) == ""
+        assert outcome.result is not None
+        assert proxy.connections > connections + (5 if fault == "cut often" else 1)
         assert_host_is_clean(rig, domain)
-        assert_only(tmp_path / "storage", domain.uuid, first)
-        second = assert_next_is_good(rig, domain, INCREMENTAL)
-        assert_only(tmp_path / "storage", domain.uuid, first, second)
+        assert_only(tmp_path / "storage", domain.uuid, first, outcome.result)
+        restored = rig.restore_to(tmp_path / "out", domain.uuid, outcome.result["backup_id"])
+        assert digest(restored["vda"]) == expected
+        assert_verifies(rig, domain)
+
+
+@pytest.mark.feature("C12")
+def test_a_restore_goes_on_after_lost_connections(tmp_path: Path, libvirtd: Any, domain: BlankDomain) -> None:
+    with on_sftp(tmp_path, libvirtd.uri) as (rig, _sshd, proxy):
+        made, expected = rig.back_up(domain.uuid), digest(tmp_path / "vda.qcow2", "qcow2")
+        proxy.cut_each_after(6 * MIB, "down")
+        connections = proxy.connections
+        restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
+        assert digest(restored["vda"]) == expected
+        assert proxy.connections > connections + 1
+        assert reason(rig.verify(domain.uuid)) == ""
 
 
 @pytest.mark.feature("N15")
@@ -121,8 +155,7 @@ def test_a_connection_cut_at_the_commit_is_settled_one_way_or_the_other(
 def test_a_storage_that_stands_still_is_given_up(
     tmp_path: Path, libvirtd: Any, domain: BlankDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patience = Patience(connect_seconds=2, stall_seconds=1, sync_seconds=2, attempts=2, pause_seconds=0.1)
-    monkeypatch.setattr(sftp, "Patience", lambda: patience)
+    monkeypatch.setattr(sftp, "Patience", lambda: IMPATIENT)
     with on_sftp(tmp_path, libvirtd.uri) as (rig, _sshd, proxy):
         first = rig.back_up(domain.uuid)
         fill(domain, 5, 20)

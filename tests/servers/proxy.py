@@ -29,6 +29,7 @@ class Proxy:
         self._target_port = target_port
         self._limits: dict[Direction, int | None] = {"up": None, "down": None}
         self._at_limit: Callable[[], object] = self._reset
+        self._each: tuple[int, Direction] | None = None
         self._delay_seconds = 0.0
         self._refusing = False
         self._flowing: asyncio.Event
@@ -40,6 +41,15 @@ class Proxy:
     def cut_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Reset the connection when `byte_count` more bytes have gone in `direction`; once."""
         self._call(lambda: self._limit(byte_count, direction, self._reset))
+
+    def cut_each_after(self, byte_count: int, direction: Direction = "up") -> None:
+        """Reset every connection made from now on when `byte_count` bytes of it have gone in `direction`; 0 ends that."""
+
+        def change() -> None:
+            self._each = (byte_count, direction) if byte_count else None
+            self._limits = {"up": None, "down": None}
+
+        self._call(change)
 
     def stall_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Stall when `byte_count` more bytes have gone in `direction`; once. What comes then waits for `resume`."""
@@ -104,6 +114,8 @@ class Proxy:
         try:
             if self._refusing:
                 return
+            if self._each is not None:
+                self._limit(*self._each, self._reset)
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port, limit=_CHUNK_BYTES)
             self._writers.add(far_writer)
             try:

@@ -35,8 +35,8 @@ from tests.servers.sshd import Sshd, free_port, key_pair
 from tests.storage_contract import Place, StorageContract
 from tests.waiting import wait_until
 
-QUICK = Patience(connect_seconds=10, stall_seconds=10, attempts=3, pause_seconds=0.01)
-SHORT = Patience(connect_seconds=1, stall_seconds=1, attempts=2, pause_seconds=0.01)
+QUICK = Patience(connect_seconds=10, stall_seconds=10, attempts=3, pause_seconds=0.01, enduring_attempts=3)
+SHORT = Patience(connect_seconds=1, stall_seconds=1, attempts=2, pause_seconds=0.01, enduring_attempts=2)
 WAIT_SECONDS = 30.0
 
 
@@ -70,7 +70,7 @@ class TestSftp(StorageContract):
     def place(self, server, tmp_path):
         folder = tmp_path / "storage"
         config = server.config(folder)
-        return Place(StorageSpec(repository_id="r", installation_id="i", sftp=config), folder)
+        return Place(StorageSpec(repository_id="r", installation_id="i", sftp=config), folder, server.kill_sessions)
 
 
 @pytest.mark.feature("S4")
@@ -81,7 +81,9 @@ class TestSftpWithoutExtensions(StorageContract):
     def place(self, bare_server, tmp_path):
         folder = tmp_path / "storage"
         config = bare_server.config(folder)
-        return Place(StorageSpec(repository_id="r", installation_id="i", sftp=config), folder)
+        return Place(
+            StorageSpec(repository_id="r", installation_id="i", sftp=config), folder, bare_server.kill_sessions
+        )
 
     def test_usage_is_that_of_the_file_system(self, storage, place):
         assert storage.usage() is None
@@ -406,18 +408,7 @@ class TestLostConnection:
             storage.sweep("d")
             assert list((tmp_path / "storage").iterdir()) == []
 
-    @pytest.mark.parametrize("mib", [0.02, 0.3, 1, 3.5, 7.9])
-    def test_an_upload_cut_anywhere_fails_and_leaves_nothing(self, server, tmp_path, mib):
-        with Proxy(server.port) as proxy:
-            with behind(proxy, server.config(tmp_path / "storage")) as storage:
-                proxy.cut_after(int(mib * MIB))
-                with pytest.raises(StorageUnreachable):
-                    storage.put("d/object", os.urandom(8 * MIB))
-                assert list((tmp_path / "storage").iterdir()) == []
-                storage.put("d/object", b"next try")
-                assert storage.get("d/object") == b"next try"
-
-    def test_cuts_around_the_commit_never_leave_half_an_object(self, server, tmp_path):
+    def test_cuts_around_the_commit_cost_nothing(self, server, tmp_path):
         """Cut after every few bytes of the last requests: close, rename and their replies."""
         data = os.urandom(50_000)
         with Proxy(server.port) as proxy:
@@ -432,10 +423,8 @@ class TestLostConnection:
                     proxy.cut_after(limit, direction)
                     error = raised(partial(storage.put, name, data))
                     proxy.cut_after(1 << 40, direction)
-                    found = {entry.name for entry in storage.list()}
-                    assert (error is None) == (name in found), (name, error)
-                    assert error is None or isinstance(error, StorageUnreachable)
-                    assert error or storage.get(name) == data
+                    assert error is None, (name, error)
+                    assert storage.get(name) == data
         assert not list((tmp_path / "storage").rglob("*.part"))
 
     @pytest.mark.parametrize("limit", [20, 60, 100, 140, 180])
