@@ -3,7 +3,7 @@
     layers, newest first ── index ──► frames with pieces that nothing newer covers ──► workers: fetch │ open │ write
                                 └───► zero extents, likewise
 
-`check_layers` reads every header, footer and index before anything is overwritten; frames are checked as they come.
+Each byte is checked by one thing alone: the AEAD tag where there is one, the SHA-256 where not. `check_layers` reads every header, footer and index before anything is overwritten; frames are checked as they come.
 """
 
 import contextlib
@@ -46,12 +46,29 @@ def open_segment(
 
 
 def check_layers(storage: Storage, manifest: DiskManifest, key: ServerKey | None, work: Work) -> None:
-    """Read header, footer and index of every segment that the disk needs, so that a restore will not stop half-way for them."""
-    for layer in manifest.layers:
-        for segment in layer.segments:
-            work.stop.check()
-            with open_segment(storage, manifest, layer.backup_id, segment, key):
-                pass
+    """Read header, footer and index of every segment that the disk needs, so that a restore will not stop half-way for them.
+
+    Side by side: a chain of many small backups costs round trips, not bytes.
+    """
+    wanted = ((layer.backup_id, segment) for layer in manifest.layers for segment in layer.segments)
+    ended = threading.Event()
+    with work.stop.waking(ended.set):
+        run_ordered(
+            wanted, lambda: _Checker(storage, manifest, key), lambda _: None,
+            workers=work.workers, stop=ended, interrupts=(storage.interrupt,),
+        )  # fmt: skip
+
+
+class _Checker:
+    def __init__(self, storage: Storage, manifest: DiskManifest, key: ServerKey | None) -> None:
+        self._storage, self._manifest, self._key = storage, manifest, key
+
+    def process(self, wanted: tuple[str, SegmentRef]) -> None:
+        with open_segment(self._storage, self._manifest, *wanted, self._key):
+            pass
+
+    def close(self) -> None:
+        """Nothing to release."""
 
 
 def rebuild(storage: Storage, manifest: DiskManifest, key: ServerKey | None, target: Target, work: Work) -> int:
@@ -60,23 +77,19 @@ def rebuild(storage: Storage, manifest: DiskManifest, key: ServerKey | None, tar
     What lies beyond the manifest's size on a larger target becomes zeros. Raises what storage and target raise,
     FrameCorrupt, SegmentCorrupt and Cancelled; the target is then neither what it was nor what it should be.
     """
-    covered = Coverage()
-    written = 0
-    for layer in reversed(manifest.layers):
-        data, zeros = _Pieces(), _Pieces()
-        for segment in layer.segments:
-            with open_segment(storage, manifest, layer.backup_id, segment, key) as reader:
-                written += _Segment(reader, covered, data, zeros, target, work).run(storage)
-        covered.add(data)
-        covered.add(zeros)
-    missing = next(covered.gaps(0, manifest.size_bytes), None)
-    if missing is not None:
-        raise SegmentCorrupt(name=manifest.name, detail=f"no layer holds bytes {missing[0]} to {missing[1]}")
+    layers = _Layers(storage, manifest, key, target, work)
+    ended = threading.Event()
+    with contextlib.closing(layers), work.stop.waking(ended.set):
+        run_ordered(
+            layers.items(), lambda: _Worker(target.connect()), layers.count,
+            workers=work.workers, stop=ended, interrupts=(storage.interrupt, target.interrupt),
+        )  # fmt: skip
+    layers.check_complete()
     with work.stop.waking(target.interrupt), contextlib.closing(target.connect()) as writer:
         if target.size_bytes > manifest.size_bytes and not target.blank:
             writer.write_zeroes(manifest.size_bytes, target.size_bytes - manifest.size_bytes)
         writer.flush()
-    return written
+    return layers.written_bytes
 
 
 class _Pieces:
@@ -99,51 +112,71 @@ class _Pieces:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A frame and what of it is to be written: (offset in the plaintext, extent); or, without a frame, zeros to write."""
+    """A frame of one segment and what of it is to be written: (offset in the plaintext, extent); or, without a frame, zeros.
 
+    `position` counts the segments in the order in which they are read.
+    """
+
+    position: int
+    reader: SegmentReader
     entry: FrameEntry | None
     pieces: tuple[tuple[int, Extent], ...]
 
 
-class _Segment:
-    """Writes what one segment has to say."""
+class _Layers:
+    """All that is to be written, newest layer first, as one run: no thread waits for another layer's last frame.
+
+    `items` and `count` are called by one thread at a time each, by changing threads. A segment is open from its first item
+    until an item of a later one was counted.
+    """
 
     def __init__(
-        self, reader: SegmentReader, covered: Coverage, data: _Pieces, zeros: _Pieces, target: Target, work: Work
+        self, storage: Storage, manifest: DiskManifest, key: ServerKey | None, target: Target, work: Work
     ) -> None:
-        self._reader = reader
-        self._covered = covered
-        self._data = data
-        self._zeros = zeros
+        self._storage = storage
+        self._manifest = manifest
+        self._key = key
         self._target = target
         self._work = work
-        self._written = 0
+        self._covered = Coverage()
+        self._lock = threading.Lock()
+        self._open: dict[int, contextlib.ExitStack] = {}  # by position
+        self.written_bytes = 0
 
-    def run(self, storage: Storage) -> int:
-        """Return the bytes of data that were written."""
-        ended = threading.Event()
-        with self._work.stop.waking(ended.set):
-            run_ordered(
-                self._items(),
-                lambda: _Worker(self._reader, self._target.connect()),
-                self._count,
-                workers=self._work.workers,
-                stop=ended,
-                interrupts=(storage.interrupt, self._target.interrupt),
-            )
-        return self._written
+    def items(self) -> Iterator[_Item]:
+        position = 0
+        for layer in reversed(self._manifest.layers):
+            data, zeros = _Pieces(), _Pieces()
+            for segment in layer.segments:
+                yield from self._of_segment(layer.backup_id, segment, position, data, zeros)
+                position += 1
+            self._covered.add(data)
+            self._covered.add(zeros)
 
-    def _items(self) -> Iterator[_Item]:
-        for entry in self._reader.entries():
+    def _of_segment(
+        self, backup_id: str, segment: SegmentRef, position: int, data: _Pieces, zeros: _Pieces
+    ) -> Iterator[_Item]:
+        stack = contextlib.ExitStack()
+        with self._lock:
+            self._open[position] = stack
+        reader = stack.enter_context(open_segment(self._storage, self._manifest, backup_id, segment, self._key))
+        used = False
+        for entry in reader.entries():
             if isinstance(entry, FrameEntry):
                 for extent in entry.extents:
-                    self._data.append(extent)
-                yield _Item(entry, tuple(self._wanted(entry)))
+                    data.append(extent)
+                yield _Item(position, reader, entry, tuple(self._wanted(entry)))
+                used = True
                 continue
-            self._zeros.append(entry)
+            zeros.append(entry)
             if not self._target.blank:
                 gaps = self._covered.gaps(entry.start, entry.end)
-                yield _Item(None, tuple((0, Extent(start, end - start, zero=True)) for start, end in gaps))
+                pieces = tuple((0, Extent(start, end - start, zero=True)) for start, end in gaps)
+                yield _Item(position, reader, None, pieces)
+                used = True
+        if not used:  # there is no item whose turn would close it
+            with self._lock:
+                self._open.pop(position, stack).close()
 
     def _wanted(self, entry: FrameEntry) -> Iterator[tuple[int, Extent]]:
         offset = 0
@@ -152,25 +185,44 @@ class _Segment:
                 yield offset + start - extent.start, Extent(start, end - start)
             offset += extent.length
 
-    def _count(self, item: _Item) -> None:
+    def count(self, item: _Item) -> None:
+        """Note that an item is written, and close the segments before its own."""
+        self._close(item.position)
         if item.entry is not None:
-            self._written += sum(extent.length for _, extent in item.pieces)
+            self.written_bytes += sum(extent.length for _, extent in item.pieces)
             self._work.report.advance(item.entry.plain_bytes)
             reached("half_written")
 
+    def check_complete(self) -> None:
+        """Raise SegmentCorrupt unless the layers said something of every byte of the disk."""
+        missing = next(self._covered.gaps(0, self._manifest.size_bytes), None)
+        if missing is not None:
+            detail = f"no layer holds bytes {missing[0]} to {missing[1]}"
+            raise SegmentCorrupt(name=self._manifest.name, detail=detail)
+
+    def close(self) -> None:
+        """Close what is still open, after the last thread has ended."""
+        self._close(None)
+
+    def _close(self, before: int | None) -> None:
+        with self._lock:
+            done = [position for position in self._open if before is None or position < before]
+            stacks = [self._open.pop(position) for position in done]
+        for stack in stacks:
+            stack.close()
+
 
 class _Worker:
-    def __init__(self, reader: SegmentReader, writer: Writer) -> None:
-        self._reader = reader
+    def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._opener = FrameOpener()
+        self._opener = FrameOpener(digests=False)
 
     def process(self, item: _Item) -> _Item:
         if item.entry is None:
             for _, extent in item.pieces:
                 self._writer.write_zeroes(extent.start, extent.length)
         elif item.pieces:
-            plain = self._reader.read(item.entry, self._opener)
+            plain = item.reader.read(item.entry, self._opener)
             if len(plain) == sum(extent.length for _, extent in item.pieces):
                 self._writer.write_from(tuple(extent for _, extent in item.pieces), plain)
             else:

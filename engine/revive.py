@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import DiskNotFound, TargetError
 from engine.format.manifest import Definition
-from engine.hypervisor.domains import DefinedDisk, define, defined_disks, nvram_path, sources_in_use
+from engine.hypervisor.domains import DefinedDisk, define, defined_disks, nvram_path, sources_in_use, undefine
 from engine.source.images import create_image
 
 if TYPE_CHECKING:
@@ -26,25 +26,49 @@ if TYPE_CHECKING:
 _DEVICES = Path("/dev")
 
 
-def define_anew(connection: "Connection", definition: Definition, sizes: Mapping[str, int]) -> "Domain":
+def define_anew(
+    connection: "Connection",
+    definition: Definition,
+    sizes: Mapping[str, int],
+    undo: contextlib.ExitStack | None = None,
+) -> "Domain":
     """Define the domain and make the empty images of `sizes` (bytes, by disk); the domain is left stopped.
 
-    Raises TargetError when another domain uses one of its disks, an image is there already or cannot be made, or a volume
-    is not there; DiskNotFound when the definition lacks a disk; HypervisorError when libvirt refuses the definition.
+    `undo` gets what takes all of it away again. Raises TargetError when another domain uses one of its disks, an image is
+    there already or cannot be made, or a volume is not there; DiskNotFound when the definition lacks a disk; HypervisorError
+    when libvirt refuses the definition.
     """
     disks = {disk.target: disk for disk in defined_disks(definition.domain_xml)}
     _refuse_used(connection, disks.values())
     wanted = [_Image.of(disks.get(target), target, size) for target, size in sizes.items()]
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as made:
         for image in wanted:
-            if not image.is_volume:
-                create_image(image.disk.path, image.disk.format, image.size_bytes)
-                undo.callback(Path(image.disk.path).unlink, missing_ok=True)
+            image.make(made)
         if nvram := _write_nvram(definition):
-            undo.callback(nvram.unlink, missing_ok=True)
+            made.callback(nvram.unlink, missing_ok=True)
         domain = define(connection, definition.domain_xml)
-        undo.pop_all()
+        made.callback(undefine, domain)
+        kept = made.pop_all()
+    if undo is not None:
+        undo.callback(kept.close)
     return domain
+
+
+def make_missing_images(
+    connection: "Connection", xml: str, sizes: Mapping[str, int], domain_uuid: str, undo: contextlib.ExitStack
+) -> list[Path]:
+    """Make the empty images of `sizes` that the definition `xml` of domain `domain_uuid` names and that are not there.
+
+    Return those made; `undo` gets what takes them away again. Raises TargetError when another domain uses one of them, or it
+    cannot be made.
+    """
+    absent = [disk for disk in defined_disks(xml) if disk.target in sizes and not os.path.lexists(disk.path)]
+    if not absent:
+        return []
+    _refuse_used(connection, absent, domain_uuid)
+    for disk in absent:
+        _Image.of(disk, disk.target, sizes[disk.target]).make(undo)
+    return [Path(disk.path) for disk in absent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +99,16 @@ class _Image:
             raise TargetError(target=path, detail="is there already, and may belong to another server")
         return cls(disk, size_bytes, is_volume)
 
+    def make(self, undo: contextlib.ExitStack) -> None:
+        """Make the empty image, unless it is a volume; `undo` gets what takes it away again. Raises TargetError."""
+        if not self.is_volume:
+            create_image(self.disk.path, self.disk.format, self.size_bytes)
+            undo.callback(Path(self.disk.path).unlink, missing_ok=True)
 
-def _refuse_used(connection: "Connection", disks: Iterable[DefinedDisk]) -> None:
-    """Raise TargetError if a domain that is defined names one of the disks' images, in whatever way."""
-    used = sources_in_use(connection)
+
+def _refuse_used(connection: "Connection", disks: Iterable[DefinedDisk], but: str = "") -> None:
+    """Raise TargetError if a domain that is defined, other than `but` (a UUID), names one of the disks' images in whatever way."""
+    used = sources_in_use(connection, but)
     for disk in disks:
         if owner := used.get(os.path.realpath(disk.path)):
             raise TargetError(target=disk.path, detail=f"it is a disk of domain {owner}")

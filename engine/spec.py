@@ -36,6 +36,7 @@ STAGES = ("prepare", "freeze", "read", "write", "verify", "commit", "clean")
 
 BackupType: TypeAlias = Literal["full", "incremental", "differential", "copy"]
 Consistency: TypeAlias = Literal["freeze_or_pause", "freeze", "pause", "none"]
+ImageFormat: TypeAlias = Literal["raw", "qcow2"]
 Priority: TypeAlias = Literal["normal", "low", "idle"]
 T = TypeVar("T")
 
@@ -100,9 +101,11 @@ class BackupJob:
 
 @dataclass(frozen=True, slots=True)
 class RestoreJob:
-    """Restore a backup's disks into the domain's images, or (with `target_folder`) to new raw files `<disk>.raw` there.
+    """Restore a backup's disks into the domain's images, or (with `target_folder` or `targets`) to files and block devices.
 
     `manifest_digest` is what the catalog knows of backup.json, "" if nothing; `disks` empty means all that the backup has.
+    `points` has the disks that come from another backup of the server, with its id. `targets` has a disk's absolute path;
+    one without goes to `<disk>.<target_format>` in the folder. What is there already is written over with `overwrite` alone.
     """
 
     server_id: str
@@ -112,6 +115,10 @@ class RestoreJob:
     target_folder: str = ""
     manifest_digest: str = ""
     server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+    points: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    target_format: ImageFormat = "raw"
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

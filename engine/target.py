@@ -3,6 +3,8 @@
 A target is written by several threads, each through a writer of its own, in pieces that do not overlap.
 """
 
+import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -17,6 +19,7 @@ from engine.nbd.client import Client
 from engine.nbd.connection import Connection
 
 ZERO_PIECE = bytes(1 << 20)
+_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2  # linux/falloc.h
 
 
 class Writer(Protocol):
@@ -49,12 +52,11 @@ class Target(Protocol):
 class NbdTarget:
     """An image behind a writable export (see source/export.py). `touched`: something may have been written to it."""
 
-    blank = False
-
-    def __init__(self, address: str, export: str, size_bytes: int) -> None:
+    def __init__(self, address: str, export: str, size_bytes: int, *, blank: bool = False) -> None:
         self._address = address
         self._export = export
         self.size_bytes = size_bytes
+        self.blank = blank
         self.touched = False
         self._lock = threading.Lock()
         self._live: WeakSet[Connection] = WeakSet()  # closed ones may linger; interrupting them does nothing
@@ -106,6 +108,7 @@ class RawTarget:
         self.size_bytes = size_bytes
         self.blank = blank
         self._descriptor = descriptor
+        self._can_punch = True
 
     @classmethod
     def create(cls, path: Path, size_bytes: int) -> "RawTarget":
@@ -128,7 +131,7 @@ class RawTarget:
         if not stat.S_ISBLK(os.fstat(descriptor).st_mode) or room < size_bytes:
             os.close(descriptor)
             raise TargetError(target=path, detail=f"is not a block device of {size_bytes} bytes or more")
-        return cls(path, descriptor, size_bytes, blank=False)
+        return cls(path, descriptor, room, blank=False)
 
     def connect(self) -> "RawTarget":
         return self
@@ -138,9 +141,25 @@ class RawTarget:
         for extent in extents:
             self._write(extent.start, buffer[done : done + extent.length])
             done += extent.length
+        self._begin_writeback(extents[0].start, extents[-1].end)
+
+    def _begin_writeback(self, start: int, end: int) -> None:
+        """Let the disk begin to write while we decompress the next frame, and the host's page cache keep what it held.
+
+        Otherwise all of a restore lies in memory until the flush at its end, and nothing else runs meanwhile.
+        """
+        with contextlib.suppress(OSError):  # advice: a file system may not know it
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
+    def _punch(self, start: int, length: int) -> bool:
+        """Let the kernel make a hole that reads as zeros; False where it cannot. On a device it is a discard that promises zeros."""
+        if not self._can_punch:
+            return False
+        self._can_punch = punch_hole(self._descriptor, start, length)
+        return self._can_punch
 
     def write_zeroes(self, start: int, length: int) -> None:
-        if self.blank:
+        if self.blank or self._punch(start, length):
             return
         while length > 0:
             piece = min(length, len(ZERO_PIECE))
@@ -171,6 +190,13 @@ class RawTarget:
                 data = data[written:]
         except OSError as error:
             raise _error(self.path, error) from error
+
+
+def punch_hole(descriptor: int, start: int, length: int) -> bool:
+    """Deallocate a part of a file or block device, so that it reads as zeros; tell whether that could be done. Linux only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
+    return bool(libc.fallocate(descriptor, mode, ctypes.c_int64(start), ctypes.c_int64(length)) == 0)
 
 
 def _error(path: Path, error: OSError) -> TargetError | StorageFull:

@@ -193,6 +193,25 @@ def remove_stale_bitmaps(domain: Domain, repository_id: str, keep: Collection[st
     return tuple(stale)
 
 
+def forget_disks(domain: Domain, disks: Collection[str]) -> None:
+    """Remove all our bitmaps of these disks of a stopped domain; other disks keep theirs, and go on from them.
+
+    libvirt's note of a checkpoint that covers one of them goes as well: the next backup writes it again, from the bitmaps
+    that are left (see `checkpoint_usable`). Raises HypervisorError when an image cannot be written.
+    """
+    info = domain_info(domain)
+    for checkpoint in list_checkpoints(domain, info):
+        if not set(disks) & ({*checkpoint.disks} | {*checkpoint.noted}):
+            continue
+        handle = _find(domain, checkpoint.name)
+        if handle is not None:
+            with domain.translated("virDomainCheckpointDelete"):
+                handle.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+        for bitmap in checkpoint.bitmaps:
+            if bitmap.disk in disks:
+                remove_bitmap(domain, info, bitmap)
+
+
 def _find(domain: Domain, name: str) -> Any:
     """Return libvirt's checkpoint of this name, None if it has no note of it."""
     try:

@@ -218,13 +218,18 @@ def defined_disks(xml: str) -> tuple[DefinedDisk, ...]:
     return tuple(found)
 
 
-def sources_in_use(connection: Connection) -> dict[str, str]:
-    """Return the real path of every image that a domain names, now or for its next start, with the domain's name."""
+def sources_in_use(connection: Connection, but: str = "") -> dict[str, str]:
+    """Return the real path of every image that a domain names, now or for its next start, with the domain's name.
+
+    `but` is the UUID of a domain that does not count.
+    """
     used: dict[str, str] = {}
     with translated("virConnectListAllDomains", uri=connection.uri):
         handles = connection.handle.listAllDomains()
     for handle in handles:
         with contextlib.suppress(DomainNotFound), translated("virDomainGetXMLDesc", uri=connection.uri):
+            if handle.UUIDString() == but:
+                continue
             for xml in (handle.XMLDesc(), handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)):
                 for source in parse(xml).iterfind("./devices/disk//source"):
                     if path := source.get("file") or source.get("dev"):
@@ -356,6 +361,13 @@ def define(connection: Connection, xml: str) -> Domain:
     with translated("virDomainDefineXML", uri=connection.uri):
         handle = connection.handle.defineXML(xml)
         return Domain(connection, handle.UUIDString(), handle.name(), handle)
+
+
+def undefine(domain: Domain) -> None:
+    """Take back `define`: forget a stopped domain's definition; its images and NVRAM stay where they are."""
+    flags = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+    with domain.translated("virDomainUndefine"):
+        domain.handle.undefineFlags(flags)
 
 
 def _asked(domain: Domain) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import restore
+from engine import restore_files
 from engine.errors import TargetError
 
 
@@ -18,10 +18,10 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "link", refuse)
     part, final = tmp_path / ".vda.raw.part", tmp_path / "vda.raw"
     part.write_text("whole")
-    restore._publish(part, final)
+    restore_files.publish(part, final)
     assert (final.read_text(), part.exists()) == ("whole", False)
 
     part.write_text("another")
     with pytest.raises(TargetError):
-        restore._publish(part, final)
+        restore_files.publish(part, final)
     assert (final.read_text(), part.read_text()) == ("whole", "another")
