@@ -4,7 +4,8 @@
       ─► intent ─► the instant ─► disk by disk to the storage ─► job ended ─► commit ─► checkpoints that nothing needs go
 
 If anything fails, the attempt is removed from the storage, the block job is ended, the guest is thawed, and the new
-checkpoint is removed: the next backup goes on from the old one.
+checkpoint is removed: the next backup goes on from the old one. A stopped domain that is started meanwhile is a running one
+from then on: all of this happens once more, in the same job.
 """
 
 import contextlib
@@ -18,7 +19,16 @@ from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit
 from engine.catalog import History, Point, read_history
 from engine.differential import changed_since_full
-from engine.errors import BackupManagerError, DiskMismatch, DiskNotFound, DiskUnsupported, HypervisorError, KeyMissing
+from engine.errors import (
+    BackupManagerError,
+    DiskMismatch,
+    DiskNotFound,
+    DiskUnsupported,
+    DomainStarted,
+    HypervisorError,
+    ImageChanged,
+    KeyMissing,
+)
 from engine.extents import plan_full, plan_packed
 from engine.failpoint import reached
 from engine.format import manifest as manifests
@@ -42,6 +52,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TURNS_MAX = 3  # a stopped domain is started, stopped and started again: then something is wrong, and the job says so
+
 
 def back_up(around: Surroundings) -> BackupResult:
     """Make the backup that the job asks for and return it. Raises what stands in errors.py; then nothing of it remains."""
@@ -56,8 +68,31 @@ def back_up(around: Surroundings) -> BackupResult:
         open_connection(around.operation.libvirt_uri, RESTART_SECONDS) as connection,
     ):
         domain = connection.domain(spec.domain_uuid)
-        with around.repository(write=True, initialize=not _has_been_there(domain, around)) as storage:
-            return _Backup(around, spec, domain, storage, lock).run()
+        for _ in range(TURNS_MAX - 1):
+            try:
+                return _turn(around, spec, domain, lock)
+            except (DomainStarted, ImageChanged) as change:
+                around.work.report.info(f"{change}; the backup begins anew")
+                around.work.report.stage("prepare")
+                _forget_turn(around, spec, domain)
+        return _turn(around, spec, domain, lock)
+
+
+def _turn(around: Surroundings, spec: BackupJob, domain: "Domain", lock: "DomainLock") -> BackupResult:
+    """Make the backup of the domain as it is now, running or stopped.
+
+    A turn that was in vain has left nothing, so the next one may use the same backup id: no frame is sealed twice under one
+    salt, since every segment begins with a fresh one, and its objects' names are free again.
+    """
+    with around.repository(write=True, initialize=not _has_been_there(domain, around)) as storage:
+        return _Backup(around, spec, domain, storage, lock).run()
+
+
+def _forget_turn(around: Surroundings, spec: BackupJob, domain: "Domain") -> None:
+    """Make sure that no bitmap of the turn in vain is left: the next turn's has the same name. Raises HypervisorError."""
+    from engine.hypervisor.checkpoints import checkpoint_name, delete_checkpoint
+
+    delete_checkpoint(domain, checkpoint_name(around.operation.storage.repository_id, spec.backup_id))
 
 
 def _has_been_there(domain: "Domain", around: Surroundings) -> bool:
@@ -191,8 +226,8 @@ class _Backup:
 
         if parent is None or not parent.checkpoint:
             return {}
-        sizes = {image.target: parent.size_bytes}
-        fault = checkpoint_usable(self._domain, parent.checkpoint, sizes, self._info)[image.target]
+        sizes, paths = {image.target: parent.size_bytes}, {image.target: (parent.sealed or {}).get("path", "")}
+        fault = checkpoint_usable(self._domain, parent.checkpoint, sizes, self._info, paths)[image.target]
         return {} if fault == plan.BITMAP_LOST else {parent.checkpoint: fault}
 
     # ---- the instant and the data ------------------------------------------------------------------------------------
@@ -220,7 +255,7 @@ class _Backup:
 
         bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
         if not self._info.active:
-            return stopped_disks(self._domain, self._info, bases, self._checkpoint)
+            return stopped_disks(self._domain, self._info, bases, self._checkpoint, self._work.stop)
         lock = (self._around.lock_folder, self._lock)
         return running_disks(
             self._domain, self._info, bases, self._checkpoint, self._spec.consistency, self._around.scratch_folder, lock,

@@ -101,6 +101,13 @@ class DomainStarted(DomainBusy):
     remedy = "Run the backup again; a running domain is backed up through libvirt"
 
 
+class ImageChanged(DomainBusy):
+    """An image was written by somebody while it was read without a lock: what was read is torn, and nothing of it is kept."""
+
+    template = "image {path} of domain {domain} was changed while it was read"
+    remedy = "Run the backup again when nobody else writes to the image"
+
+
 class DomainState(HypervisorError):
     reason = "VM_STATE"
     template = "domain {domain} is {state}, {needed} is needed"

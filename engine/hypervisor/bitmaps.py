@@ -8,6 +8,7 @@ a QEMU that dies leaves bitmaps that are inconsistent or missing, a host that lo
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ class Bitmap:
 
     `disk` is "" for a transient one on a node that no disk shows to the guest now, such as a raw image below a snapshot.
     `consistent` is False after a crash of QEMU: its content means nothing. `recording` is False when somebody disabled it,
-    so that writes have been missed. `busy` means that a job uses it now. `overlaid` means that the image, of a stopped domain,
-    lies on another one: libvirt puts a bitmap of the same name into each snapshot's overlay, and that one knows only what
-    came after the snapshot. Of a running domain libvirt adds up the bitmaps of the layers.
+    so that writes have been missed. `busy` means that a job uses it now. `overlaid` means that an image below, of a stopped
+    domain, has one of the same name: libvirt puts it into each snapshot's overlay, where it knows only what came after the
+    snapshot. Of a running domain libvirt adds up the bitmaps of the layers.
     """
 
     disk: str
@@ -115,10 +116,9 @@ def _is_device(block: dict[str, Any], alias: str) -> bool:
 
 
 def _of_image(disk: DiskInfo) -> Iterator[Bitmap]:
-    # -U: only the header is read, so a domain that starts at this moment does no harm
-    info = json.loads(_qemu_img("info", "-U", "-f", "qcow2", "--output=json", "--", disk.path))
-    overlaid = bool(info.get("backing-filename"))
-    for bitmap in info.get("format-specific", {}).get("data", {}).get("bitmaps", ()):
+    top, *below = _chain(disk)
+    names_below = {bitmap["name"] for layer in below for bitmap in _bitmaps_in(layer)}
+    for bitmap in _bitmaps_in(top):
         flags = bitmap["flags"]
         yield Bitmap(
             disk=disk.target,
@@ -128,8 +128,38 @@ def _of_image(disk: DiskInfo) -> Iterator[Bitmap]:
             consistent="in-use" not in flags,
             recording="auto" in flags,  # stored so, QEMU goes on recording as soon as it opens the image
             busy=False,
-            overlaid=overlaid,
+            overlaid=bitmap["name"] in names_below,
         )
+
+
+def reaches(disk: DiskInfo, name: str, path: str) -> bool:
+    """Tell whether the image at `path` is the disk's own or lies below it, with a good bitmap `name` in each layer down to it.
+
+    Then everything since that bitmap was made in that image is recorded. The own image's bitmap is taken to be good: of a
+    running domain only QEMU knows. Raises HypervisorError when an image cannot be read.
+    """
+    wanted = os.path.realpath(path)
+    for number, layer in enumerate(_chain(disk)):
+        good = {bitmap["name"] for bitmap in _bitmaps_in(layer) if "in-use" not in bitmap["flags"]}
+        if number and name not in good:
+            return False
+        place = disk.path if number == 0 else layer["filename"]
+        if os.path.realpath(place) == wanted:
+            return True
+    return False
+
+
+def _chain(disk: DiskInfo) -> list[dict[str, Any]]:
+    """Return what the headers say of the disk's image and of those below it, the own one first."""
+    # -U: only headers are read, so a domain that starts at this moment does no harm
+    found: list[dict[str, Any]] = json.loads(
+        _qemu_img("info", "-U", "-f", "qcow2", "--backing-chain", "--output=json", "--", disk.path)
+    )
+    return found
+
+
+def _bitmaps_in(layer: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(layer.get("format-specific", {}).get("data", {}).get("bitmaps", ()))
 
 
 def _qemu_img(*arguments: str) -> str:

@@ -18,7 +18,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from engine.errors import CheckpointUnusable, HypervisorError
-from engine.hypervisor.bitmaps import Bitmap, list_bitmaps, remove_bitmap
+from engine.hypervisor.bitmaps import Bitmap, list_bitmaps, reaches, remove_bitmap
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, parse
 from engine.ids import is_id
@@ -27,7 +27,7 @@ REPOSITORY_DIGITS = 12
 _NAME = re.compile(r"bm-([0-9a-f]{12})-([0-9a-f-]{36})")
 
 # Why a checkpoint does not count for a disk: the words that backups record as the reason of a full, and "" where it counts.
-Fault: TypeAlias = Literal["", "bitmap_lost", "bitmap_inconsistent", "disk_resized", "untracked"]
+Fault: TypeAlias = Literal["", "bitmap_lost", "bitmap_inconsistent", "disk_resized", "disk_replaced", "untracked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +82,26 @@ def list_checkpoints(domain: Domain, info: DomainInfo | None = None) -> tuple[Ch
 
 
 def checkpoint_usable(
-    domain: Domain, name: str, sizes: Mapping[str, int], info: DomainInfo | None = None
+    domain: Domain,
+    name: str,
+    sizes: Mapping[str, int],
+    info: DomainInfo | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> dict[str, Fault]:
     """Tell for each disk of `sizes` whether its changes since the checkpoint `name` are known, "" if so, else why not.
 
-    `sizes` has each disk's size in bytes at that checkpoint. Of a running domain the note is written again where only that
-    was lost, so that a backup from this checkpoint can begin at once.
+    `sizes` has each disk's size in bytes at that checkpoint, `paths` its image, as far as that is known. Of a running domain
+    the note is written again where only that was lost, so that a backup from this checkpoint can begin at once.
     """
     info = info or domain_info(domain)
     bitmaps = {bitmap.disk: bitmap for bitmap in list_bitmaps(domain, info) if bitmap.name == name}
     disks = {disk.target: disk for disk in info.disks}
     faults = {target: _fault(disks.get(target), size, bitmaps.get(target)) for target, size in sizes.items()}
+    for target, path in (paths or {}).items():
+        # A snapshot's overlay has the name too, and counts only as long as what it lay on is below it.
+        held = not faults[target] and disks[target].holds_bitmaps
+        if path and held and not reaches(disks[target], name, path):
+            faults[target] = "disk_replaced"
     good = [target for target, fault in faults.items() if not fault and disks[target].holds_bitmaps]
     if good and info.active and not set(good) <= set(_notes(domain).get(name, ())) and not _note(domain, name, good):
         faults.update(dict.fromkeys(good, "bitmap_inconsistent"))

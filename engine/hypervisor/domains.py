@@ -139,6 +139,12 @@ def is_active(domain: Domain) -> bool:
         return False
 
 
+def has_managed_save(domain: Domain) -> bool:
+    """Tell whether the domain was saved with its memory: its next start goes on from there, and its guest never shut down."""
+    with domain.translated("virDomainHasManagedSaveImage"):
+        return bool(domain.handle.hasManagedSaveImage())
+
+
 def definition(domain: Domain, *, live: bool = False) -> str:
     """Return the XML that defines the domain anew, with its secrets (VNC passwords): store it sealed, never log it.
 

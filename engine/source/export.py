@@ -6,7 +6,7 @@
 qemu-nbd serves them over a unix socket in a folder of its own. It dies with us, and the folder goes with it (see child.py).
 A usual export takes the image's locks: it fails if a domain has the image open, and while it lasts no domain can start with
 it. A `shared` one takes none, so that a domain may start meanwhile; what was read since then is worth nothing, and whoever
-asks for it has to watch the domain and `image_in_use`.
+asks for it has to watch the domain and the image (see unlocked.py).
 """
 
 import contextlib

@@ -53,6 +53,21 @@ def image_info(path: str, image_format: str) -> ImageInfo:
     )
 
 
+def image_files(path: str, image_format: str) -> tuple[str, ...]:
+    """Return every file that the image's content comes from: itself, those it lies on, and external data files.
+
+    What it lies on somewhere in the network is left out. Raises HypervisorError.
+    """
+    source = _source(path, image_format, read_only=True, shared=True)
+    chain = json.loads(_qemu_img(path, "info", "--backing-chain", "--output=json", source))
+    files, place = [], path
+    for info in chain:
+        data = info.get("format-specific", {}).get("data", {}).get("data-file")
+        files += [place, *([str(Path(place).parent / data)] if data else [])]
+        place = info.get("full-backing-filename", "")
+    return tuple(file for file in dict.fromkeys(files) if file.startswith("/"))
+
+
 def list_bitmaps(path: str, image_format: str = "qcow2") -> tuple[Bitmap, ...]:
     """Return the persistent dirty bitmaps of an image; a raw one has none."""
     return image_info(path, image_format).bitmaps

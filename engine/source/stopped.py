@@ -1,90 +1,149 @@
-"""The disks of a stopped domain, read from its images.
+"""The disks of a stopped domain, read from its images without a lock, so that it can be started at any moment.
 
-    qcow2   while it is exported nobody else can open it for writing (QEMU's image locks): the domain cannot start meanwhile
-    raw     a read-only export keeps no writer out: the domain can start, and what is read from then on is torn
-              ─► it is watched, and its start ends the backup before anything is committed
+    nobody writes? ─► new bitmaps ─► fingerprints ─► nobody writes? ─► read ─► nobody wrote, nothing started?  else all is void
+                      └ 30 ms each ┘                                  ▲ a watcher: a start, a change ─► reading ends at once
 
-An image that is open already raises ImageBusy. The new tracking point is a bitmap that is added to each qcow2 image before it
-is read.
+A start wins: the exports close, DomainStarted leaves the block, and the caller goes on with a running domain. Only while a
+bitmap is added is an image locked, for some 30 ms (QEMU flushes six times meanwhile): a start in just that moment fails, as
+it would beside any other tool. The bitmaps are the new tracking point; QEMU itself records in them whatever is written from
+then on, so it does no harm that they come a little before the first read.
 """
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 
-from engine.errors import DomainStarted, HypervisorError, LibvirtUnreachable, NbdError
+from engine.errors import DomainStarted, HypervisorError, ImageBusy, ImageChanged, LibvirtUnreachable, NbdError
 from engine.hypervisor.connection import Domain, DomainEvent
-from engine.hypervisor.domains import DomainInfo, is_active
+from engine.hypervisor.domains import DiskInfo, DomainInfo, has_managed_save, is_active, state_of
 from engine.source.export import export_image
-from engine.source.images import add_bitmap
+from engine.source.images import add_bitmap, image_files
 from engine.source.nbd_disk import NbdDisk
 from engine.source.running import Instant
+from engine.source.unlocked import Fingerprint, fingerprint, fingerprints, write_locked
+from engine.work import Stop
 
 WATCH_SECONDS = 1.0
+START_SECONDS_MAX = 60.0  # a domain with much memory or many devices; after this it counts as what it is then
+_POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
 def stopped_disks(
-    domain: Domain, info: DomainInfo, bases: Mapping[str, str | None], checkpoint: str
+    domain: Domain, info: DomainInfo, bases: Mapping[str, str | None], checkpoint: str, stop: Stop
 ) -> Iterator[Instant]:
     """Serve the disks of `bases` for the block; see `running_disks`.
 
-    Raises ImageBusy, DiskUnsupported, HypervisorError, and DomainStarted from the block's end if the domain was started in it.
+    From the block's end, or its middle, come DomainStarted if the domain was started, ImageChanged if an image was written to.
+    Raises ImageBusy if one is open elsewhere, DiskUnsupported, HypervisorError.
     """
-    images = {disk.target: disk for disk in info.disks}
+    images = [disk for disk in info.disks if disk.target in bases]
     disks: dict[str, NbdDisk] = {}
-    with contextlib.ExitStack() as stack:
-        if any(images[target].format != "qcow2" for target in bases):
-            stack.enter_context(_watched(domain, disks))
-        for target, base in bases.items():
-            image = images[target]
-            if checkpoint and image.holds_bitmaps:
-                add_bitmap(image.path, checkpoint)
+    with _watched(domain, disks, stop) as watch, contextlib.ExitStack() as stack:
+        files = [file for image in images for file in image_files(image.path, image.format)]
+        _refuse_writers(files)
+        if checkpoint:
+            _add_bitmaps(images, checkpoint)
+        watch.begin(files)
+        _refuse_writers(files)  # one that came before the fingerprints would not show in them
+        for image in images:
+            base = bases[image.target]
             bitmaps = [base] if base is not None else []
-            export = stack.enter_context(export_image(image.path, image.format, bitmaps=bitmaps))
-            disks[target] = NbdDisk(export.socket, export.name, base or "")
-        yield Instant(disks, "offline")
+            export = stack.enter_context(export_image(image.path, image.format, bitmaps=bitmaps, shared=True))
+            disks[image.target] = NbdDisk(export.socket, export.name, base or "")
+        if has_managed_save(domain):
+            yield Instant(disks, "paused", "the domain was saved to disk with its memory, its guest was not shut down")
+        else:
+            yield Instant(disks, "offline")
 
 
-@contextlib.contextmanager
-def _watched(domain: Domain, disks: Mapping[str, NbdDisk]) -> Iterator[None]:
-    """Interrupt the disks when the domain starts; DomainStarted then leaves the block, not its echo, and also from a block that was done.
+def _refuse_writers(files: list[str]) -> None:
+    for file in files:
+        if write_locked(file):
+            raise ImageBusy(path=file)
 
-    The event tells of a start that ended again at once, the look every second of one that was missed since libvirtd was
-    restarted and its events with it.
-    """
-    started, ended = threading.Event(), threading.Event()
 
-    def interrupt() -> None:
-        started.set()
-        for disk in list(disks.values()):
+def _add_bitmaps(images: list[DiskInfo], name: str) -> None:
+    for image in images:
+        if image.holds_bitmaps:
+            add_bitmap(image.path, name)
+
+
+class _Watch:
+    """What is known of a stopped domain's images while they are read."""
+
+    def __init__(self, domain: Domain, disks: Mapping[str, NbdDisk], stop: Stop) -> None:
+        self._domain = domain
+        self._disks = disks
+        self._stop = stop
+        self._started = threading.Event()
+        self._seen: dict[str, Fingerprint] = {}
+
+    def begin(self, files: list[str]) -> None:
+        """From now on every change of these files counts."""
+        self._seen = fingerprints(files, self._stop.event)
+        self._stop.check()
+
+    def changed(self, event: DomainEvent) -> None:
+        if event.change == "started":
+            self._started.set()
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        for disk in list(self._disks.values()):
             disk.interrupt()
 
-    def changed(event: DomainEvent) -> None:
-        if event.change == "started":
-            interrupt()
+    def look(self) -> None:
+        """Raise DomainStarted, ImageChanged, or HypervisorError if nothing can be learned."""
+        if self._started.is_set() or is_active(self._domain):
+            raise DomainStarted(domain=self._domain.name)
+        for path, seen in list(self._seen.items()):
+            if fingerprint(path) != seen:
+                raise ImageChanged(domain=self._domain.name, path=path)
 
-    def watch() -> None:
+    def follow(self, ended: threading.Event) -> None:
+        """Look once a second, and interrupt the disks as soon as they are void. For a thread of its own."""
         while not ended.wait(WATCH_SECONDS):
             try:
-                if is_active(domain):
-                    interrupt()
-                    return
+                self.look()
             except LibvirtUnreachable:  # it is being restarted
                 continue
             except HypervisorError:  # the look at the end raises it once more
+                self.interrupt()
                 return
 
-    end = domain.connection.watch_domain(domain, changed)
-    watcher = threading.Thread(target=watch, name="start-watch", daemon=True)
+    def settle(self) -> None:
+        """Wait until a start that is under way is over, one way or the other."""
+        deadline = time.monotonic() + START_SECONDS_MAX
+        with contextlib.suppress(HypervisorError):
+            while is_active(self._domain) and state_of(self._domain) in {"stopped", "crashed"}:
+                if time.monotonic() >= deadline or self._stop.event.wait(_POLL_SECONDS):
+                    return
+
+
+@contextlib.contextmanager
+def _watched(domain: Domain, disks: Mapping[str, NbdDisk], stop: Stop) -> Iterator[_Watch]:
+    """Let nothing that was read count if the domain started or an image changed: that leaves the block, not its echo.
+
+    The event tells of a start that ended again at once; the looks tell of what was missed since libvirtd was restarted and
+    its events with it.
+    """
+    watch, ended = _Watch(domain, disks, stop), threading.Event()
+    end = domain.connection.watch_domain(domain, watch.changed)
+    watcher = threading.Thread(target=partial(watch.follow, ended), name="start-watch", daemon=True)
     watcher.start()
     try:
-        yield
-        if started.is_set() or is_active(domain):
-            raise DomainStarted(domain=domain.name)
-    except NbdError as error:
-        if started.is_set() or is_active(domain):
-            raise DomainStarted(domain=domain.name) from error
+        yield watch
+        watch.look()
+    except (
+        NbdError,
+        HypervisorError,
+    ) as error:  # perhaps an echo: a lock of the QEMU that starts, a bitmap in its hands
+        watch.settle()
+        if not isinstance(error, DomainStarted | ImageChanged):
+            watch.look()
         raise
     finally:
         ended.set()

@@ -1,5 +1,6 @@
-"""Stopped domains in the ways that a host's daily life brings: snapshots below them, a start in the middle of a backup."""
+"""Stopped domains with snapshots below them."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,7 @@ import libvirt
 import pytest
 
 from engine.units import MIB
-from tests.engine.aftermath import RUNNING, SHUTOFF, At, assert_host_is_clean, assert_only
-from tests.engine.rig import Rig, digest, reason
+from tests.engine.rig import Rig, digest
 from tests.servers.guest import DiskFile
 
 
@@ -50,27 +50,52 @@ def test_a_stopped_domain_with_a_snapshot_since_the_last_backup_loses_nothing(
 
 
 @pytest.mark.feature("T24")
-@pytest.mark.parametrize("stops_again", [False, True])
-def test_a_start_during_the_backup_of_a_raw_disk_leaves_no_torn_backup(
-    tmp_path: Path, libvirtd: Any, blank_domain: Any, *, stops_again: bool
+@pytest.mark.feature("T7")
+def test_a_stopped_domain_that_was_backed_up_above_its_snapshot_goes_on_from_there(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any
 ) -> None:
-    disk = DiskFile("vda", tmp_path / "vda.raw", "raw").create(16 * MIB)
-    domain = blank_domain([disk], running=False)
+    domain = blank_domain([DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)])
     rig = Rig.make(tmp_path, libvirtd.uri)
+    domain.write("vda", 0, 4 * MIB, 0x11)
+    overlay = tmp_path / "overlay.qcow2"
+    take_snapshot(domain, overlay)
+    domain.write("vda", 9 * MIB, MIB, 0x33)
+    rig.back_up(domain.uuid)
+    domain.write("vda", MIB, MIB, 0x44)
+    domain.handle.destroy()
 
-    def start() -> None:
+    for _ in range(2):
+        made = rig.back_up(domain.uuid)
+
+        assert [(one["type"], one["fallback_reason"]) for one in made["disks"]] == [("incremental", "")]
+        restored = rig.restore_to(tmp_path / made["backup_id"], domain.uuid, made["backup_id"])
+        assert digest(restored["vda"]) == digest(overlay, "qcow2")
+
+
+@pytest.mark.feature("T26")
+@pytest.mark.parametrize("running", [False, True])
+def test_an_overlay_whose_base_was_folded_into_it_by_hand_is_not_trusted(
+    tmp_path: Path, libvirtd: Any, blank_domain: Any, *, running: bool
+) -> None:
+    """What was discarded below before the snapshot is in no record any more: the overlay never held it."""
+    domain = blank_domain([DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)])
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    domain.write("vda", 0, 4 * MIB, 0x11)
+    rig.back_up(domain.uuid)
+    domain.discard("vda", MIB, MIB)
+    overlay = tmp_path / "overlay.qcow2"
+    take_snapshot(domain, overlay)
+    domain.write("vda", 9 * MIB, MIB, 0x33)
+    domain.handle.destroy()
+    subprocess.run(["qemu-img", "rebase", "-f", "qcow2", "-b", "", overlay], check=True)
+    (tmp_path / "vda.qcow2").unlink()
+    domain.handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    domain.connection.defineXML(domain.xml().replace("vda.qcow2", "overlay.qcow2"))
+    if running:
         domain.handle.create()
-        domain.write("vda", 3 * MIB, MIB, 0x55)
-        if stops_again:
-            domain.handle.destroy()
 
-    report = At("read", start)
-    outcome = rig.run(report=report, backup=rig.backup_job(domain.uuid))
-
-    assert report.fired.is_set()
-    assert reason(outcome) == "VM_BUSY"
-    assert_only(tmp_path / "storage", domain.uuid)
-    assert_host_is_clean(rig, domain, SHUTOFF if stops_again else RUNNING)
     made = rig.back_up(domain.uuid)
+
+    assert [(one["type"], one["fallback_reason"]) for one in made["disks"]] == [("full", "disk_replaced")]
     restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
-    assert digest(restored["vda"]) == digest(disk.path)
+    assert digest(restored["vda"]) == digest(overlay, "qcow2")

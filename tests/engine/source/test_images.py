@@ -1,5 +1,6 @@
 """Images at rest, by the real qemu-img."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from engine.errors import HypervisorError, ImageBusy, TargetError
 from engine.source.images import (
     add_bitmap,
     create_image,
+    image_files,
     image_in_use,
     image_info,
     list_bitmaps,
@@ -98,8 +100,18 @@ def test_an_image_in_use_can_be_looked_at_but_not_changed(tmp_path: Path) -> Non
 
 def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"text")
-    for look in (image_info, image_in_use):
+    for look in (image_info, image_in_use, image_files):
         with pytest.raises(HypervisorError):
             look(str(tmp_path / "a"), "qcow2")
         with pytest.raises(HypervisorError):
             look(str(tmp_path / "none"), "raw")
+
+
+def test_the_files_of_an_image_are_all_that_its_content_comes_from(tmp_path: Path) -> None:
+    make = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    subprocess.run([*make, "-o", "data_file=data.raw", "base.qcow2", "4M"], cwd=tmp_path, check=True)
+    subprocess.run([*make, "-b", "base.qcow2", "-F", "qcow2", "over.qcow2"], cwd=tmp_path, check=True)
+
+    found = image_files(str(tmp_path / "over.qcow2"), "qcow2")
+
+    assert found == tuple(str(tmp_path / name) for name in ("over.qcow2", "base.qcow2", "data.raw"))
