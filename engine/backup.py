@@ -184,15 +184,20 @@ class _Backup:
 
     def _select(self) -> tuple[list["DiskInfo"], list[SkippedDisk]]:
         """Return the disks to back up, and those left out with the reason; a disk asked for by name must be there."""
+        from engine.hypervisor.io_threads import unreadable
+
         by_target = {disk.target: disk for disk in self._info.disks}
         for name in self._spec.disks:
             if name not in by_target:
                 raise DiskNotFound(domain=self._info.name, disk=name)
         wanted = [by_target[name] for name in self._spec.disks] or list(self._info.disks)
+        why = unreadable(self._domain, self._info) | {
+            disk.target: disk.unsupported for disk in wanted if disk.unsupported
+        }
         skipped = [
-            SkippedDisk(disk.target, DiskUnsupported.reason, disk.unsupported) for disk in wanted if disk.unsupported
+            SkippedDisk(disk.target, DiskUnsupported.reason, why[disk.target]) for disk in wanted if disk.target in why
         ]
-        images = [disk for disk in wanted if not disk.unsupported]
+        images = [disk for disk in wanted if disk.target not in why]
         if not images:
             detail = skipped[0].detail if skipped else "the domain has no disks"
             raise DiskUnsupported(disk=skipped[0].disk if skipped else "", detail=detail)

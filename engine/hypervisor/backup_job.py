@@ -40,6 +40,7 @@ from engine.errors import (
 )
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, is_active, parse, stopped_by_io_error
+from engine.hypervisor.io_threads import unreadable
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,9 @@ def begin(
     if not info.active:
         raise DomainState(domain=domain.name, state=info.state, needed="a running domain")
     chosen = _chosen(info, bases)
+    for disk, detail in unreadable(domain, info).items():
+        if disk in bases:
+            raise DiskUnsupported(disk=disk, detail=detail)
     _refuse_busy(domain, scratch_folder)
     folder = job_folder(scratch_folder, domain.uuid)
     socket = socket_path or folder / "nbd"

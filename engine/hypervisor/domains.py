@@ -60,6 +60,7 @@ class DiskInfo:
     unsupported: str
     holds_bitmaps: bool
     alias: str  # QEMU's name of the device, "" while the domain does not run
+    io_thread: bool = False  # QEMU serves it in a thread of its own, see io_threads.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def domain_info(domain: Domain) -> DomainInfo:
         state = _STATES.get(domain.handle.state()[0], "unknown")
         persistent = bool(domain.handle.isPersistent())
         root = parse(domain.handle.XMLDesc())
-    disks = tuple(_disk(domain, element) for element in root.iterfind("./devices/disk"))
+    disks = tuple(_disk(domain, element, root) for element in root.iterfind("./devices/disk"))
     return DomainInfo(domain.uuid, domain.name, state, persistent, disks, _guest_agent(root))
 
 
@@ -246,7 +247,7 @@ def sources_in_use(connection: Connection, but: str = "") -> dict[str, str]:
 # ---- one disk ----------------------------------------------------------------------------------------------------------
 
 
-def _disk(domain: Domain, element: ET.Element) -> DiskInfo:
+def _disk(domain: Domain, element: ET.Element, root: ET.Element) -> DiskInfo:
     kind, device = element.get("type", "file"), element.get("device", "disk")
     target, driver, source = element.find("target"), element.find("driver"), element.find("source")
     path = "" if source is None else source.get("file") or source.get("dev") or ""
@@ -270,7 +271,21 @@ def _disk(domain: Domain, element: ET.Element) -> DiskInfo:
         unsupported=unsupported,
         holds_bitmaps=not unsupported and image_format == "qcow2" and _qcow2_version(path) >= 3,
         alias="" if alias is None else alias.get("name", ""),
+        io_thread=_has_io_thread(element, root),
     )
+
+
+def _has_io_thread(element: ET.Element, root: ET.Element) -> bool:
+    """Tell whether a disk, or the SCSI controller that it hangs on, has an I/O thread."""
+    address = element.find("address")
+    index = "" if address is None else address.get("controller", "")
+    places = [element.find("driver")]
+    places += [
+        controller.find("driver")
+        for controller in root.iterfind("./devices/controller[@type='scsi']")
+        if address is not None and address.get("type") == "drive" and controller.get("index") == index
+    ]
+    return any(one is not None and ("iothread" in one.attrib or one.find("iothreads") is not None) for one in places)
 
 
 def _unsupported(element: ET.Element, kind: str, device: str, image_format: str, path: str) -> str:

@@ -11,10 +11,11 @@ dies, it has missed nothing, and t2 can be removed. The frozen copy and its expo
 NBD server, and go when the job ends, whoever ends it. All of it is gone with QEMU: the next backup is then a full.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from engine.errors import HypervisorError
+from engine.errors import DiskMismatch, HypervisorError
 from engine.hypervisor import qmp
 from engine.hypervisor.backup_job import BackupJob
 from engine.hypervisor.bitmaps import device_nodes
@@ -52,26 +53,43 @@ def record(domain: Domain, nodes: Mapping[str, str], name: str) -> None:
 def export_changes(job: BackupJob, nodes: Mapping[str, str], bases: Mapping[str, str]) -> dict[str, Export]:
     """Export each disk of `bases` with what has changed since its base, a bitmap of its node; call this after the job began.
 
-    Raises QmpFailed, HypervisorError when QEMU does not have the job's files open.
+    Raises QmpFailed, and DiskMismatch when the job reads another node: a snapshot came in between.
     """
     if not bases:
         return {}
-    opened = qmp.execute(job.domain, "query-named-block-nodes", flat=True)
-    scratch = {one["file"]: one["node-name"] for one in opened if one["drv"] == "qcow2"}
+    opened = {one["node-name"]: one for one in qmp.execute(job.domain, "query-named-block-nodes", flat=True)}
     exports = {}
     for disk, base in bases.items():
-        node = scratch.get(str(job.scratch_path(disk)))
-        if node is None or disk not in nodes:
-            raise HypervisorError(
-                operation="exporting changes", domain=job.domain.name, detail=f"{disk} has no node in QEMU", code=0
-            )
-        merged = {"node": node, "target": _COPY, "bitmaps": [{"node": nodes[disk], "name": base}]}
-        merge = {"type": "block-dirty-bitmap-merge", "data": merged}
-        qmp.execute(job.domain, "transaction", actions=[_add(node, _COPY, disabled=True), merge])
-        exports[disk] = Export(f"{disk}-{_COPY}", _COPY)
-        export = {"type": "nbd", "id": f"bm-{disk}", "node-name": node, "name": exports[disk].name, "bitmaps": [_COPY]}
-        qmp.execute_raw(job.domain, "block-export-add", export)
+        scratch = _scratch_node(job, disk, opened.values())
+        if scratch.get("backing_file") != opened.get(nodes[disk], {}).get("file"):
+            raise DiskMismatch(disk=disk, detail="another image took its place just now; run the backup again")
+        exports[disk] = _export(job.domain, disk, scratch["node-name"], {"node": nodes[disk], "name": base})
     return exports
+
+
+def _scratch_node(job: BackupJob, disk: str, opened: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    path = str(job.scratch_path(disk))
+    for node in opened:
+        if node["file"] == path and node["drv"] == "qcow2":
+            return node
+    raise HypervisorError(operation="exporting changes", domain=job.domain.name, detail=f"{path} is not open", code=0)
+
+
+def _export(domain: Domain, disk: str, node: str, base: Mapping[str, str]) -> Export:
+    """Copy the bitmap `base` to `node`, and export both."""
+    merge = {"node": node, "target": _COPY, "bitmaps": [base]}
+    actions: list[object] = [_add(node, _COPY, disabled=True), {"type": "block-dirty-bitmap-merge", "data": merge}]
+    qmp.execute(domain, "transaction", actions=actions)
+    made = Export(f"{disk}-{_COPY}", _COPY)
+    wanted: dict[str, object] = {
+        "type": "nbd",
+        "id": f"bm-{disk}",
+        "node-name": node,
+        "name": made.name,
+        "bitmaps": [made.bitmap],
+    }
+    qmp.execute_raw(domain, "block-export-add", wanted)
+    return made
 
 
 def _add(node: str, name: str, *, disabled: bool) -> dict[str, object]:
