@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit
 from engine.catalog import History, Point, read_history
+from engine.delete import finish_deletions
 from engine.differential import changed_since_full
 from engine.errors import (
     BackupManagerError,
@@ -136,13 +137,14 @@ class _Backup:
 
     def run(self) -> BackupResult:
         images, skipped = self._select()
-        history = read_history(self._storage, self._spec.server_id, self._keys)
-        self._tidy(history)
+        self._end_leftovers()
+        history = self._history()
         tasks = self._choose(images, history)
         definition = self._read_definition(tasks)
         reached("prepared")
         with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work):
             reached("intent")
+            self._tidy(history)
             with self._tentative_checkpoint():
                 with self._instant(tasks) as instant, self._waking(instant):
                     self._check_sizes(tasks, instant)
@@ -162,13 +164,26 @@ class _Backup:
 
     # ---- before the instant ------------------------------------------------------------------------------------------
 
-    def _tidy(self, history: History) -> None:
-        """Remove what died under this domain's lock, which is ours now; a job in QEMU first, it would hide the bitmaps."""
+    def _end_leftovers(self) -> None:
+        """End what a dead engine left open in QEMU; as long as its job runs, the bitmaps behind it cannot be seen."""
         from engine.hypervisor.backup_job import clean_stale
 
-        clean_stale(self._domain, self._around.scratch_folder)
+        if clean_stale(self._domain, self._around.scratch_folder):
+            self._work.report.info("ended a backup job that was left behind")
+
+    def _history(self) -> History:
+        """Read what the storage has of the server, after deletions that were interrupted are finished."""
+        history = read_history(self._storage, self._spec.server_id, self._keys)
+        if not finish_deletions(self._around, self._storage, self._spec.server_id, history):
+            return history
+        return read_history(self._storage, self._spec.server_id, self._keys)
+
+    def _tidy(self, history: History) -> None:
+        """Remove what died under this domain's lock, which is ours now."""
         spec, host = self._spec, self._around.operation.host
-        for backup_id in remove_orphans(self._storage, spec.server_id, history, host, self._around.now()):
+        for backup_id in remove_orphans(
+            self._storage, spec.server_id, history, host, self._around.now(), spec.backup_id
+        ):
             self._work.report.info(f"removed what an unfinished backup left on the storage: {backup_id}")
 
     def _reopen(self) -> Storage:

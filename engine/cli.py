@@ -7,7 +7,7 @@
     bm-engine restore  --storage S.json DOMAIN [BACKUP]   into the domain's disks, or --to FOLDER
     bm-engine verify   --storage S.json [SERVER] [BACKUP]
     bm-engine delete   --storage S.json SERVER BACKUP…
-    bm-engine cleanup  [--domain DOMAIN]          thaw, end leftover jobs, remove leftover files
+    bm-engine cleanup  [--domain D] [--storage S] thaw, end leftover jobs, remove leftover files
 
 The storage file is JSON: {"type": "local", "path": …} or {"type": "sftp", "host", "username", "path", "private_key_file", …}.
 The passphrase comes from --passphrase-file, the variable BM_PASSPHRASE, or the terminal; never from an argument.
@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("cleanup", help="tidy up after engines that died")
     verb.add_argument("--domain", default="", help="only this domain; all of this host if left out")
+    verb.add_argument(
+        "--storage",
+        default="",
+        metavar="FILE",
+        help="also what dead backups left there, and checkpoints without a backup",
+    )
     _host(verb)
     return parser
 

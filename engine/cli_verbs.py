@@ -20,6 +20,7 @@ from engine.console import ConsoleReport
 from engine.errors import (
     BackupManagerError,
     BackupNotFound,
+    HypervisorError,
     InvalidSpec,
     KeyMissing,
     ObjectNotFound,
@@ -352,6 +353,8 @@ def _cleanup(options: argparse.Namespace) -> int:
         healed = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks), stop)
         done += healed.done
         failed += healed.failed
+    if options.storage:
+        _clean_storage(options, uuids, done, failed)
     if options.output == "json":
         print_json({"done": done, "failed": failed})
     else:
@@ -359,6 +362,22 @@ def _cleanup(options: argparse.Namespace) -> int:
     if stop.event.is_set():
         return CANCELLED
     return 1 if failed else 0
+
+
+def _clean_storage(options: argparse.Namespace, uuids: list[str], done: list[str], failed: list[str]) -> None:
+    """Tidy up what only a look at the storage can tell to be of no use."""
+    from engine.cleanup import clean_storage, drop_stale_checkpoints
+
+    target = load_storage_file(options.storage)
+    with open_storage(target) as storage:
+        repository_id = _known(storage, target).repository_id
+        locks = Path(options.locks)
+        done += clean_storage(storage, os.uname().nodename, locks)
+        for uuid in uuids:
+            try:
+                done += drop_stale_checkpoints(storage, repository_id, options.libvirt, uuid, locks)
+            except HypervisorError as error:
+                failed.append(str(error))
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ class _Output:
             self._writer.append_zero(placed.extent)
             done = placed.extent.length
         self._report(done, self._writer.stored_bytes)
+        reached("frame")
         if isinstance(placed, SegmentEnd):
             self.segments.append(self._writer.finish(last=placed.last))
             self._report(0, self.segments[-1].stored_bytes)

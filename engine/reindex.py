@@ -19,6 +19,8 @@ def reindex(storage: Storage, server_id: str, keys: Keys, work: Work) -> Reindex
         work.stop.check()
         history = read_history(storage, one, keys)
         for point in history.points:
+            if point.marked:
+                continue
             work.report.record(asdict(record(point)))
             found += 1
             unreadable += [names.manifest_name(one, point.server.backup_id, disk) for disk in point.unreadable]

@@ -149,6 +149,7 @@ class DomainRestore:
 
         written = {one.disk for one in chosen}
         note_restored(domain, written, self._around.now())
+        reached("noted")
         forget_disks(domain, written)
 
     # ---- the data ----------------------------------------------------------------------------------------------------
@@ -165,6 +166,7 @@ class DomainRestore:
                 image = images[manifest.disk]
                 export = stack.enter_context(export_image(image.path, image.format, writable=True))
                 targets.append((manifest, NbdTarget(export.socket, export.name, export.size_bytes)))
+                reached("exported")
             for manifest, target in targets:
                 written += self._write_disk(manifest, target, chosen)
         self._undo.pop_all()
@@ -180,6 +182,7 @@ class DomainRestore:
                 self._tell_state(chosen, error)
             raise
         self._whole.append(manifest.disk)
+        reached("disk_written")
         return written
 
     def _tell_state(self, chosen: list[DiskManifest], error: BaseException) -> None:

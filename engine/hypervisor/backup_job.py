@@ -38,6 +38,7 @@ from engine.errors import (
     LibvirtUnreachable,
     ScratchShort,
 )
+from engine.failpoint import reached
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, is_active, parse, stopped_by_io_error
 from engine.hypervisor.io_threads import unreadable
@@ -279,6 +280,7 @@ def _prepare(domain: Domain, folder: Path) -> None:
                 os.chown(folder, int(found[1]), int(found[2]))
     except OSError as error:
         raise HypervisorError(operation="making the scratch folder", detail=str(error), code=0) from error
+    reached("scratch_made")
 
 
 def _backup_xml(info: DomainInfo, bases: Mapping[str, str | None], folder: Path, socket: Path) -> str:

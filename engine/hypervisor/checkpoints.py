@@ -18,6 +18,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from engine.errors import CheckpointUnusable, HypervisorError
+from engine.failpoint import reached
 from engine.hypervisor.bitmaps import Bitmap, list_bitmaps, reaches, remove_bitmap
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, parse
@@ -184,9 +185,11 @@ def delete_checkpoint(domain: Domain, name: str, info: DomainInfo | None = None)
     for bitmap in list_bitmaps(domain, info):
         if bitmap.name == name:
             remove_bitmap(domain, info, bitmap)
+            reached("bitmap_dropped")
     if handle is not None:
         with domain.translated("virDomainCheckpointDelete"):
             handle.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    reached("checkpoint_dropped")
 
 
 def remove_stale_bitmaps(domain: Domain, repository_id: str, keep: Collection[str]) -> tuple[str, ...]:
@@ -219,6 +222,8 @@ def forget_disks(domain: Domain, disks: Collection[str]) -> None:
         for bitmap in checkpoint.bitmaps:
             if bitmap.disk in disks:
                 remove_bitmap(domain, info, bitmap)
+                reached("bitmap_dropped")
+        reached("checkpoint_dropped")
 
 
 def _find(domain: Domain, name: str) -> Any:

@@ -76,6 +76,7 @@ def running_disks(
     for_libvirt = {disk: None if disk in in_memory else base for disk, base in bases.items()}
     with contextlib.ExitStack() as stack:
         with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
+            reached("quiesced")
             recorded = _record(domain, nodes, checkpoint, work)
             reached("recorded")
             job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info))

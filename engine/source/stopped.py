@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 
 from engine.errors import DomainStarted, HypervisorError, ImageBusy, ImageChanged, LibvirtUnreachable, NbdError
+from engine.failpoint import reached
 from engine.hypervisor.connection import Domain, DomainEvent
 from engine.hypervisor.domains import DiskInfo, DomainInfo, has_managed_save, is_active, state_of
 from engine.source.export import export_image
@@ -52,6 +53,7 @@ def stopped_disks(
             base = bases[image.target]
             bitmaps = [base] if base is not None else []
             export = stack.enter_context(export_image(image.path, image.format, bitmaps=bitmaps, shared=True))
+            reached("exported")
             disks[image.target] = NbdDisk(export.socket, export.name, base or "")
         if has_managed_save(domain):
             yield Instant(disks, "paused", "the domain was saved to disk with its memory, its guest was not shut down")
@@ -69,6 +71,7 @@ def _add_bitmaps(images: list[DiskInfo], name: str) -> None:
     for image in images:
         if image.holds_bitmaps:
             add_bitmap(image.path, name)
+            reached("bitmap_added")
 
 
 class _Watch:
