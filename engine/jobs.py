@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import BackupManagerError, Cancelled, VerifyFailed
 from engine.format.crypto import ServerKey
+from engine.limit import Limit
 from engine.spec import Job, Operation
 from engine.storage.base import Storage
 from engine.throttle import Throttle
@@ -104,7 +105,7 @@ class Surroundings:
         from engine.storage.open import open_storage
         from engine.storage.throttled import ThrottledStorage
 
-        bucket = _Bucket(self.work.upload, self.work.stop.event)
+        bucket = _Bucket(self.work.upload, self.work.stop.event, self.work.workers)
         return ThrottledStorage(open_storage(self.operation.storage, brief=brief), bucket)
 
     @contextmanager
@@ -130,9 +131,12 @@ class Surroundings:
 class _Bucket:
     throttle: Throttle
     stop: threading.Event
+    workers: Limit
 
-    def take(self, byte_count: int) -> None:
-        self.throttle.take(byte_count, self.stop)
+    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+        for portion in self.throttle.portions(total, self.stop, bytes_max):
+            self.workers.step_aside(self.stop)
+            yield portion
 
 
 def run_job(job: Job, operation: Operation, work: Work) -> Outcome:

@@ -67,7 +67,7 @@ def store(
     with _Output(storage, work, shared.buffers) as output, work.stop.waking(ended.set):
         run_ordered(
             items,
-            lambda: _Worker(ThrottledReader(disk.connect(), work.read, ended), shared),
+            lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
             output.consume,
             workers=work.workers,
             stop=ended,

@@ -182,12 +182,14 @@ class Settings:
 class Operation:
     """One engine process's work: jobs on one storage. `managed` says that an agent answers `commit` on the control file.
 
+    `concurrency` jobs run side by side (P2), begun in their order; they share the workers and the limits of `settings`.
     `stop_grace_seconds`: how long a restore lets the guest shut down by itself before it is ended.
     """
 
     operation_id: str
     storage: StorageSpec
     jobs: tuple[Job, ...]
+    concurrency: int = 1
     settings: Settings = Settings()
     host: str = ""
     libvirt_uri: str = "qemu:///system"
