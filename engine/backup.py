@@ -220,9 +220,11 @@ class _Backup:
         return images, [one for one in skipped if by_target[one.disk].device == "disk"]
 
     def _choose(self, images: list["DiskInfo"], history: History) -> list[_Task]:
+        from engine.hypervisor.checkpoints import REPOSITORIES_MAX, last_backups, list_checkpoints, repository_digits
         from engine.hypervisor.notes import restored_times
 
-        spec = self._spec
+        spec, own = self._spec, repository_digits(self._target.repository_id)
+        checkpoints = list_checkpoints(self._domain, self._info)
         restored = restored_times(self._domain)
         now = datetime.fromisoformat(spec.create_time)
         interval = timedelta(seconds=spec.interval_seconds)
@@ -231,7 +233,12 @@ class _Backup:
         for image in images:
             points = history.of_disk(image.target)
             tracking = self._tracking(image, plan.base(wish, points))
-            state = plan.DiskState(image.target, image.size_bytes, image.path, tracking, restored.get(image.target))
+            elsewhere = last_backups(checkpoints, image.target)
+            elsewhere.pop(own, None)
+            state = plan.DiskState(
+                image.target, image.size_bytes, image.path, tracking, restored.get(image.target),
+                tuple(elsewhere.values()), REPOSITORIES_MAX - 1,
+            )  # fmt: skip
             unreadable = history.doubtful(image.target)
             choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
             self._work.report.info(
@@ -431,17 +438,20 @@ class _Backup:
         return Definition(xml, base64.b64encode(nvram_bytes).decode(), disk_map)
 
     def _drop_checkpoints(self, history: History, point: Point) -> None:
-        """Remove this repository's checkpoints that no disk's newest point needs; each one costs the guest writes."""
-        from engine.hypervisor.checkpoints import remove_stale_bitmaps
+        """Remove this repository's checkpoints that no disk's newest point needs, and another's that is one too many."""
+        from engine.hypervisor.checkpoints import remove_stale_bitmaps, remove_surplus
 
         if not self._checkpoint:
             return
         newest: dict[str, DiskManifest] = {}
         for one in (*history.points, point):
             newest.update({disk: found for disk, found in one.disks.items() if found.type != "copy"})
-        keep = {one.checkpoint for one in newest.values() if one.checkpoint}
+        there = {disk.target for disk in self._info.disks}  # one that was removed needs nothing of the others
+        keep = {one.checkpoint for disk, one in newest.items() if one.checkpoint and disk in there}
         try:
             remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
+            for name in remove_surplus(self._domain, self._target.repository_id):
+                self._work.report.info(f"too many storages follow this server: checkpoint {name} gives way")
         except HypervisorError as error:  # the backup is whole; the next one, or cleanup, removes them
             self._work.report.warn(f"old checkpoints could not be removed: {error}")
 

@@ -19,6 +19,12 @@ from tests.engine.rig import RecordingReport, Rig, digest, reason
 from tests.servers.guest import BlankDomain, RealGuest
 
 RUNNING, PAUSED, SHUTOFF = 1, 3, 5
+INCREMENTAL = {"vda": ("incremental", "")}
+
+
+def full(why: str) -> dict[str, tuple[str, str]]:
+    """Return what `assert_next_is_good` expects of a full of vda."""
+    return {"vda": ("full", why)}
 
 
 class At(RecordingReport):
