@@ -12,7 +12,7 @@ import libvirt
 import pytest
 
 from engine.hypervisor.connection import DomainEvent, open_connection
-from engine.source import scratch
+from engine.source import scratch, watch
 from engine.spec import Settings
 from engine.units import KIB, MIB
 from tests.engine.aftermath import At, assert_host_is_clean, assert_only
@@ -60,9 +60,14 @@ def has_written(guest: RealGuest) -> bool:
     return False
 
 
-def look_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    for name in ("LOOK_SECONDS_MIN", "LOOK_SECONDS_MAX"):
-        monkeypatch.setattr(scratch, name, seconds)
+def look_away(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> None:
+    """Let the watch see room where there is none, as if it came late."""
+    real = scratch.free_room
+    monkeypatch.setattr(watch, "free_room", lambda folder: real(folder) if until() else 1 << 50)
+
+
+def stopped(seen: list[DomainEvent]) -> bool:
+    return any(one.change == "suspended" and one.io_error for one in seen)
 
 
 def fill(folder: Path) -> Callable[[], None]:
@@ -99,18 +104,17 @@ def test_a_fast_guest_ends_the_backup_before_it_is_stopped(rig: Rig, guest: Real
 def test_a_guest_that_found_no_room_all_the_same_goes_on(
     rig: Rig, guest: RealGuest, libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look_late(monkeypatch, 2.0)
-
     def fill_and_write() -> None:
         fill(rig.folder / "scratch")
         overwrite(guest, 40)
 
     with shared_disk(libvirtd, rig.folder / "scratch", 240 * MIB), events_of(rig, guest) as seen:
+        look_away(monkeypatch, lambda: stopped(seen))
         outcome = rig.run(report=At("read", fill_and_write), backup=rig.backup_job(guest.uuid, consistency="none"))
         (rig.folder / "scratch" / "somebody-elses").unlink()
 
         assert (outcome.state, reason(outcome)) == ("failed", "SCRATCH_SHORT")
-        assert any(one.change == "suspended" and one.io_error for one in seen)
+        assert stopped(seen)
         assert_host_is_clean(rig, guest)
         assert_only(rig.folder / "storage", guest.uuid)
         wait_until(lambda: has_written(guest), 60, "the guest's write")
@@ -120,7 +124,7 @@ def test_a_guest_that_found_no_room_all_the_same_goes_on(
 def test_a_moment_without_room_costs_the_guest_a_moment_and_not_the_backup(
     rig: Rig, guest: RealGuest, libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look_late(monkeypatch, 600.0)
+    look_away(monkeypatch, lambda: False)
     rig.settings = Settings()
 
     with shared_disk(libvirtd, rig.folder / "scratch", 240 * MIB), events_of(rig, guest) as seen:
@@ -128,7 +132,7 @@ def test_a_moment_without_room_costs_the_guest_a_moment_and_not_the_backup(
         def squeeze() -> None:
             give_back = fill(rig.folder / "scratch")
             overwrite(guest, 8)
-            wait_until(lambda: any(one.io_error for one in seen), 30, "the guest to stop")
+            wait_until(lambda: stopped(seen), 30, "the guest to stop")
             give_back()
             wait_until(lambda: has_written(guest), 30, "the guest to go on")
 
