@@ -11,7 +11,7 @@ from then on: all of this happens once more, in the same job.
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -132,7 +132,8 @@ class _Backup:
         self._lock = lock
         self._keys = keys_of(spec.server_keys)
         self._key = self._sealing_key()
-        self._checkpoint = "" if spec.type == "copy" else checkpoint_name(self._target.repository_id, spec.backup_id)
+        only_copies = {spec.type, *spec.disk_types.values()} == {"copy"}
+        self._checkpoint = "" if only_copies else checkpoint_name(self._target.repository_id, spec.backup_id)
         self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
 
     def run(self) -> BackupResult:
@@ -202,7 +203,7 @@ class _Backup:
         from engine.hypervisor.io_threads import unreadable
 
         by_target = {disk.target: disk for disk in self._info.disks}
-        for name in self._spec.disks:
+        for name in (*self._spec.disks, *self._spec.disk_types):
             if name not in by_target:
                 raise DiskNotFound(domain=self._info.name, disk=name)
         wanted = [by_target[name] for name in self._spec.disks] or list(self._info.disks)
@@ -232,6 +233,7 @@ class _Backup:
         tasks = []
         for image in images:
             points = history.of_disk(image.target)
+            wish = replace(wish, type=spec.disk_types.get(image.target, spec.type))
             tracking = self._tracking(image, plan.base(wish, points))
             elsewhere = last_backups(checkpoints, image.target)
             elsewhere.pop(own, None)
@@ -281,12 +283,13 @@ class _Backup:
         from engine.source.stopped import stopped_disks
 
         bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
+        copies = {task.image.target for task in tasks if task.choice.type == "copy"}
         if not self._info.active:
-            return stopped_disks(self._domain, self._info, bases, self._checkpoint, self._work.stop)
+            return stopped_disks(self._domain, self._info, bases, self._checkpoint, self._work.stop, copies)
         lock = (self._around.lock_folder, self._lock)
         return running_disks(
             self._domain, self._info, bases, self._checkpoint, self._spec.consistency, self._around.scratch_folder, lock,
-            self._work,
+            self._work, copies,
         )  # fmt: skip
 
     @contextlib.contextmanager
@@ -375,7 +378,7 @@ class _Backup:
             parent_backup_id=parent.backup_id if parent else "",
             create_time=spec.create_time,
             size_bytes=instant.disks[image.target].size_bytes,
-            checkpoint=self._checkpoint if image.holds_bitmaps or image.target in instant.recorded else "",
+            checkpoint=self._checkpoint_of(task, instant),
             reason=task.choice.reason,
             compression_level=self._work.settings.compression_level,
             key_id=self._key.key_id if self._key else "",
@@ -386,6 +389,12 @@ class _Backup:
             layers=(*_layers_below(task.choice), Layer(spec.backup_id, segments)),
             sealed=_about(image),
         )
+
+    def _checkpoint_of(self, task: _Task, instant: "Instant") -> str:
+        """Return the tracking point that the next incremental counts from, "" where there is none; a copy never has one."""
+        image = task.image
+        tracked = image.holds_bitmaps or image.target in instant.recorded
+        return self._checkpoint if tracked and task.choice.type != "copy" else ""
 
     def _server_manifest(
         self,

@@ -154,11 +154,12 @@ def begin(
     scratch_folder: Path,
     socket_path: Path | None = None,
     info: DomainInfo | None = None,
+    copies: Collection[str] = (),
 ) -> BackupJob:
     """Begin a job for the disks of `bases` at one instant; this call is the instant.
 
     `bases` has each disk's checkpoint to count changes from, None for a full. `checkpoint` names the new point in time that
-    is made for the disks that hold bitmaps, "" for none. The caller holds the domain's lock. With `info` (from
+    is made for the disks that hold bitmaps and are not in `copies`, "" for none. The caller holds the domain's lock. With `info` (from
     `domain_info`, not old) one look at the domain is saved.
     Raises DomainBusy when the domain has a job already, CheckpointUnusable when a base's bitmap is not there or broken,
     DomainState for a stopped domain, DiskNotFound and DiskUnsupported, HypervisorError for what else QEMU refuses.
@@ -180,7 +181,8 @@ def begin(
     stopped_before = stopped_by_io_error(domain)
     _prepare(domain, folder)
     backup_xml = _backup_xml(info, bases, folder, socket)
-    checkpoint_xml = _checkpoint_xml(info, chosen, checkpoint) if checkpoint else None
+    tracked = [disk for disk in chosen if disk.target not in copies]
+    checkpoint_xml = _checkpoint_xml(info, tracked, checkpoint) if checkpoint else None
     try:
         with domain.translated("virDomainBackupBegin"):
             domain.handle.backupBegin(backup_xml, checkpoint_xml, 0)

@@ -54,10 +54,11 @@ def running_disks(
     scratch_folder: Path,
     lock: tuple[Path, DomainLock],
     work: Work,
+    copies: Collection[str] = (),
 ) -> Iterator[Instant]:
     """Hold the disks of `bases` at one instant for the block; `bases` has each disk's checkpoint to count from, None for a full.
 
-    `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
+    Those of `copies` get no new checkpoint. `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
     the domain stops while its disks are read.
     """
     sizes = {disk.target: disk.size_bytes for disk in info.disks}
@@ -69,9 +70,10 @@ def running_disks(
     with contextlib.ExitStack() as stack:
         with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
             reached("quiesced")
-            recorded = _record(domain, nodes, checkpoint, work)
+            chained = {disk: node for disk, node in nodes.items() if disk not in copies}
+            recorded = _record(domain, chained, checkpoint, work)
             reached("recorded")
-            job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info))
+            job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info, copies=copies))
             reached("begun")
         reached("thawed")
         if not quiesced.thaw_confirmed:

@@ -12,7 +12,7 @@ then on, so it does no harm that they come a little before the first read.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 from engine.errors import DomainStarted, HypervisorError, ImageBusy, ImageChanged, LibvirtUnreachable, NbdError
@@ -33,7 +33,12 @@ _POLL_SECONDS = 0.1
 
 @contextlib.contextmanager
 def stopped_disks(
-    domain: Domain, info: DomainInfo, bases: Mapping[str, str | None], checkpoint: str, stop: Stop
+    domain: Domain,
+    info: DomainInfo,
+    bases: Mapping[str, str | None],
+    checkpoint: str,
+    stop: Stop,
+    copies: Collection[str] = (),
 ) -> Iterator[Instant]:
     """Serve the disks of `bases` for the block; see `running_disks`.
 
@@ -46,7 +51,7 @@ def stopped_disks(
         files = [file for image in images for file in image_files(image.path, image.format)]
         _refuse_writers(files)
         if checkpoint:
-            _add_bitmaps(images, checkpoint)
+            _add_bitmaps([image for image in images if image.target not in copies], checkpoint)
         watch.begin(files)
         _refuse_writers(files)  # one that came before the fingerprints would not show in them
         for image in images:
