@@ -197,8 +197,7 @@ class Supervisor:
             return
         newest = working[-1].operation
         budget = shares.Budget(newest.workers, newest.read_limit, newest.upload_limit)
-        grants = shares.split(budget, [runner.operation.verb for runner in working])
-        for runner, grant in zip(working, grants, strict=True):
+        for runner, grant in zip(working, shares.split(budget, len(working)), strict=True):
             runner.grant(grant)
 
     # ---- after a restart -----------------------------------------------------------------------------------------------
