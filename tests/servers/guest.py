@@ -273,6 +273,17 @@ class RealGuest(_Domain):
         """Make each freeze wait in the agent's hook first, as a guest's databases do."""
         self.run(f"echo {seconds} > /run/freeze-seconds")
 
+    def hold_freeze(self) -> None:
+        """Make a freeze hang in the agent's hook until `release_freeze`: begun, not done, and not to be called back."""
+        self.run("touch /run/freeze-hold")
+
+    def release_freeze(self) -> None:
+        self.run("rm -f /run/freeze-hold")
+
+    def freeze_calls(self) -> list[str]:
+        """Return what the agent did, oldest first: `freeze` and `thaw`."""
+        return self.run("cat /run/freeze-hook.log 2>/dev/null; true").split()
+
     def start_writer(self) -> None:
         """Write a counter to /data1/counter and then to /data2/counter, each synced, on and on.
 

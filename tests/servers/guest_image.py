@@ -27,7 +27,14 @@ _MODULES = (
     "virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk",
     "virtio_console", "loop",
 )  # fmt: skip
-_FREEZE_HOOK = "#!/bin/sh\n[ $1 = freeze ] && [ -e /run/freeze-seconds ] && sleep $(cat /run/freeze-seconds)\nexit 0\n"
+# What the agent runs before a freeze and after a thaw: it waits as guest_init.sh says, and keeps a record.
+_FREEZE_HOOK = """#!/bin/sh
+if [ $1 = freeze ]; then
+    [ -e /run/freeze-seconds ] && sleep $(cat /run/freeze-seconds)
+    while [ -e /run/freeze-hold ]; do usleep 50000; done
+fi
+echo $1 >>/run/freeze-hook.log
+"""
 # The agent's guest-shutdown runs this; without ACPI a reboot is the only way out, and the domain says on_reboot=destroy.
 _SHUTDOWN = "#!/bin/sh\nsync\nreboot -f\n"
 

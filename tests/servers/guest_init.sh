@@ -3,6 +3,8 @@
 #
 #   /run/agent-off        while this file is there, no agent is started
 #   /run/freeze-seconds   how long the freeze hook waits before the agent freezes anything
+#   /run/freeze-hold      while this file is there, it waits longer
+#   /run/freeze-hook.log  one word a line, freeze or thaw: what the hook was called for
 /bin/busybox mkdir -p /bin /sbin /proc /sys /dev /run /data1 /data2 /etc/qemu /tmp /var/run
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin
