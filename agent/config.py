@@ -54,6 +54,11 @@ class Config:
         return self.state_folder / "operations"
 
     @property
+    def catalog_folder(self) -> Path:
+        """Where the engine keeps what this host knows of its servers' backups."""
+        return self.state_folder / "catalog"
+
+    @property
     def instance_lock(self) -> Path:
         return self.state_folder / "agent.lock"
 

@@ -128,6 +128,7 @@ def to_spec(command: command_pb2.Command, config: "Config", host: str, control_f
         ),
         host=host,
         libvirt_uri=config.libvirt_uri,
+        catalog_folder=str(config.catalog_folder),
         scratch_folder=str(config.scratch_folder),
         lock_folder=str(config.lock_folder),
         control_file=str(control_file),

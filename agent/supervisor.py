@@ -197,7 +197,8 @@ class Supervisor:
             return
         newest = working[-1].operation
         budget = shares.Budget(newest.workers, newest.read_limit, newest.upload_limit)
-        for runner, grant in zip(working, shares.split(budget, len(working)), strict=True):
+        grants = shares.split(budget, [runner.operation.verb for runner in working])
+        for runner, grant in zip(working, grants, strict=True):
             runner.grant(grant)
 
     # ---- after a restart -----------------------------------------------------------------------------------------------

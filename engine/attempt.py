@@ -46,22 +46,15 @@ class AttemptIdentity:
 
 @contextlib.contextmanager
 def attempt(
-    storage: Storage,
-    reopen: Callable[[], Storage],
-    identity: AttemptIdentity,
-    now: datetime,
-    work: Work,
-    *,
-    announced: bool = False,
+    storage: Storage, reopen: Callable[[], Storage], identity: AttemptIdentity, now: datetime, work: Work
 ) -> Iterator[None]:
-    """Announce a backup, unless one that died has done so, and remove everything of it if the block fails.
+    """Announce a backup, and remove everything of it if the block fails.
 
     `storage` may have been interrupted by then, so `reopen` connects once more. What cannot be removed (the storage is
     gone) is an orphan without backup.json: it is no backup, a warning says so, and cleanup removes it later.
     """
-    if not announced:
-        intent = Intent(identity.server_id, identity.backup_id, identity.job_id, identity.host, now.isoformat())
-        storage.put(names.intent_name(identity.server_id, identity.backup_id), intent.dump())
+    intent = Intent(identity.server_id, identity.backup_id, identity.job_id, identity.host, now.isoformat())
+    storage.put(names.intent_name(identity.server_id, identity.backup_id), intent.dump())
     try:
         yield
     except BaseException:
@@ -77,9 +70,17 @@ def attempt(
 
 
 def remove_attempt(storage: Storage, server_id: str, backup_id: str) -> None:
-    """Remove all of a backup's folder, backup.json first: at no moment does it look like a backup without its data."""
+    """Remove all of a backup's folder: backup.json first, so that at no moment it looks like a backup without its data.
+
+    The intent goes last: as long as anything is left, it tells on which host whoever made this is known to be dead.
+    """
+    folder = names.backup_folder(server_id, backup_id)
     storage.delete(names.backup_name(server_id, backup_id))
-    storage.sweep(names.backup_folder(server_id, backup_id))
+    for disk in sorted(storage.folders(folder)):
+        storage.sweep(f"{folder}/{disk}")
+        reached("disk_swept")
+    storage.sweep(folder)
+    reached("swept")
 
 
 def check_sizes(storage: Storage, manifest: DiskManifest) -> None:
@@ -126,18 +127,19 @@ def ask_lease(identity: AttemptIdentity, work: Work) -> None:
 
 def commit(storage: Storage, disks: dict[str, bytes], server: tuple[str, bytes]) -> str:
     """Write the disks' manifests (by name), then backup.json, each read back; return the SHA-256 of backup.json."""
-    for name, data in [*disks.items(), server]:
-        _put(storage, name, data)
-        reached("disk_manifest")
+    for name, data in disks.items():
+        _put(storage, name, data, "disk_manifest")
+    _put(storage, *server, "backup_manifest")
     return hashlib.sha256(server[1]).hexdigest()
 
 
-def _put(storage: Storage, name: str, data: bytes) -> None:
+def _put(storage: Storage, name: str, data: bytes, step: str) -> None:
     unsettled: StorageError | None = None
     try:
         storage.put(name, data)
     except (ObjectExists, StorageUnreachable) as error:
         unsettled = error
+    reached(step)
     try:
         found = storage.get(name)
     except ObjectNotFound:

@@ -36,6 +36,11 @@ class Point:
     disks: dict[str, DiskManifest]
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def marked(self) -> bool:
+        """Tell whether a disk of it bears the mark of a deletion: the backup is going, and no restore point any more."""
+        return any(one.disk not in self.disks and one.disk not in self.unreadable for one in self.server.disks)
+
 
 @dataclass(frozen=True, slots=True)
 class History:

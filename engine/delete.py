@@ -3,9 +3,11 @@
     read every manifest of the server again ─► veto (chain.needed_by, a backup in the making) ─► newest first, for each backup:
         deleted.json of each disk ─► backup.json ─► manifest.json ─► everything else in the folder
 
-A deletion that was interrupted goes on where it stopped when it is asked for again.
+A deletion that was interrupted goes on where it stopped when it is asked for again, and the server's next backup finishes it:
+a mark says that the data is going, so that nobody may build on it in any case.
 """
 
+import logging
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,15 +15,18 @@ from pathlib import Path
 from engine import chain
 from engine.attempt import remove_attempt
 from engine.catalog import History, Point, read_history
-from engine.errors import BackupNotFound, ObjectExists, StillNeeded
+from engine.errors import BackupNotFound, ObjectExists, StillNeeded, StorageError, StorageUnreachable
 from engine.failpoint import reached
 from engine.format import names
 from engine.format.markers import Deleted
 from engine.ids import is_id
+from engine.jobs import Surroundings
 from engine.orphans import may_commit
 from engine.results import DeleteResult
 from engine.storage.base import Storage
 from engine.work import Work
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,29 @@ def delete_backups(
     return DeleteResult(sorted(wanted), sum(sizes.get(backup_id, 0) for backup_id in wanted))
 
 
+def finish_deletions(around: Surroundings, storage: Storage, server_id: str, history: History) -> list[str]:
+    """Finish the deletions that left marks on backups that are still listed; return the ids of those that are gone now.
+
+    `history` is what the storage holds of the server, just read. One that is refused, or not permitted from here, stays as
+    it is, and is logged. Raises StorageUnreachable.
+    """
+    half = tuple(sorted(point.server.backup_id for point in history.points if point.marked))
+    if not half:
+        return []
+    operation, work = around.operation, around.work
+    try:
+        delete_backups(
+            storage, server_id, half, around.job.job_id, operation.host, around.now(), around.lock_folder, work
+        )
+    except StorageUnreachable:
+        raise
+    except (StillNeeded, BackupNotFound, StorageError) as error:
+        log.warning("A deletion that was interrupted stays unfinished backups=%s: %s", half, error)
+        return []
+    work.report.info(f"finished the interrupted deletion of {', '.join(half)}")
+    return list(half)
+
+
 def check_deletable(history: History, server_id: str, wanted: set[str]) -> set[str]:
     """Raise unless every one of `wanted` may go at once; return those of which nothing is there any more. Pure."""
     present = {point.server.backup_id for point in history.points} | set(history.attempts) | set(history.unreadable)
@@ -107,6 +135,7 @@ def _delete(storage: Storage, point: Point, history: History, by: "_Deleter") ->
         except ObjectExists:  # an earlier deletion was interrupted
             continue
         marked.append(name)
+        reached("disk_marked")
     if newcomer := _newcomer(storage, server_id, history):
         for name in marked:
             storage.delete(name)
@@ -116,6 +145,7 @@ def _delete(storage: Storage, point: Point, history: History, by: "_Deleter") ->
     reached("unlisted")
     for summary in point.server.disks:
         storage.delete(names.manifest_name(server_id, backup_id, summary.disk))
+        reached("manifest_gone")
     reached("manifests_gone")
     remove_attempt(storage, server_id, backup_id)
     reached("deleted")

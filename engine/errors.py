@@ -160,8 +160,21 @@ class CheckpointUnusable(HypervisorError):
 
 
 class ScratchShort(HypervisorError):
+    """There is too little room to begin: a scratch file that finds none stops the guest."""
+
     reason = "SCRATCH_SHORT"
-    template = "scratch space in {path}: {free} bytes free, {needed} needed"
+    template = "scratch space in {path}: {free} bytes are free, a backup of these disks needs {needed}"
+    remedy = "Give the scratch folder more room, or another file system"
+
+
+class ScratchRanShort(ScratchShort):
+    """The guest overwrote more than there was room for, at last `rate` bytes a second: given up before it had to stop."""
+
+    template = (
+        "scratch space in {path} runs short: {free} bytes are free, {needed} are needed to go on, and {used} hold what the "
+        "guest has overwritten; the backup was given up so that the guest goes on"
+    )
+    remedy = "Give the scratch folder more room, or back up while the guest writes less"
 
 
 # ---- NBD ---------------------------------------------------------------------------------------------------------------

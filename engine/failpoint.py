@@ -3,30 +3,56 @@
     BM_KILL_AT=committed     SIGKILL at the first time that the step is reached
     BM_KILL_AT=segment:3     at the third time
 
-Without that variable a step costs one comparison. There is no other action, and nothing that comes over the network can
-set it.
+A step follows each change of the host or of the storage. Without that variable it costs two comparisons. There is no other
+action, and nothing that comes over the network can set it. A test goes through these lists, so that a step that is never
+reached, or reached and not listed, fails: see tests/engine/test_kill.py.
 """
 
 import os
 import signal
+from collections.abc import Callable
 
-# Every step, in the order of a backup and of a restore; tests go through all of them, so a step cannot be forgotten.
+# In the order of a backup; which of them a backup reaches depends on its disks and on the domain's state.
 BACKUP_STEPS = (
-    "prepared", "intent", "recorded", "begun", "thawed", "mapped", "noted", "segment", "stored", "job_ended", "lease_held",
-    "disk_manifest", "committed", "checkpoints_dropped",
+    "repository", "key", "prepared", "intent", "quiesced", "recorded", "scratch_made", "begun", "thawed", "mapped",
+    "bitmap_added", "exported", "frame", "segment", "stored", "job_ended", "lease_held", "disk_manifest", "backup_manifest",
+    "committed", "bitmap_dropped", "checkpoint_dropped", "checkpoints_dropped",
 )  # fmt: skip
-RESTORE_STEPS = ("checked", "stopped", "forgotten", "half_written", "written", "started")
-DELETE_STEPS = ("marked", "unlisted", "manifests_gone", "deleted")
+# While a backup that failed takes itself away, and while the next one removes what a dead one left.
+UNDO_STEPS = ("bitmap_dropped", "checkpoint_dropped", "disk_swept", "swept")
+RESTORE_STEPS = (
+    "image_made", "defined", "checked", "stopped", "noted", "bitmap_dropped", "checkpoint_dropped", "forgotten", "exported",
+    "half_written", "disk_written", "written", "started", "file_made", "file_named",
+)  # fmt: skip
+DELETE_STEPS = (
+    "disk_marked", "marked", "unlisted", "manifest_gone", "manifests_gone", "disk_swept", "swept", "deleted",
+    "bitmap_dropped", "checkpoint_dropped",
+)  # fmt: skip
 
-_step, _, _count = os.environ.get("BM_KILL_AT", "").partition(":")
-_left = int(_count or 1)
+# Told of every step, for a test that asks which ones a job reaches.
+observe: Callable[[str], None] | None = None
+
+_step = ""
+_left = 0
+
+
+def kill_at(text: str) -> None:
+    """Kill this process at a step, as BM_KILL_AT says it; "" for never."""
+    global _step, _left
+    _step, _, count = text.partition(":")
+    _left = int(count or 1)
 
 
 def reached(step: str) -> None:
     """Note that the work got here."""
     global _left
+    if observe is not None:
+        observe(step)
     if step != _step:
         return
     _left -= 1
     if _left == 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+kill_at(os.environ.get("BM_KILL_AT", ""))

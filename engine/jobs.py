@@ -3,14 +3,15 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BackupManagerError, Cancelled, VerifyFailed
 from engine.format.crypto import ServerKey
+from engine.limit import Limit
 from engine.spec import Job, Operation
 from engine.storage.base import Storage
 from engine.throttle import Throttle
@@ -19,6 +20,7 @@ from engine.work import Report, Work
 
 if TYPE_CHECKING:
     from engine.catalog import Keys
+    from engine.inventory import Change, HostCatalog
 
 
 class StepReport:
@@ -94,6 +96,12 @@ class Surroundings:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
+    def catalog(self) -> "HostCatalog":
+        """Return this host's own catalog of the operation's repository; of use only where the operation has a folder for it."""
+        from engine.inventory import HostCatalog
+
+        return HostCatalog(Path(self.operation.catalog_folder), self.operation.storage.repository_id)
+
     def job_warnings(self) -> list[str]:
         """Return what was warned of so far."""
         report = self.work.report
@@ -104,7 +112,7 @@ class Surroundings:
         from engine.storage.open import open_storage
         from engine.storage.throttled import ThrottledStorage
 
-        bucket = _Bucket(self.work.upload, self.work.stop.event)
+        bucket = _Bucket(self.work.upload, self.work.stop.event, self.work.workers)
         return ThrottledStorage(open_storage(self.operation.storage, brief=brief), bucket)
 
     @contextmanager
@@ -130,9 +138,12 @@ class Surroundings:
 class _Bucket:
     throttle: Throttle
     stop: threading.Event
+    workers: Limit
 
-    def take(self, byte_count: int) -> None:
-        self.throttle.take(byte_count, self.stop)
+    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+        for portion in self.throttle.portions(total, self.stop, bytes_max):
+            self.workers.step_aside(self.stop)
+            yield portion
 
 
 def run_job(job: Job, operation: Operation, work: Work) -> Outcome:
@@ -180,8 +191,16 @@ def _verb(job: Job) -> Callable[[Surroundings], dict[str, Any]]:
 
 def _back_up(around: Surroundings) -> dict[str, Any]:
     from engine.backup import back_up
+    from engine.inventory import with_backup
+    from engine.results import BackupRecord
 
-    return asdict(back_up(around))
+    spec = around.job.backup
+    assert spec is not None
+    with _catalog(around, spec.server_id) as note:
+        result = back_up(around)
+        manifests_say = replace(result, quiesce_seconds=0.0)  # what a reindex would find
+        note(with_backup(BackupRecord(spec.server_id, around.job.job_id, manifests_say)))
+    return asdict(result)
 
 
 def _restore(around: Surroundings) -> dict[str, Any]:
@@ -203,24 +222,55 @@ def _verify(around: Surroundings) -> dict[str, Any]:
 
 
 def _reindex(around: Surroundings) -> dict[str, Any]:
+    from engine.inventory import rebuilder
     from engine.reindex import reindex
 
     spec = around.job.reindex
     assert spec is not None
+    keep = rebuilder(around.catalog(), around.work.report.warn) if around.operation.catalog_folder else _keep_nothing
     with around.repository() as storage:
-        return asdict(reindex(storage, spec.server_id, {}, around.work))
+        return asdict(reindex(storage, spec.server_id, {}, around.work, keep))
+
+
+def _keep_nothing(_server_id: str, _records: list[dict[str, Any]]) -> None:
+    """Stand in where the host keeps no catalog."""
+
+
+@contextmanager
+def _catalog(around: Surroundings, server_id: str) -> "Iterator[Callable[[Change], None]]":
+    """Let the block note what it changes in this host's own catalog (C9). That file can be rebuilt: no failure of it is the job's."""
+    catalog, changes = around.catalog(), list["Change"]()
+    with ExitStack() as stack:
+        if around.operation.catalog_folder:
+            with _warned(around):
+                stack.enter_context(catalog.changing(server_id, around.job.job_id))
+        yield changes.append
+        if around.operation.catalog_folder:
+            for change in changes:
+                with _warned(around):
+                    catalog.update(server_id, change)
+
+
+@contextmanager
+def _warned(around: Surroundings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        around.work.report.info(f"this host's own catalog could not be kept: {error}")
 
 
 def _delete(around: Surroundings) -> dict[str, Any]:
     from engine.delete import delete_backups
+    from engine.inventory import without
 
     spec, work = around.job.delete, around.work
     assert spec is not None
     host, job_id = around.operation.host, around.job.job_id
-    with around.repository() as storage:
+    with _catalog(around, spec.server_id) as note, around.repository() as storage:
         result = delete_backups(
             storage, spec.server_id, spec.backup_ids, job_id, host, around.now(), around.lock_folder, work
         )
+        note(without(result.backup_ids))
     if spec.domain_uuid:
         _drop_checkpoints(around, spec.domain_uuid, set(result.backup_ids))
     return asdict(result)

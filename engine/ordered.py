@@ -1,18 +1,19 @@
 """Work done by several threads side by side, delivered in order: the scheduling core of the pipeline.
 
-    items ──(one lock)──► 1 2 3 4 5 6 …
-                          │ │ │ │            each thread: take an item, process it on its own resources (an NBD connection,
-    workers               A B A C            buffers, a compressor), deliver the result
+    items ──(one taker)─► 1 2 3 4 5 6 …      taken when the window and the memory have room for it
+                          │ │ │ │            each thread: process its item on its own resources (an NBD connection, …)
+    workers               A B A C            and deliver the result
                           ▼ ▼ ▼ ▼
-    parked                  2 3              finished before its turn; a bounded number, of bounded bytes
+    parked                  2 3              finished before its turn
                           ▼
     consume ◄──(the turn)─1                  one call at a time, strictly in order, by whichever thread holds the turn
 
 There is no reader thread, no writer thread and no queue between them: a thread that finishes item 1 delivers it, then 2 and
 3 if they are parked, and takes the next item. That costs less memory than a queued pipeline, at the same speed.
 
-Nobody waits for a thread that waits for it: a thread takes an item only when it is let in by the limit and the window, so
-the holder of the oldest item is always at work, and its result is always accepted.
+Nobody waits for a thread that waits for it. An item's place and memory are reserved in the order of the items, before its
+thread asks to be let in by the limit; from then on it needs nothing that another item holds, and its result is always
+accepted. So the holder of the oldest item gets on, and whoever waits, waits for somebody older.
 """
 
 import contextvars
@@ -32,7 +33,7 @@ R = TypeVar("R")
 T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
-PARKED_BYTES_MAX = 8 * MIB
+HELD_BYTES_MAX = 16 * MIB
 WINDOW_PER_WORKER = 2  # items taken but not yet delivered, for each worker
 
 
@@ -40,7 +41,10 @@ class Worker(Protocol[T_contra, R_co]):
     """What one thread works with. Made, used and closed in that thread."""
 
     def process(self, item: T_contra, /) -> R_co:
-        """Return the item's result. It must stay as it is until it is consumed: do not reuse its buffers before."""
+        """Return the item's result. It must stay as it is until it is consumed: do not reuse its buffers before.
+
+        It may wait for others at work (as for a turn to compress), never for an item that is not taken yet.
+        """
 
     def close(self) -> None:
         """Release the worker's resources."""
@@ -54,14 +58,15 @@ def run_ordered(
     workers: Limit,
     stop: threading.Event,
     interrupts: Iterable[Callable[[], None]] = (),
-    weigh: Callable[[R], int] = lambda _: 0,
-    parked_bytes_max: int = PARKED_BYTES_MAX,
+    weigh: Callable[[T], int] = lambda _: 0,
+    held_bytes_max: int = HELD_BYTES_MAX,
 ) -> None:
     """Process every item and consume every result, in the order of `items`; return when all is done and no thread is left.
 
     `workers` may be shared by several runs, which then share that many threads' worth of work; its count may change at any
-    time. `weigh` tells a result's bytes. `items` is advanced by one thread at a time, but by changing threads; so is
-    `consume` called.
+    time. `weigh` tells the bytes that an item holds from when it is taken until its result is consumed: together at most
+    `held_bytes_max`, or one item alone. `items` is advanced by one thread at a time, but by changing threads; so is `consume`
+    called.
 
     The first exception of `items`, a worker or `consume` ends the run and is raised here. So does `stop`: set from outside
     it raises Cancelled (within POLL_SECONDS it is noticed), and the run sets it itself on a failure, so that whoever waits
@@ -70,7 +75,7 @@ def run_ordered(
 
     The calling thread only waits, in short naps: if it is the main thread, signal handlers run meanwhile.
     """
-    _Run(items, make_worker, consume, workers, stop, tuple(interrupts), weigh, parked_bytes_max).run()
+    _Run(items, make_worker, consume, workers, stop, tuple(interrupts), weigh, held_bytes_max).run()
 
 
 class _Run(Generic[T, R]):
@@ -84,8 +89,8 @@ class _Run(Generic[T, R]):
         workers: Limit,
         stop: threading.Event,
         interrupts: tuple[Callable[[], None], ...],
-        weigh: Callable[[R], int],
-        parked_bytes_max: int,
+        weigh: Callable[[T], int],
+        held_bytes_max: int,
     ) -> None:
         self._items = items
         self._make_worker = make_worker
@@ -94,17 +99,16 @@ class _Run(Generic[T, R]):
         self._stop = stop
         self._interrupts = interrupts
         self._weigh = weigh
-        self._parked_bytes_max = parked_bytes_max
-        self._taking = threading.Lock()  # held while `items` is advanced, which may ask a server
+        self._held_bytes_max = held_bytes_max
         self._threads: list[threading.Thread] = []
 
         self._changed = threading.Condition()
         self._live = 0  # threads that have not ended
-        self._reserved = 0  # places of the window in use: items about to be taken, taken, or parked
+        self._taking = False  # one thread advances `items`, which may ask a server, and then waits for room
         self._taken = 0  # items given out, and the number of the next one
         self._delivered = 0  # items consumed, and the number of the next one
-        self._parked: dict[int, tuple[R, int]] = {}  # result and bytes by item number
-        self._parked_bytes = 0
+        self._held_bytes = 0  # what the items weigh that are taken and not delivered
+        self._parked: dict[int, tuple[R, int]] = {}  # result and weight by item number
         self._exhausted = False
         self._failure: BaseException | None = None
 
@@ -174,10 +178,11 @@ class _Run(Generic[T, R]):
             self._check()
             worker = self._make_worker()
             try:
-                while self._enter_window():
+                while (taken := self._take()) is not None:
+                    number, item, weight = taken
                     with self._workers.inside(self._stop):
-                        if not self._work_once(worker):
-                            return
+                        self._deliver(number, worker.process(item), weight)
+                    del taken, item  # a frame is large, and the next one may be long in coming
             finally:
                 worker.close()
         except BaseException as error:
@@ -187,52 +192,49 @@ class _Run(Generic[T, R]):
                 self._live -= 1
                 self._changed.notify_all()
 
-    def _work_once(self, worker: Worker[T, R]) -> bool:
-        """Take one item to its result; tell whether there was one."""
-        taken = self._take()
-        if taken is None:
-            return False
-        number, item = taken
-        self._deliver(number, worker.process(item))
-        return True
+    def _take(self) -> tuple[int, T, int] | None:
+        """Return the next item with its number and weight, all of which has its place; None when this thread is to end."""
+        if not self._begin_taking():
+            return None
+        try:
+            item = next(self._items)
+        except StopIteration:
+            with self._changed:
+                self._exhausted = True
+                self._end_taking()
+            return None
+        weight = self._weigh(item)
+        with self._changed:
+            while self._held_bytes and self._held_bytes + weight > self._held_bytes_max:
+                self._wait()
+            self._held_bytes += weight
+            number = self._taken
+            self._taken += 1
+            self._end_taking()
+        return number, item, weight
 
-    def _enter_window(self) -> bool:
-        """Wait for a place in the reorder window; tell whether to go on: there are items, and this thread is not one too many."""
+    def _begin_taking(self) -> bool:
+        """Wait until it is this thread's turn to take an item; tell whether to: there are items, and it is not one too many."""
         with self._changed:
             while True:
-                if self._exhausted or self._failure is not None or self._live > self._workers.count:
+                self._check()
+                if self._exhausted or self._live > self._workers.count:
                     return False
-                if self._reserved < WINDOW_PER_WORKER * self._workers.count:
-                    self._reserved += 1
+                window = WINDOW_PER_WORKER * self._workers.count
+                if not self._taking and self._taken - self._delivered < window:
+                    self._taking = True
                     return True
                 self._wait()
 
-    def _take(self) -> tuple[int, T] | None:
-        """Return the next item and its number, or None at the end (the place in the window is then of no more use)."""
-        with self._taking:
-            if self._exhausted:
-                return None
-            self._check()
-            try:
-                item = next(self._items)
-            except StopIteration:
-                with self._changed:
-                    self._exhausted = True
-                    self._changed.notify_all()
-                return None
-            with self._changed:
-                number = self._taken
-                self._taken += 1
-            return number, item
+    def _end_taking(self) -> None:
+        """Let the next thread take; with `_changed` held. After an exception nobody is let: the run is over."""
+        self._taking = False
+        self._changed.notify_all()
 
-    def _deliver(self, number: int, result: R) -> None:
-        """Park the result, waiting for room if it is not its turn; then consume whatever is next."""
-        weight = self._weigh(result)
+    def _deliver(self, number: int, result: R, weight: int) -> None:
+        """Park the result, then consume whatever is next."""
         with self._changed:
-            while number != self._delivered and self._parked_bytes + weight > self._parked_bytes_max:
-                self._wait()
             self._parked[number] = (result, weight)
-            self._parked_bytes += weight
         del result
         while self._consume_next():
             pass
@@ -252,8 +254,7 @@ class _Run(Generic[T, R]):
         del result
         with self._changed:
             self._delivered += 1
-            self._parked_bytes -= weight
-            self._reserved -= 1
+            self._held_bytes -= weight
             self._changed.notify_all()
         return True
 

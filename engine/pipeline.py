@@ -1,36 +1,38 @@
 """One disk's way to the storage: extents → frames → segments, by several threads, in order.
 
-    disk ──extents──► plan ──► place ──► (lock) ──► worker: read │ compress │ seal    (N workers, each its own connection)
-                                                        └──────── in order ────────► segment writer ──► storage
+    disk ──extents──► plan ──► place ──► (taken) ──► worker: read │ compress │ seal    (N workers, each its own connection)
+                                                        └──────── in order ─────────► segment writer ──► storage
 
-`ordered.py` has the scheduling; here stands what one thread does with one frame, and what is written in turn.
+`ordered.py` has the scheduling; here stands what one thread does with one frame, and what is written in turn. A frame has one
+buffer all its way: it is read into it, and sealed into it again; in between its compressed bytes are one more block, of which
+there are as many as compression threads.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
+from engine.buffers import Buffers, capacity_of
 from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
 from engine.failpoint import reached
+from engine.format.compress import ZstdCompressor
 from engine.format.crypto import SEAL_BYTES, ServerKey
 from engine.format.frames import FrameSealer, Packed, SealedFrame
 from engine.format.index import RAW
 from engine.format.layout import Identity, Segment, SegmentRef
 from engine.format.placement import SEGMENT_PLAIN_BYTES_MAX, Placed, PlacedFrame, PlacedZero, SegmentEnd, place
 from engine.format.writer import SegmentWriter
-from engine.limit import Limit
 from engine.ordered import run_ordered
 from engine.source.disk import Disk, Reader
 from engine.source.throttled import ThrottledReader
-from engine.storage.base import Storage
-from engine.units import MIB
+from engine.storage.base import Buffer, Storage
 from engine.work import Work
 
-PARKED_BYTES_MAX = 4 * MIB
-Finished: TypeAlias = Callable[[SegmentRef, bool], None]
+# Frames in memory beside those that are being compressed: one that is read ahead, one that is sealed or written.
+FRAMES_BESIDE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +52,28 @@ def store(
     key: ServerKey | None,
     work: Work,
     segment_bytes_max: int = SEGMENT_PLAIN_BYTES_MAX,
-    first: int = 0,
-    finished: Finished = lambda _segment, _last: None,
 ) -> tuple[SegmentRef, ...]:
     """Read what `plan` names from `disk`, write it to `storage` as segments, and return them. Blocks until all is written.
-
-    They are numbered from `first` on; `finished` is told of each when it is on the storage, and whether it is the last.
 
     Nothing stays under a final name of a segment that was not finished; finished segments stay, the caller sweeps. Raises
     what disk and storage raise, and Cancelled. After a failure both may have been interrupted: open them anew.
     """
     ended = threading.Event()
-    buffers = _Buffers(work.settings.compression_threads + 1)
-    items = _segments(place(plan, segment_bytes_max, first=first), identity, disk.size_bytes, key)
-    with _Output(storage, work, finished) as output, work.stop.waking(ended.set):
+    held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
+    shared = _Shared(
+        work, ended, Buffers(held_bytes_max + FRAME_BYTES_MAX, SEAL_BYTES)
+    )  # one more: see _Worker._seal_raw
+    items = _segments(place(plan, segment_bytes_max), identity, disk.size_bytes, key)
+    with _Output(storage, work, shared.buffers) as output, work.stop.waking(ended.set):
         run_ordered(
             items,
-            lambda: _Worker(ThrottledReader(disk.connect(), work.read, ended), buffers, work, ended),
+            lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
             output.consume,
             workers=work.workers,
             stop=ended,
             interrupts=(disk.interrupt, storage.interrupt),
-            parked_bytes_max=PARKED_BYTES_MAX,
-            weigh=lambda result: len(result.sealed.stored) if result.sealed else 0,
+            weigh=_weigh,
+            held_bytes_max=held_bytes_max,
         )
     return tuple(output.segments)
 
@@ -83,11 +84,18 @@ class _Item:
     placed: Placed
 
 
+def _weigh(item: _Item) -> int:
+    return capacity_of(item.placed.plan.length) if isinstance(item.placed, PlacedFrame) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Result:
+    """`buffer`, if any, holds what is stored: it is given back when that is written."""
+
     segment: Segment
     placed: Placed
-    sealed: SealedFrame | None
+    sealed: SealedFrame | None = None
+    buffer: bytearray | None = None
 
 
 def _segments(
@@ -102,58 +110,66 @@ def _segments(
         yield _Item(segment, placed)
 
 
-class _Buffers:
-    """Plaintext buffers of one frame each, lent to workers: as many as are compressed at an instant, and one that is read ahead.
+class _Shared:
+    """What the workers of one disk share: buffers, and as many compressors as frames may be compressed at an instant."""
 
-    Memory follows the compression threads, not the workers: with one per worker four of them took 48 MiB, and were no faster.
-    """
+    def __init__(self, work: Work, ended: threading.Event, buffers: Buffers) -> None:
+        self.buffers = buffers
+        self.level = work.settings.compression_level
+        self.raw_turn = threading.Lock()
+        self._limit = work.compressing
+        self._ended = ended
+        self._idle: list[ZstdCompressor] = []
 
-    def __init__(self, count: int) -> None:
-        self._limit = Limit(count)
-        self._free: list[bytearray] = []
-
-    @contextlib.contextmanager
-    def lend(self, length: int, stop: threading.Event) -> Iterator[memoryview]:
-        """Lend a buffer of `length` bytes for the block; raises Cancelled if `stop` is set while waiting for one."""
-        with self._limit.inside(stop):
+    def compress(self, data: Buffer) -> bytes:
+        """Return `data` compressed, when it is this thread's turn (P7). Raises Cancelled."""
+        with self._limit.inside(self._ended):
             try:
-                buffer = self._free.pop()
+                compressor = self._idle.pop()
             except IndexError:
-                buffer = bytearray()
-            if len(buffer) < length:
-                buffer = bytearray(min(FRAME_BYTES_MAX, max(length, 2 * len(buffer))))
+                compressor = ZstdCompressor(self.level)
             try:
-                yield memoryview(buffer)[:length]
+                return compressor.compress(data)
             finally:
-                self._free.append(buffer)
+                self._idle.append(compressor)
 
 
 class _Worker:
-    """One thread's connection and compressor."""
+    """One thread's connection."""
 
-    def __init__(self, reader: Reader, buffers: _Buffers, work: Work, ended: threading.Event) -> None:
+    def __init__(self, reader: Reader, shared: _Shared) -> None:
         self._reader = reader
-        self._buffers = buffers
-        self._work = work
-        self._ended = ended
-        self._sealer = FrameSealer(work.settings.compression_level)
+        self._shared = shared
+        self._buffers = shared.buffers
+        self._sealer = FrameSealer(shared.level, compressor=shared if shared.level else None)
 
     def process(self, item: _Item) -> _Result:
-        if not isinstance(item.placed, PlacedFrame):
-            return _Result(item.segment, item.placed, None)
-        plan = item.placed.plan
-        with self._buffers.lend(plan.length, self._ended) as plain:
-            self._reader.read_into(plan.extents, plain)
-            with self._work.compressing.inside(self._ended):
-                packed = self._sealer.compress(plain)
-            if packed.method == RAW:  # then `packed` is the lent buffer
-                return self._seal(item, item.placed, packed)
-        return self._seal(item, item.placed, packed)
+        placed = item.placed
+        if not isinstance(placed, PlacedFrame):
+            return _Result(item.segment, placed)
+        # After an exception the buffer is just let go: the run is over.
+        buffer = self._buffers.take(placed.plan.length)
+        plain = memoryview(buffer)[: placed.plan.length]
+        self._reader.read_into(placed.plan.extents, plain)
+        packed = self._sealer.compress(plain)
+        if not item.segment.encrypted:
+            sealed = self._sealer.seal(item.segment, placed, packed)
+            if packed.method == RAW:  # then what is stored is the buffer itself
+                return _Result(item.segment, placed, sealed, buffer)
+            self._buffers.give_back(buffer)
+            return _Result(item.segment, placed, sealed)
+        if packed.method == RAW:
+            return self._seal_raw(item.segment, placed, packed, buffer)
+        sealed = self._sealer.seal(item.segment, placed, packed, memoryview(buffer))
+        return _Result(item.segment, placed, sealed, buffer)
 
-    def _seal(self, item: _Item, placed: PlacedFrame, packed: Packed) -> _Result:
-        # A buffer of its own, of just the size needed: the result may wait for its turn while the next frame is read.
-        target = memoryview(bytearray(len(packed.data) + SEAL_BYTES))
-        return _Result(item.segment, placed, self._sealer.seal(item.segment, placed, packed, target))
+    def _seal_raw(self, segment: Segment, placed: PlacedFrame, packed: Packed, buffer: bytearray) -> _Result:
+        """Seal into another buffer, since a box must not overlap what it is made of: the one there is for it, each in turn."""
+        with self._shared.raw_turn:
+            target = self._buffers.take(packed.plain_bytes)
+            sealed = self._sealer.seal(segment, placed, packed, memoryview(target))
+            self._buffers.give_back(buffer)
+        return _Result(segment, placed, sealed, target)
 
     def close(self) -> None:
         self._reader.close()
@@ -162,11 +178,11 @@ class _Worker:
 class _Output:
     """Writes results in their order: one segment after the other, each an object that appears when it is whole."""
 
-    def __init__(self, storage: Storage, work: Work, finished: Finished) -> None:
+    def __init__(self, storage: Storage, work: Work, buffers: Buffers) -> None:
         self.segments: list[SegmentRef] = []
+        self._buffers = buffers
         self._storage = storage
         self._work = work
-        self._finished = finished
         self._open = contextlib.ExitStack()
         self._writer: SegmentWriter | None = None
         self._reported = 0
@@ -181,16 +197,18 @@ class _Output:
         if result.sealed is not None:
             self._writer.append(result.sealed)
             done = result.sealed.placed.plan.length
+            if result.buffer is not None:
+                self._buffers.give_back(result.buffer)
         elif isinstance(placed, PlacedZero):
             self._writer.append_zero(placed.extent)
             done = placed.extent.length
         self._report(done, self._writer.stored_bytes)
+        reached("frame")
         if isinstance(placed, SegmentEnd):
             self.segments.append(self._writer.finish(last=placed.last))
             self._report(0, self.segments[-1].stored_bytes)
             self._writer = None
             self._open.close()
-            self._finished(self.segments[-1], placed.last)
             reached("segment")
 
     def _report(self, done: int, stored_bytes: int) -> None:

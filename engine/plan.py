@@ -38,7 +38,8 @@ class DiskState:
     """A disk as the hypervisor shows it now. `tracking` has our checkpoints of this repository: "" usable, else why not.
 
     What is not in it is gone, as every record of a raw disk's changes is when its domain stops.
-    `restored_time` is when a restore wrote over it, as far as that is known.
+    `restored_time` is when a restore wrote over it, as far as that is known. `elsewhere` has the last backup of each other
+    repository that has a record of its changes: only `elsewhere_max` of them may, beside the one that is used now.
     """
 
     disk: str
@@ -46,6 +47,8 @@ class DiskState:
     path: str
     tracking: Mapping[str, str]
     restored_time: datetime | None = None
+    elsewhere: tuple[str, ...] = ()
+    elsewhere_max: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def _why_lost(state: DiskState, parent: DiskManifest, points: list[DiskManifest]
         return DISK_REPLACED
     if newest(points) is not parent:
         return ENCRYPTION_CHANGED
+    if sum(backup_id > parent.backup_id for backup_id in state.elsewhere) > state.elsewhere_max:
+        return STORAGE_CHANGED  # ids sort by time: others were used since, and took this one's place
     return CHAIN_UNREADABLE if unreadable else BITMAP_LOST
 
 

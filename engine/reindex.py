@@ -1,6 +1,8 @@
 """Reindex: the catalog from the storage alone (C3). Restore points need no passphrase."""
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 from engine.catalog import Keys, Point, list_servers, read_history
 from engine.format import names
@@ -9,8 +11,17 @@ from engine.storage.base import Storage
 from engine.work import Work
 
 
-def reindex(storage: Storage, server_id: str, keys: Keys, work: Work) -> ReindexResult:
-    """Report a record for every backup of the server, of all servers if `server_id` is "". Changes nothing."""
+def reindex(
+    storage: Storage,
+    server_id: str,
+    keys: Keys,
+    work: Work,
+    keep: Callable[[str, list[dict[str, Any]]], None] = lambda _server_id, _records: None,
+) -> ReindexResult:
+    """Report a record for every backup of the server, of all servers if `server_id` is "". Changes nothing on the storage.
+
+    `keep` gets each server's id and all its records, unless some of its backups cannot be read.
+    """
     work.report.stage("read")
     servers = [server_id] if server_id else list(list_servers(storage))
     work.report.expect(len(servers))
@@ -18,11 +29,17 @@ def reindex(storage: Storage, server_id: str, keys: Keys, work: Work) -> Reindex
     for one in servers:
         work.stop.check()
         history = read_history(storage, one, keys)
+        records = []
         for point in history.points:
-            work.report.record(asdict(record(point)))
+            if point.marked:
+                continue
+            records.append(asdict(record(point)))
+            work.report.record(records[-1])
             found += 1
             unreadable += [names.manifest_name(one, point.server.backup_id, disk) for disk in point.unreadable]
         unreadable += [names.backup_name(one, backup_id) for backup_id in history.unreadable]
+        if not history.unreadable:
+            keep(one, records)
         work.report.advance(1)
     return ReindexResult(found, unreadable)
 

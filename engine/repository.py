@@ -21,6 +21,7 @@ from engine.errors import (
     RepositoryForeign,
     RepositoryMissing,
 )
+from engine.failpoint import reached
 from engine.format import names
 from engine.format.keys import KeyObject
 from engine.format.markers import FORMAT, Repository
@@ -149,6 +150,7 @@ def _initialize(storage: Storage, spec: StorageSpec, now: datetime) -> Repositor
             raise ManifestCorrupt(name=names.REPOSITORY, detail="is missing, yet there are backups") from None
     try:
         storage.put(names.REPOSITORY, wanted.dump())
+        reached("repository")
         log.info("repository initialized storage=%s repository_id=%s", storage.label, spec.repository_id)
     except ObjectExists:
         log.info("repository initialized by another storage=%s", storage.label)
@@ -192,6 +194,7 @@ def _ensure_key(storage: Storage, key_id: str, text: str) -> None:
                 return
         try:
             storage.put(names.key_name(key_id, number + 1), data)
+            reached("key")
         except ObjectExists:
             continue  # written beside us; look at what it is
         return

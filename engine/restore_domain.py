@@ -87,7 +87,7 @@ class DomainRestore:
             _refuse_busy(chosen, images)
             self._forget_changes(domain, chosen)
             reached("forgotten")
-            written = self._write(chosen, images)
+            written = self._write(domain, chosen, images)
         except BaseException:
             if ran and not self._touched:
                 self._leave_running(domain)
@@ -149,11 +149,21 @@ class DomainRestore:
 
         written = {one.disk for one in chosen}
         note_restored(domain, written, self._around.now())
+        reached("noted")
         forget_disks(domain, written)
+
+    def _forget_memory(self, domain: "Domain") -> None:
+        """Drop the memory of a saved domain: going on from there, its guest would write over a disk that it does not know."""
+        from engine.hypervisor.domains import drop_managed_save
+
+        if drop_managed_save(domain):
+            self._around.work.report.warn(
+                "the domain was saved with its memory, which is dropped: its disks are others now"
+            )
 
     # ---- the data ----------------------------------------------------------------------------------------------------
 
-    def _write(self, chosen: list[DiskManifest], images: dict[str, "DiskInfo"]) -> int:
+    def _write(self, domain: "Domain", chosen: list[DiskManifest], images: dict[str, "DiskInfo"]) -> int:
         from engine.source.export import export_image
 
         expect(self._around, chosen)
@@ -165,6 +175,8 @@ class DomainRestore:
                 image = images[manifest.disk]
                 export = stack.enter_context(export_image(image.path, image.format, writable=True))
                 targets.append((manifest, NbdTarget(export.socket, export.name, export.size_bytes)))
+                reached("exported")
+            self._forget_memory(domain)
             for manifest, target in targets:
                 written += self._write_disk(manifest, target, chosen)
         self._undo.pop_all()
@@ -180,6 +192,7 @@ class DomainRestore:
                 self._tell_state(chosen, error)
             raise
         self._whole.append(manifest.disk)
+        reached("disk_written")
         return written
 
     def _tell_state(self, chosen: list[DiskManifest], error: BaseException) -> None:

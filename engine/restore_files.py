@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.catalog import Keys
 from engine.errors import BackupManagerError, LibvirtUnreachable, TargetError
+from engine.failpoint import reached
 from engine.format.manifest import DiskManifest
 from engine.in_use import refuse_used
 from engine.jobs import Surroundings
@@ -104,6 +105,7 @@ def _opened(path: Path, size_bytes: int, image_format: str, *, overwrite: bool) 
     part.unlink(missing_ok=True)
     try:
         with _new_image(part, size_bytes, image_format) as target:
+            reached("file_made")
             yield target
     except BaseException:
         part.unlink(missing_ok=True)
@@ -112,6 +114,7 @@ def _opened(path: Path, size_bytes: int, image_format: str, *, overwrite: bool) 
         _replace(part, final)
     else:
         publish(part, final)
+    reached("file_named")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Define a domain anew that is gone, from the definition in its backup (T25).
 
-    no other domain names its disks ─► files absent, volumes present ─► empty images, NVRAM ─► defined, not started
+    no other domain names its disks ─► files absent, volumes present ─► defined, not started ─► empty images, NVRAM
 
 Paths are used again: a panel that deleted a server may have given its image's name to the next one. Nothing that is there
-already is written over, and what was made is taken away again unless the definition was accepted.
+already is written over, and what was made is taken away again if not all of it can be. The definition comes first: if this
+process dies behind it, whoever runs the restore again finds a domain that lacks images, and never images without an owner.
 """
 
 import base64
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import DiskNotFound, TargetError
+from engine.failpoint import reached
 from engine.format.manifest import Definition
 from engine.hypervisor.domains import DefinedDisk, define, defined_disks, nvram_path, sources_in_use, undefine
 from engine.source.images import create_image
@@ -42,12 +44,13 @@ def define_anew(
     _refuse_used(connection, disks.values())
     wanted = [_Image.of(disks.get(target), target, size) for target, size in sizes.items()]
     with contextlib.ExitStack() as made:
+        domain = define(connection, definition.domain_xml)
+        made.callback(undefine, domain)
+        reached("defined")
         for image in wanted:
             image.make(made)
         if nvram := _write_nvram(definition):
             made.callback(nvram.unlink, missing_ok=True)
-        domain = define(connection, definition.domain_xml)
-        made.callback(undefine, domain)
         kept = made.pop_all()
     if undo is not None:
         undo.callback(kept.close)
@@ -104,6 +107,7 @@ class _Image:
         if not self.is_volume:
             create_image(self.disk.path, self.disk.format, self.size_bytes)
             undo.callback(Path(self.disk.path).unlink, missing_ok=True)
+            reached("image_made")
 
 
 def _refuse_used(connection: "Connection", disks: Iterable[DefinedDisk], but: str = "") -> None:

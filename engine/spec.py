@@ -83,7 +83,7 @@ class StorageSpec:
 class BackupJob:
     """Back up one domain. `server_keys` maps key ids to the server's key in hex (32 bytes).
 
-    `interval_seconds` is how far apart the schedule's runs are, 0 for one that has none: a full is due half of it before
+    `disk_types` has the disks whose type is not the job's own `type`. `interval_seconds` is how far apart the schedule's runs are, 0 for one that has none: a full is due half of it before
     its days are over, so that jitter does not make them a day more (T29).
     """
 
@@ -94,6 +94,7 @@ class BackupJob:
     type: BackupType = "incremental"
     consistency: Consistency = "freeze_or_pause"
     disks: tuple[str, ...] = ()
+    disk_types: dict[str, BackupType] = field(default_factory=dict)
     full_interval_days: int = 7
     interval_seconds: int = 0
     server_keys: dict[str, str] = field(default_factory=dict, repr=False)
@@ -153,11 +154,10 @@ class TestJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before."""
+    """One job; exactly one of the verbs is set."""
 
     job_id: str
     attempt: int = 1
-    restarts: int = 0
     backup: BackupJob | None = None
     restore: RestoreJob | None = None
     verify: VerifyJob | None = None
@@ -183,12 +183,15 @@ class Settings:
 class Operation:
     """One engine process's work: jobs on one storage. `managed` says that an agent answers `commit` on the control file.
 
+    `concurrency` jobs run side by side (P2), begun in their order; they share the workers and the limits of `settings`.
+    `catalog_folder` is where this host keeps what it knows of its backups (see inventory.py), "" for nowhere.
     `stop_grace_seconds`: how long a restore lets the guest shut down by itself before it is ended.
     """
 
     operation_id: str
     storage: StorageSpec
     jobs: tuple[Job, ...]
+    concurrency: int = 1
     settings: Settings = Settings()
     host: str = ""
     libvirt_uri: str = "qemu:///system"
@@ -196,6 +199,7 @@ class Operation:
     lock_folder: str = "/run/backup-manager/locks"
     control_file: str = ""
     managed: bool = False
+    catalog_folder: str = ""
     stop_grace_seconds: int = 60
     version: int = SPEC_VERSION
 

@@ -4,8 +4,9 @@
     asked    ─────────────►            grows with each take; a thread goes on when `allowed` has reached its own mark
 
 Both count bytes since the beginning, so threads pass in the order in which they asked, whatever the rate does meanwhile.
-In any window of T seconds at most T x rate + one burst are allowed: with a burst of 0.25 s that is 2.5 % above the rate
-over 10 seconds. `portions` cuts long transfers so that bytes also flow evenly, not only on average.
+In any window of T seconds at most T x rate + one burst are allowed: with a burst of 0.1 s that is 1 % above the rate over 10
+seconds. `portions` cuts long transfers so that bytes also flow evenly, not only on average; what is left to 5 % are portions
+that were let go before a window and leave in it (0.5 % each), and what a storage gathers into one request (256 KiB).
 """
 
 import threading
@@ -16,7 +17,7 @@ from typing import Protocol
 from engine.errors import Cancelled
 from engine.units import KIB
 
-BURST_SECONDS = 0.25
+BURST_SECONDS = 0.1
 PORTION_SECONDS = 0.05  # four threads that each hold one portion add at most 2 % to a window of 10 s
 PORTION_ALIGNMENT = 4 * KIB
 NAP_SECONDS_MIN = 0.001  # less may not even move the clock's last digit; the burst makes up for sleeping too long
@@ -68,25 +69,44 @@ class Throttle:
 
     def take(self, count: int, stop: threading.Event) -> None:
         """Return when `count` more bytes may pass. Raises Cancelled once `stop` is set."""
+        mark = self._ask(count) + count
+        while (seconds := self._missing(mark)) > 0:
+            self._nap(seconds, stop)
+
+    def _ask(self, count: int) -> int:
+        """Take a place for `count` bytes behind all that was asked for before, and return where it begins."""
         with self._lock:
             self._advance()
             self._asked += count
-            mark = self._asked
-        while (seconds := self._missing(mark)) > 0:
-            if stop.is_set():
-                raise Cancelled
-            self._clock.wait(stop, max(NAP_SECONDS_MIN, min(seconds, NAP_SECONDS_MAX)))
+            return self._asked - count
 
-    def portions(self, total: int, stop: threading.Event) -> Iterator[int]:
+    def _nap(self, seconds: float, stop: threading.Event) -> None:
+        """Wait for a part of `seconds`, short enough to notice a new rate. Raises Cancelled if `stop` is set."""
+        if stop.is_set():
+            raise Cancelled
+        self._clock.wait(stop, max(NAP_SECONDS_MIN, min(seconds, NAP_SECONDS_MAX)))
+
+    def portions(self, total: int, stop: threading.Event, bytes_max: int = 0) -> Iterator[int]:
         """Yield sizes that sum to `total`, each one when it may pass; multiples of 4 KiB but for the last.
 
-        Without a limit all of `total` passes at once. Raises Cancelled once `stop` is set.
+        None is larger than `bytes_max`, if that is not 0. Without it and without a limit all of `total` passes at once.
+        Raises Cancelled once `stop` is set.
         """
         while total > 0:
-            portion = min(total, self._portion()) if self._rate else total
-            self.take(portion, stop)
-            yield portion
+            portion = min(total, bytes_max or total)
+            if self._rate:
+                portion = min(portion, self._portion())
             total -= portion
+            start = self._ask(portion)
+            while portion > 0:
+                # Smaller steps where the rate has become lower since: nobody saves up for a portion of the old one.
+                step = min(portion, self._portion()) if self._rate else portion
+                if (seconds := self._missing(start + step)) > 0:
+                    self._nap(seconds, stop)
+                    continue
+                yield step
+                start += step
+                portion -= step
 
     def _portion(self) -> int:
         return max(PORTION_ALIGNMENT, int(self._rate * PORTION_SECONDS) // PORTION_ALIGNMENT * PORTION_ALIGNMENT)

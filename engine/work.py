@@ -109,22 +109,33 @@ def _give_up(give_up: Callable[[T], None], late: "Future[T]") -> None:
         give_up(late.result())
 
 
-class Work:
-    """One job's surroundings. `read` and `upload` are token buckets, `workers` and `compressing` limit
-    threads; grants change them while it runs.
-    """
+class Pool:
+    """What the jobs of a process use together: worker threads, and two token buckets. Any thread may call `grant`."""
 
-    def __init__(self, report: Report, settings: Settings, stop: Stop | None = None) -> None:
-        self.report = report
-        self.settings = settings
-        self.stop = stop or Stop()
+    def __init__(self, settings: Settings) -> None:
+        self.workers = Limit(settings.workers)
         self.read = Throttle(settings.read_limit)
         self.upload = Throttle(settings.upload_limit)
-        self.workers = Limit(settings.workers)
-        self.compressing = Limit(settings.compression_threads)
 
     def grant(self, workers: int, read_limit: int, upload_limit: int) -> None:
-        """Obey a new share of the hypervisor's budget, at once."""
+        """Obey a new share of the hypervisor's budget, at once; who sleeps for bytes wakes up within 0.1 s.
+
+        Rates are bytes a second, 0 for no limit. Raises ValueError for a negative one.
+        """
         self.workers.count = max(1, workers)
         self.read.rate = read_limit
         self.upload.rate = upload_limit
+
+
+class Work:
+    """One job's surroundings. `pool` is shared with the jobs beside it; `compressing` is the job's own (P7)."""
+
+    def __init__(self, report: Report, settings: Settings, stop: Stop | None = None, pool: Pool | None = None) -> None:
+        self.report = report
+        self.settings = settings
+        self.stop = stop or Stop()
+        pool = pool or Pool(settings)
+        self.workers = pool.workers
+        self.read = pool.read
+        self.upload = pool.upload
+        self.compressing = Limit(settings.compression_threads)

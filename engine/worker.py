@@ -1,8 +1,10 @@
 """The engine process under an agent: spec in on stdin, events out on stdout, control lines from a file. See spec.py.
 
     main thread      waits; signal handlers run here: SIGTERM and SIGINT cancel every job
-    job thread       does the jobs, one after the other
+    job threads      as many as jobs may run side by side (P2); each takes the next job when its last one has ended
     control thread   reads what the agent appends: cancel, grant, commit
+
+The jobs share one pool of worker threads and one bucket for each limit (P1); one job's failure leaves the others alone.
 
 Its first act is process.json beside the control file, so that an agent started later finds it. It ends by itself when its
 jobs have ended, with exit status 0: how they ended is in the events.
@@ -27,7 +29,7 @@ from engine.errors import BackupManagerError
 from engine.jobs import Outcome, failure_of, run_job
 from engine.memory import keep_one_pool
 from engine.spec import Job, Operation
-from engine.work import Stop, Work
+from engine.work import Pool, Stop, Work
 
 log = logging.getLogger(__name__)
 
@@ -149,19 +151,40 @@ class Worker:
         self._reports = {
             job.job_id: EventReport(events, job.job_id, managed=operation.managed) for job in operation.jobs
         }
+        self._pool = Pool(operation.settings)
         self._works = {
-            job.job_id: Work(self._reports[job.job_id], operation.settings, Stop()) for job in operation.jobs
+            job.job_id: Work(self._reports[job.job_id], operation.settings, Stop(), self._pool)
+            for job in operation.jobs
         }
+        self._waiting = iter(operation.jobs)
+        self._taking = threading.Lock()
 
-    def run(self) -> None:
-        """Do all jobs; return when the last one has ended."""
-        for job in self._operation.jobs:
-            self._events.send("started", job_id=job.job_id)
-            outcome = self._run(job)
-            self._events.send(
-                "finished", durable=True, job_id=job.job_id, state=outcome.state, failure=outcome.failure,
-                warnings=outcome.warnings, result=outcome.result,
-            )  # fmt: skip
+    def start(self) -> list[threading.Thread]:
+        """Begin with the jobs; when the threads have ended, so have all of them."""
+        count = max(1, min(self._operation.concurrency, len(self._operation.jobs)))
+        threads = [threading.Thread(target=self._run_jobs, name=f"job-{n}", daemon=True) for n in range(1, count + 1)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _run_jobs(self) -> None:
+        while True:
+            with self._taking:
+                job = next(self._waiting, None)
+            if job is None:
+                return
+            try:
+                self._do(job)
+            except OSError:  # its events cannot be written; for the agent it has crashed, the next may be luckier
+                log.exception("The end of a job could not be told job_id=%s", job.job_id)
+
+    def _do(self, job: Job) -> None:
+        self._events.send("started", job_id=job.job_id)
+        outcome = self._run(job)
+        self._events.send(
+            "finished", durable=True, job_id=job.job_id, state=outcome.state, failure=outcome.failure,
+            warnings=outcome.warnings, result=outcome.result,
+        )  # fmt: skip
 
     def _run(self, job: Job) -> Outcome:
         try:
@@ -187,27 +210,40 @@ class Worker:
         match line:
             case {"type": "cancel", "job_id": str(job_id)}:
                 self.cancel(job_id)
-            case {"type": "grant", "workers": int(workers), "read_limit": int(read), "upload_limit": int(upload)}:
-                for work in self._works.values():
-                    work.grant(workers, read, upload)
+            case {"type": "grant", "workers": int(workers), "read_limit": int(read), "upload_limit": int(upload)} if (
+                min(read, upload) >= 0
+            ):
+                self._pool.grant(workers, read, upload)
             case {"type": "commit", "job_id": str(job_id), "allow": bool(allow)} if job_id in self._reports:
                 self._reports[job_id].answer(allow=allow)
             case _:
                 log.warning("An unknown control line was ignored line=%s", line)
 
 
-def follow_control(path: Path, worker: Worker, ended: threading.Event) -> None:
-    """Feed every whole line that is appended to `path` to the worker until `ended`."""
-    position, rest = 0, b""
-    while not ended.wait(CONTROL_POLL_SECONDS):
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            file.seek(position)
+class Control:
+    """The control file: feeds every whole line that is appended to it to the worker, each once."""
+
+    def __init__(self, path: Path, worker: Worker) -> None:
+        self._path = path
+        self._worker = worker
+        self._position = 0
+        self._rest = b""
+
+    def read(self) -> None:
+        """Obey the lines that have come since the last call."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            file.seek(self._position)
             data = file.read()
-            position += len(data)
-            *lines, rest = (rest + data).split(b"\n")
+            self._position += len(data)
+            *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
                 with contextlib.suppress(ValueError):  # a torn line of an agent that died
-                    worker.control(json.loads(line))
+                    self._worker.control(json.loads(line))
+
+    def follow(self, ended: threading.Event) -> None:
+        """Obey until `ended`."""
+        while not ended.wait(CONTROL_POLL_SECONDS):
+            self.read()
 
 
 def identify_process() -> dict[str, Any]:
@@ -247,13 +283,13 @@ def run(operation: Operation, events: Events) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.cancel_all())
-    jobs = threading.Thread(target=worker.run, name="jobs", daemon=True)
-    jobs.start()
     if operation.control_file:
-        arguments = (Path(operation.control_file), worker, ended)
-        threading.Thread(target=follow_control, args=arguments, name="control", daemon=True).start()
-    while jobs.is_alive():
-        jobs.join(1.0)
+        control = Control(Path(operation.control_file), worker)
+        control.read()  # the share that the agent has granted already holds from the first byte on
+        threading.Thread(target=control.follow, args=(ended,), name="control", daemon=True).start()
+    for thread in worker.start():
+        while thread.is_alive():
+            thread.join(1.0)
     ended.set()
     events.send("ended", durable=True)
 

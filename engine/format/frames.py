@@ -69,7 +69,7 @@ class FrameSealer:
         """Return the stored bytes of a frame of `segment`, with their SHA-256.
 
         With a `target` (STORED_BYTES_MAX bytes, used as far as needed) the result stays valid until the target is used
-        again, and never refers to the plaintext's buffer. Without one it is valid until that buffer changes or `seal` is
+        again, and refers to nothing else; it may be the plaintext's buffer, if `packed` is not. Without one it is valid until that buffer changes or `seal` is
         called again, which releases the view: who still uses it gets an exception, not another frame's bytes. Raises
         RuntimeError if the frame's number was sealed before, ValueError if the plan has another length or segment.
         """

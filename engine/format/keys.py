@@ -11,8 +11,6 @@ import unicodedata
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
 from engine.errors import InvalidSpec, WrongKey
 from engine.format import documents, names
 from engine.format.crypto import (
@@ -140,6 +138,8 @@ def _seal(key: StorageKey, passphrase: str, cost: ScryptCost, random: Random) ->
 def _wrapping_key(passphrase: str, salt: bytes, cost: ScryptCost) -> bytes:
     if not passphrase:
         raise InvalidSpec(field="passphrase", problem="is empty")
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
     secret = unicodedata.normalize("NFC", passphrase).encode()
     return Scrypt(salt=salt, length=KEY_BYTES, n=cost.n, r=cost.r, p=cost.p).derive(secret)
 

@@ -8,7 +8,7 @@
 Full and incremental disks go together in one job. A disk that holds no bitmaps takes part without a checkpoint. The
 folder belongs to QEMU's user and nobody else: whoever can connect to the socket can read the guest's disks. Hosts with
 AppArmor must allow QEMU the scratch folder. A scratch file without room stops the guest: measure first (`check_room`),
-watch (`scratch_used`), end in time, and `recover_io_error` if it happened all the same.
+watch, end in time, and the end of the job lets the guest go on if it happened all the same.
 """
 
 import contextlib
@@ -19,8 +19,9 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 from xml.etree import ElementTree as ET
@@ -38,13 +39,17 @@ from engine.errors import (
     LibvirtUnreachable,
     ScratchShort,
 )
+from engine.failpoint import reached
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, is_active, parse, stopped_by_io_error
 from engine.hypervisor.io_threads import unreadable
 
 log = logging.getLogger(__name__)
 
-_END_SECONDS_MAX = 60.0  # 5-90 ms usually; a QEMU that waits for a slow disk takes longer
+# 5-90 ms usually; a QEMU that waits for a slow disk takes longer. And libvirt 9.0 hears of the end through the one thread that
+# handles events, which each opening or closing of a guest's serial port during a backup (an agent that is restarted) holds up
+# for 30 s.
+_END_SECONDS_MAX = 180.0
 _POLL_SECONDS = 0.02
 _SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un
 _FOLDER_DIGITS = 12
@@ -104,6 +109,15 @@ class BackupJob:
                 total += _scratch_path(self._folder, disk).stat().st_blocks * 512  # POSIX: st_blocks counts 512 bytes
         return total
 
+    @property
+    def folder(self) -> Path:
+        """Where the job's scratch files are."""
+        return self._folder
+
+    def resume_io_error(self) -> bool:
+        """Let the guest go on if a write error stopped it while the job ran, and it repeats that write; True if it was so."""
+        return not self._stopped_before and _resume_io_error(self.domain)
+
     def check_alive(self) -> None:
         """Raise DomainGone if the job no longer runs, because the domain stopped or somebody ended it."""
         job = running_job(self.domain)
@@ -114,15 +128,14 @@ class BackupJob:
         """End the job, wait until it is gone, and remove its files. May be called twice, and after the domain's end.
 
         A guest that QEMU stopped while the job ran, because a write found no room, goes on: the room is there again.
-        Raises HypervisorError when QEMU does not let go of it in 60 s; then the files stay for `clean_stale`.
+        Raises HypervisorError when QEMU does not let go of it in 180 s; then the files stay for `clean_stale`.
         """
         with self._lock:
             if self._ended:
                 return
-            _abort(self.domain, str(self.socket_path))
+            _abort(self.domain, str(self.socket_path), self.resume_io_error)
             _remove(self._folder)
-            if not self._stopped_before:
-                _resume_io_error(self.domain)
+            self.resume_io_error()
             with contextlib.suppress(OSError):  # given by the caller, outside of our folder
                 self.socket_path.unlink(missing_ok=True)
             self._ended = True
@@ -141,11 +154,12 @@ def begin(
     scratch_folder: Path,
     socket_path: Path | None = None,
     info: DomainInfo | None = None,
+    copies: Collection[str] = (),
 ) -> BackupJob:
     """Begin a job for the disks of `bases` at one instant; this call is the instant.
 
     `bases` has each disk's checkpoint to count changes from, None for a full. `checkpoint` names the new point in time that
-    is made for the disks that hold bitmaps, "" for none. The caller holds the domain's lock. With `info` (from
+    is made for the disks that hold bitmaps and are not in `copies`, "" for none. The caller holds the domain's lock. With `info` (from
     `domain_info`, not old) one look at the domain is saved.
     Raises DomainBusy when the domain has a job already, CheckpointUnusable when a base's bitmap is not there or broken,
     DomainState for a stopped domain, DiskNotFound and DiskUnsupported, HypervisorError for what else QEMU refuses.
@@ -167,7 +181,8 @@ def begin(
     stopped_before = stopped_by_io_error(domain)
     _prepare(domain, folder)
     backup_xml = _backup_xml(info, bases, folder, socket)
-    checkpoint_xml = _checkpoint_xml(info, chosen, checkpoint) if checkpoint else None
+    tracked = [disk for disk in chosen if disk.target not in copies]
+    checkpoint_xml = _checkpoint_xml(info, tracked, checkpoint) if checkpoint else None
     try:
         with domain.translated("virDomainBackupBegin"):
             domain.handle.backupBegin(backup_xml, checkpoint_xml, 0)
@@ -209,19 +224,11 @@ def clean_stale(domain: Domain, scratch_folder: Path) -> bool:
     ours = job is not None and job.belongs_to(scratch_folder)
     if job is not None and ours:
         log.warning("ending a backup job that was left behind domain=%s", domain.name)
-        _abort(domain, job.socket_path)
+        _abort(domain, job.socket_path, partial(_resume_io_error, domain))
         _resume_io_error(domain)
     if job is not None and not ours and any(Path(path).is_relative_to(folder) for path in job.scratch_paths):
         return False  # its scratch files are in use, whoever it belongs to
     return _remove(folder) or ours
-
-
-def recover_io_error(job: BackupJob) -> bool:
-    """If QEMU stopped the guest because a write found no room, end the job and let the guest go on; True if that was so."""
-    if not is_active(job.domain) or not stopped_by_io_error(job.domain):
-        return False
-    job.end()
-    return True
 
 
 def check_room(scratch_folder: Path, needed_bytes: int) -> int:
@@ -279,6 +286,7 @@ def _prepare(domain: Domain, folder: Path) -> None:
                 os.chown(folder, int(found[1]), int(found[2]))
     except OSError as error:
         raise HypervisorError(operation="making the scratch folder", detail=str(error), code=0) from error
+    reached("scratch_made")
 
 
 def _backup_xml(info: DomainInfo, bases: Mapping[str, str | None], folder: Path, socket: Path) -> str:
@@ -319,8 +327,11 @@ def _scratch_path(folder: Path, target: str) -> Path:
 # ---- ending --------------------------------------------------------------------------------------------------------------
 
 
-def _abort(domain: Domain, socket_path: str) -> None:
-    """End the job that serves `socket_path` and wait until it is gone; it is no error when it, or the domain, is not there."""
+def _abort(domain: Domain, socket_path: str, resume: Callable[[], object]) -> None:
+    """End the job that serves `socket_path` and wait until it is gone; it is no error when it, or the domain, is not there.
+
+    A guest that was stopped for want of room goes on (`resume`) as soon as QEMU was told: libvirt may hear of the end late.
+    """
     deadline = time.monotonic() + _END_SECONDS_MAX
     asked = False
     while True:
@@ -332,6 +343,7 @@ def _abort(domain: Domain, socket_path: str) -> None:
                 with domain.translated("virDomainAbortJob"):
                     domain.handle.abortJob()
                 asked = True
+            resume()
         except DomainNotFound:
             return
         except (
@@ -353,18 +365,19 @@ def _abort(domain: Domain, socket_path: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _resume_io_error(domain: Domain) -> None:
-    """Let a guest go on that was stopped for want of room; it repeats the write that failed."""
+def _resume_io_error(domain: Domain) -> bool:
+    """Let a guest go on that was stopped for want of room; it repeats the write that failed. True if it was stopped."""
     try:
         if not is_active(domain) or not stopped_by_io_error(domain):
-            return
+            return False
         with domain.translated("virDomainResume"):
             domain.handle.resume()
     except HypervisorError:
         if is_active(domain):
             raise
-        return
+        return False
     log.warning("the guest was stopped by a write error and goes on domain=%s", domain.name)
+    return True
 
 
 def _remove(folder: Path) -> bool:

@@ -42,6 +42,7 @@ class Bitmap:
     recording: bool
     busy: bool
     overlaid: bool = False
+    dirty_bytes: int = -1  # recorded as written; -1 for a stopped domain, whose image does not say
 
 
 def list_bitmaps(domain: Domain, info: DomainInfo) -> tuple[Bitmap, ...]:
@@ -107,6 +108,7 @@ def _bitmap(disk: str, node: str, bitmap: dict[str, Any]) -> Bitmap:
         consistent=not bitmap.get("inconsistent", False),
         recording=bitmap.get("recording", False),
         busy=bitmap.get("busy", False),
+        dirty_bytes=bitmap.get("count", -1),
     )
 
 

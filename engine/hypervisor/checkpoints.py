@@ -1,6 +1,6 @@
 """Our checkpoints: the points in time from which changes are known, as libvirt notes and as bitmaps in the images.
 
-    name      bm-<first 12 hex digits of the repository id>-<backup id>      foreign names are never touched
+    name      bm-<last 12 hex digits of the repository id>-<backup id>       foreign names are never touched
     libvirt   <domaincheckpoint>      ─ a note; may be lost with the host's state, may outlive its bitmap
     QEMU      dirty bitmap ─ the truth; one per disk, under the same name
 
@@ -18,12 +18,16 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from engine.errors import CheckpointUnusable, HypervisorError
+from engine.failpoint import reached
 from engine.hypervisor.bitmaps import Bitmap, list_bitmaps, reaches, remove_bitmap
 from engine.hypervisor.connection import Domain, code_of
 from engine.hypervisor.domains import DiskInfo, DomainInfo, domain_info, parse
 from engine.ids import is_id
 
 REPOSITORY_DIGITS = 12
+# How many repositories may have a record of a disk's changes: each costs the guest writes. More storages can follow a domain,
+# but those used least recently get fulls.
+REPOSITORIES_MAX = 2
 _NAME = re.compile(r"bm-([0-9a-f]{12})-([0-9a-f-]{36})")
 
 # Why a checkpoint does not count for a disk: the words that backups record as the reason of a full, and "" where it counts.
@@ -50,8 +54,8 @@ class Checkpoint:
 
 
 def repository_digits(repository_id: str) -> str:
-    """Return the part of a repository's id that stands in names."""
-    return repository_id.replace("-", "")[:REPOSITORY_DIGITS]
+    """Return the part of a repository's id that stands in names: its last digits, which are random; the first are its time."""
+    return repository_id.replace("-", "")[-REPOSITORY_DIGITS:]
 
 
 def checkpoint_name(repository_id: str, backup_id: str) -> str:
@@ -79,11 +83,6 @@ def list_checkpoints(domain: Domain, info: DomainInfo | None = None) -> tuple[Ch
         own = tuple(bitmap for bitmap in bitmaps if bitmap.name == name)
         found.append(Checkpoint(name, repository, backup_id, noted.get(name, ()), own))
     return tuple(sorted(found, key=lambda one: (one.backup_id, one.name)))
-
-
-def is_noted(domain: Domain, name: str) -> bool:
-    """Tell whether libvirt has a note of this checkpoint; also while a job hides the bitmaps."""
-    return _find(domain, name) is not None
 
 
 def checkpoint_usable(
@@ -189,9 +188,11 @@ def delete_checkpoint(domain: Domain, name: str, info: DomainInfo | None = None)
     for bitmap in list_bitmaps(domain, info):
         if bitmap.name == name:
             remove_bitmap(domain, info, bitmap)
+            reached("bitmap_dropped")
     if handle is not None:
         with domain.translated("virDomainCheckpointDelete"):
             handle.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    reached("checkpoint_dropped")
 
 
 def remove_stale_bitmaps(domain: Domain, repository_id: str, keep: Collection[str]) -> tuple[str, ...]:
@@ -224,6 +225,41 @@ def forget_disks(domain: Domain, disks: Collection[str]) -> None:
         for bitmap in checkpoint.bitmaps:
             if bitmap.disk in disks:
                 remove_bitmap(domain, info, bitmap)
+                reached("bitmap_dropped")
+        reached("checkpoint_dropped")
+
+
+def surplus(checkpoints: Collection[Checkpoint], own: str) -> tuple[str, ...]:
+    """Return the names of checkpoints that have to give way where a disk has records for too many repositories. Pure.
+
+    `own` are the digits of the repository that was just used; of the others the one goes first whose last backup is the
+    oldest. A checkpoint is one instant and goes as a whole, with its bitmaps of other disks.
+    """
+    names: set[str] = set()
+    for disk in {disk for one in checkpoints for disk in one.disks if disk}:
+        newest = last_backups(checkpoints, disk)
+        ranked = sorted(newest, key=lambda repository: (repository == own, newest[repository]), reverse=True)
+        gone = set(ranked[REPOSITORIES_MAX:])
+        names |= {one.name for one in checkpoints if one.repository in gone and disk in one.disks}
+    return tuple(sorted(names))
+
+
+def last_backups(checkpoints: Collection[Checkpoint], disk: str) -> dict[str, str]:
+    """Return for each repository (by its digits) that has a record of a disk's changes the id of its last such backup. Pure."""
+    newest: dict[str, str] = {}
+    for one in checkpoints:
+        if disk in one.disks:
+            newest[one.repository] = max(newest.get(one.repository, ""), one.backup_id)
+    return newest
+
+
+def remove_surplus(domain: Domain, repository_id: str) -> tuple[str, ...]:
+    """Remove what `surplus` names after a backup to a repository; return the names removed."""
+    info = domain_info(domain)
+    names = surplus(list_checkpoints(domain, info), repository_digits(repository_id))
+    for name in names:
+        delete_checkpoint(domain, name, info)
+    return names
 
 
 def _find(domain: Domain, name: str) -> Any:

@@ -146,6 +146,15 @@ def has_managed_save(domain: Domain) -> bool:
         return bool(domain.handle.hasManagedSaveImage())
 
 
+def drop_managed_save(domain: Domain) -> bool:
+    """Drop the memory that a stopped domain was saved with, so that its next start is a boot; True if there was any."""
+    if not has_managed_save(domain):
+        return False
+    with domain.translated("virDomainManagedSaveRemove"):
+        domain.handle.managedSaveRemove()
+    return True
+
+
 def definition(domain: Domain, *, live: bool = False) -> str:
     """Return the XML that defines the domain anew, with its secrets (VNC passwords): store it sealed, never log it.
 

@@ -1,6 +1,6 @@
 """Requests and their answers on a negotiated connection: several in flight, answered in any order, each byte checked.
 
-    send     request 1, request 2, …            at most 4 MiB and 16 requests unanswered
+    send     request 1, request 2, …            at most 1 MiB and 16 requests unanswered; small ones several in one call
     receive  chunk of 2, chunk of 1, hole of 1 (done), chunk of 2 (done)
 
 More in flight is a trap: with four requests of 4 MiB QEMU needs twice the CPU (its buffers leave the cache), with one it
@@ -12,12 +12,16 @@ would be a byte of an older frame.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.errors import NbdError, NbdProtocolError, NbdReadFailed
 from engine.nbd import protocol
 from engine.nbd.connection import Connection
 from engine.nbd.protocol import Reply
 from engine.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from engine.storage.base import Buffer
 
 REQUEST_BYTES = 512 * KIB
 BYTES_IN_FLIGHT = 1 * MIB
@@ -39,6 +43,11 @@ class Request:
     covered: list[tuple[int, int]] = field(default_factory=list)  # start and length of the content chunks of a read
     chunks: int = 0
     error: tuple[int, str] | None = None
+
+    @property
+    def weight(self) -> int:
+        """How many bytes it has on the wire or in the server's hands; what answers a block status is small, whatever it covers."""
+        return 0 if self.command == protocol.COMMAND_BLOCK_STATUS else self.length
 
     def fail(self, number: int, detail: str) -> None:
         """Remember the first error of this request."""
@@ -66,6 +75,7 @@ class Exchange:
         self._cookie = 0
         self._pending: dict[int, Request] = {}
         self._bytes_pending = 0
+        self._unsent: list[Buffer] = []  # empty whenever an answer is awaited
         self._errors: list[NbdReadFailed] = []
 
     def run(self, requests: Iterable[Request]) -> None:
@@ -91,27 +101,39 @@ class Exchange:
 
     def _run(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            while self._pending and not self._room(request):
-                self._receive()
+            if self._pending and not self._room(request):
+                self._send()
+                while self._pending and not (self._room(request) and self._half_empty()):
+                    self._receive()
             if self._errors:
                 break
-            self._send(request)
+            self._queue(request)
+        self._send()
         while self._pending:
             self._receive()
 
     def _room(self, request: Request) -> bool:
-        return len(self._pending) < REQUESTS_IN_FLIGHT and self._bytes_pending + request.length <= BYTES_IN_FLIGHT
+        return len(self._pending) < REQUESTS_IN_FLIGHT and self._bytes_pending + request.weight <= BYTES_IN_FLIGHT
 
-    def _send(self, request: Request) -> None:
+    def _half_empty(self) -> bool:
+        """Tell whether it is time to send again: small requests go several at a time."""
+        return len(self._pending) <= REQUESTS_IN_FLIGHT // 2 and self._bytes_pending <= BYTES_IN_FLIGHT // 2
+
+    def _queue(self, request: Request) -> None:
         self._cookie += 1
         self._pending[self._cookie] = request
-        self._bytes_pending += request.length
+        self._bytes_pending += request.weight
         self._connection.operation = protocol.COMMAND_NAMES[request.command]
         head = protocol.pack_request(request.command, request.flags, self._cookie, request.start, request.length)
+        self._unsent.append(head)
         if request.command == protocol.COMMAND_WRITE and request.view is not None:
-            self._connection.send(head, request.view)
-        else:
-            self._connection.send(head)
+            self._unsent.append(request.view)
+
+    def _send(self) -> None:
+        """Send what is queued, in one call: each wakes the server, which costs more than many a request (0.3 ms on a busy host)."""
+        if self._unsent:
+            self._connection.send(*self._unsent)
+            self._unsent.clear()
 
     # ---- one reply ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +150,7 @@ class Exchange:
             self._take_chunk(request, reply)
         if reply.done:
             del self._pending[reply.cookie]
-            self._bytes_pending -= request.length
+            self._bytes_pending -= request.weight
             self._finish(request)
 
     def _take_simple(self, request: Request, reply: Reply) -> None:

@@ -1,7 +1,7 @@
 """The disks of a running domain at one instant, through libvirt's pull-mode backup.
 
     room for scratch ─► freeze │ begin job + checkpoint │ thaw ─► read over NBD … ─► end job, scratch files gone
-                               └──── the instant ──────┘        ▲ a watcher: is the job alive, is there room
+                               └──── the instant ──────┘        ▲ watched: is the job alive, is there room (watch.py)
 
 Disks whose images hold no bitmaps (raw) take part in the same job; QEMU records their changes in its memory, see transient.py.
 Whatever happens in the block, the guest is thawed (see quiesce.py) and the job is ended. The new checkpoint stays: whether
@@ -9,31 +9,23 @@ it is kept is decided by whoever commits the backup.
 """
 
 import contextlib
-import threading
-import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import EngineError, HypervisorError, LibvirtUnreachable, NbdError, QmpFailed
+from engine.errors import QmpFailed
 from engine.failpoint import reached
 from engine.hypervisor import transient
-from engine.hypervisor.backup_job import BackupJob, begin, check_room
+from engine.hypervisor.backup_job import begin, check_room
 from engine.hypervisor.connection import Domain
 from engine.hypervisor.domains import DomainInfo
 from engine.hypervisor.lock import DomainLock
 from engine.hypervisor.quiesce import quiesce
 from engine.source.nbd_disk import NbdDisk
+from engine.source.scratch import needed_before
+from engine.source.watch import watched
 from engine.spec import Consistency
-from engine.units import MIB
-from engine.work import Stop, Work
-
-WATCH_SECONDS = 1.0
-GONE_SECONDS = 5.0  # QEMU's sockets close some moments before libvirt hears of its end
-# At the beginning a tenth of the disks' sizes has to be free: what guests overwrite during one backup is far less in all but
-# the rarest cases. Below the reserve the backup is given up, because a scratch file without room would stop the guest.
-ROOM_SHARE = 10
-RESERVE_BYTES = 64 * MIB
+from engine.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +42,6 @@ class Instant:
     quiesce_seconds: float = 0.0
     recorded: Collection[str] = ()
     fault: bool = False
-    held: "Held | None" = None
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """How to reach an instant again after our death, for as long as its job is open: the exports of one socket, by disk."""
-
-    socket_path: str
-    exports: Mapping[str, transient.Export]
 
 
 @contextlib.contextmanager
@@ -71,23 +54,26 @@ def running_disks(
     scratch_folder: Path,
     lock: tuple[Path, DomainLock],
     work: Work,
+    copies: Collection[str] = (),
 ) -> Iterator[Instant]:
     """Hold the disks of `bases` at one instant for the block; `bases` has each disk's checkpoint to count from, None for a full.
 
-    `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
+    Those of `copies` get no new checkpoint. `lock` is the lock folder and this domain's lock, held. Raises what quiesce and begin raise, ScratchShort, and DomainGone if
     the domain stops while its disks are read.
     """
     sizes = {disk.target: disk.size_bytes for disk in info.disks}
-    check_room(scratch_folder, RESERVE_BYTES + sum(sizes[disk] for disk in bases) // ROOM_SHARE)
+    check_room(scratch_folder, needed_before(sizes[disk] for disk in bases))
     work.report.stage("freeze")
     nodes = transient.nodes_of(domain, info, bases)
     in_memory = {disk: base for disk, base in bases.items() if disk in nodes and base is not None}
     for_libvirt = {disk: None if disk in in_memory else base for disk, base in bases.items()}
     with contextlib.ExitStack() as stack:
         with quiesce(domain, mode, lock[0], lock_fd=lock[1].fd) as quiesced:
-            recorded = _record(domain, nodes, checkpoint, work)
+            reached("quiesced")
+            chained = {disk: node for disk, node in nodes.items() if disk not in copies}
+            recorded = _record(domain, chained, checkpoint, work)
             reached("recorded")
-            job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info))
+            job = stack.enter_context(begin(domain, for_libvirt, checkpoint, scratch_folder, info=info, copies=copies))
             reached("begun")
         reached("thawed")
         if not quiesced.thaw_confirmed:
@@ -98,8 +84,7 @@ def running_disks(
             reached("mapped")
             exports = {disk: transient.Export(disk, job.bitmap_name(disk)) for disk in bases} | changes
             disks |= {disk: NbdDisk(str(job.socket_path), one.name, one.bitmap) for disk, one in exports.items()}
-            held = Held(str(job.socket_path), exports)
-            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded, quiesced.fault, held)
+            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded, quiesced.fault)
 
 
 def _record(domain: Domain, nodes: Mapping[str, str], checkpoint: str, work: Work) -> Collection[str]:
@@ -112,46 +97,3 @@ def _record(domain: Domain, nodes: Mapping[str, str], checkpoint: str, work: Wor
         work.report.warn(f"changes of disk {', '.join(sorted(nodes))} will not be known: {error}")
         return ()
     return tuple(nodes)
-
-
-@contextlib.contextmanager
-def watched(job: BackupJob, disks: Mapping[str, NbdDisk], scratch_folder: Path, stop: Stop) -> Iterator[None]:
-    """Interrupt the disks when the job is gone or scratch space runs short; that error then leaves the block, not its echo."""
-    ended = threading.Event()
-    found: list[EngineError] = []
-
-    def watch() -> None:
-        while not ended.wait(WATCH_SECONDS):
-            try:
-                check_room(scratch_folder, RESERVE_BYTES)
-                job.check_alive()
-            except LibvirtUnreachable:  # it is being restarted; the data comes from QEMU, and the job's end will tell
-                continue
-            except HypervisorError as error:
-                found.append(error)
-                for disk in list(disks.values()):
-                    disk.interrupt()
-                # The block may stand in an upload for long, and a guest whose write found no room stands still until then.
-                with contextlib.suppress(HypervisorError):  # the end of the job is tried again, and tells why it fails
-                    job.end()
-                return
-
-    watcher = threading.Thread(target=watch, name="backup-job-watch", daemon=True)
-    watcher.start()
-    try:
-        yield
-    except NbdError as error:
-        if found:
-            raise found[0] from error
-        _raise_gone(job, stop)
-        raise
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _raise_gone(job: BackupJob, stop: Stop) -> None:
-    """Raise DomainGone if the domain was stopped, which a read may notice before libvirt does. Who cancels need not wait for that."""
-    deadline = time.monotonic() + GONE_SECONDS
-    while time.monotonic() < deadline and not stop.event.wait(0.1):
-        job.check_alive()

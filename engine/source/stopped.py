@@ -12,10 +12,11 @@ then on, so it does no harm that they come a little before the first read.
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 from engine.errors import DomainStarted, HypervisorError, ImageBusy, ImageChanged, LibvirtUnreachable, NbdError
+from engine.failpoint import reached
 from engine.hypervisor.connection import Domain, DomainEvent
 from engine.hypervisor.domains import DiskInfo, DomainInfo, has_managed_save, is_active, state_of
 from engine.source.export import export_image
@@ -32,7 +33,12 @@ _POLL_SECONDS = 0.1
 
 @contextlib.contextmanager
 def stopped_disks(
-    domain: Domain, info: DomainInfo, bases: Mapping[str, str | None], checkpoint: str, stop: Stop
+    domain: Domain,
+    info: DomainInfo,
+    bases: Mapping[str, str | None],
+    checkpoint: str,
+    stop: Stop,
+    copies: Collection[str] = (),
 ) -> Iterator[Instant]:
     """Serve the disks of `bases` for the block; see `running_disks`.
 
@@ -45,13 +51,14 @@ def stopped_disks(
         files = [file for image in images for file in image_files(image.path, image.format)]
         _refuse_writers(files)
         if checkpoint:
-            _add_bitmaps(images, checkpoint)
+            _add_bitmaps([image for image in images if image.target not in copies], checkpoint)
         watch.begin(files)
         _refuse_writers(files)  # one that came before the fingerprints would not show in them
         for image in images:
             base = bases[image.target]
             bitmaps = [base] if base is not None else []
             export = stack.enter_context(export_image(image.path, image.format, bitmaps=bitmaps, shared=True))
+            reached("exported")
             disks[image.target] = NbdDisk(export.socket, export.name, base or "")
         if has_managed_save(domain):
             yield Instant(disks, "paused", "the domain was saved to disk with its memory, its guest was not shut down")
@@ -69,6 +76,7 @@ def _add_bitmaps(images: list[DiskInfo], name: str) -> None:
     for image in images:
         if image.holds_bitmaps:
             add_bitmap(image.path, name)
+            reached("bitmap_added")
 
 
 class _Watch:

@@ -54,6 +54,7 @@ class SftpUpload:
         self._small = bytearray()  # writes smaller than a request wait here for more
         self._kept: deque[_Write] = deque()
         self._sent = self._settled = 0  # bytes sent, and acknowledged without a gap
+        self.resent_bytes = 0  # sent again after a lost connection; ThrottledStorage counts them too
         self._resumes = self._stuck = 0
         self._settled_before = -1  # at the last resume
         self._failed: StorageError | None = None
@@ -206,6 +207,7 @@ class SftpUpload:
             try:
                 for one in list(self._kept):
                     self._request(one)
+                    self.resent_bytes += len(one.data)
                     self._settle_oldest()
             except Lost:
                 if self._settled == before:

@@ -1,21 +1,21 @@
 """A storage whose uploads take turns at a token bucket (P8). Reads pass freely: the limit is one on uploads, never on a restore."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol
 
 from engine.storage.base import Buffer, Entry, ObjectReader, Sink, Storage, Usage
 from engine.units import KIB
 
-# A frame is up to 4 MiB; at 1 MB/s it would leave as one burst of four seconds. Smaller pieces keep the flow even.
+# A frame is up to 4 MiB; on a slow link it would hear of a new limit only seconds later. Smaller pieces keep it attentive.
 PIECE_BYTES_MAX = 256 * KIB
 
 
 class Bucket(Protocol):
     """What grants the bytes; `engine.throttle` has the real one."""
 
-    def take(self, byte_count: int) -> None:
-        """Return when `byte_count` bytes may be sent; raises what ends the wait on a cancel."""
+    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+        """Yield sizes that sum to `total`, each when it may be sent; raises what ends the wait on a cancel."""
 
 
 class ThrottledStorage(Storage):
@@ -52,8 +52,8 @@ class ThrottledStorage(Storage):
     def close(self) -> None:
         self._inner.close()
 
-    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
-        self._inner.sweep(prefix, keep)
+    def sweep(self, prefix: str) -> None:
+        self._inner.sweep(prefix)
 
 
 class _ThrottledUpload:
@@ -61,6 +61,7 @@ class _ThrottledUpload:
         self._block = inner.create(name)
         self._bucket = bucket
         self._sink: Sink | None = None
+        self._paid = 0  # bytes that were sent a second time and are taken from the bucket too
 
     def __enter__(self) -> Sink:
         self._sink = self._block.__enter__()
@@ -69,10 +70,18 @@ class _ThrottledUpload:
     def write(self, data: Buffer) -> None:
         assert self._sink is not None, "written outside of the block"
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), PIECE_BYTES_MAX):
-            piece = view[start : start + PIECE_BYTES_MAX]
-            self._bucket.take(len(piece))
-            self._sink.write(piece)
+        done = 0
+        for count in self._bucket.portions(len(view), PIECE_BYTES_MAX):
+            self._sink.write(view[done : done + count])
+            done += count
+            self._pay_again(getattr(self._sink, "resent_bytes", 0))
+
+    def _pay_again(self, resent_bytes: int) -> None:
+        """Take what a resumed upload has sent twice from the bucket: it has left this host, and the rest waits for it."""
+        if resent_bytes > self._paid:
+            owed, self._paid = resent_bytes - self._paid, resent_bytes
+            for _ in self._bucket.portions(owed, PIECE_BYTES_MAX):
+                pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,9 +1,10 @@
 """The agent's rules without any I/O: shares, waiting, scrubbing, telemetry's limits."""
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import shares, telemetry
@@ -11,15 +12,19 @@ from agent.backoff import LIMIT_SECONDS, REFUSED_LIMIT_SECONDS, Backoff
 from agent.scrub import MASK, Scrubber
 from agent.telemetry import Feed, Progress, Rate, make_line
 
+if TYPE_CHECKING:
+    from agent.records import Verb
+
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 @pytest.mark.feature("P1", "S27")
+@settings(deadline=None)
 @given(
     workers=st.integers(1, 64), read=st.integers(0, 1 << 40), upload=st.integers(0, 1 << 40), count=st.integers(1, 100)
 )
 def test_shares_sum_to_the_budget(workers: int, read: int, upload: int, count: int) -> None:
-    grants = shares.split(shares.Budget(workers, read, upload), count)
+    grants = shares.split(shares.Budget(workers, read, upload), ["backup"] * count)
 
     assert len(grants) == count
     assert sum(grant.workers for grant in grants) == max(workers, count)
@@ -30,9 +35,25 @@ def test_shares_sum_to_the_budget(workers: int, read: int, upload: int, count: i
 
 
 def test_three_servers_and_four_workers_are_four_threads() -> None:
-    grants = shares.split(shares.Budget(4, 0, 0), 3)
+    grants = shares.split(shares.Budget(4, 0, 0), ["backup"] * 3)
 
     assert [grant.workers for grant in grants] == [2, 1, 1]
+
+
+@pytest.mark.feature("P1", "P8", "P9")
+def test_only_who_uses_something_takes_a_share_of_it() -> None:
+    verbs: list[Verb] = ["delete", "backup", "restore", "test", "backup", "verify"]
+
+    grants = shares.split(shares.Budget(8, 1000, 101), verbs)
+
+    assert [grant.workers for grant in grants] == [1, 2, 2, 1, 2, 2]
+    assert [(grants[one].read_limit, grants[one].upload_limit) for one in (1, 4)] == [(500, 51), (500, 50)]
+
+
+@pytest.mark.feature("P1")
+def test_without_a_user_nothing_is_divided() -> None:
+    assert shares.split(shares.Budget(8, 1000, 0), []) == []
+    assert shares.split(shares.Budget(8, 1000, 0), ["reindex"]) == [shares.Grant(1, 1000, 0)]
 
 
 def test_backoff_grows_to_its_limit_and_begins_anew_after_a_good_session() -> None:

@@ -18,11 +18,12 @@ FILES_BYTES = 700 * MIB
 RANDOM_BYTES = 200 * MIB
 ZERO_BYTES = 64 * MIB
 DIRTY_BLOCK_BYTES = 64 * KIB
+BITMAP = "dirty"
 
 
 @dataclass(frozen=True)
 class BenchDisk:
-    """`image` is a qcow2 with the bitmap `dirty`; `payload` a file with the bytes of its data extents, side by side.
+    """`image` is a qcow2 with the bitmap BITMAP; `payload` a file with the bytes of its data extents, side by side.
 
     `dirty_payload` has the bytes of the dirty extents.
     """
@@ -32,25 +33,32 @@ class BenchDisk:
     dirty_payload: Path
 
 
-def make(folder: Path) -> BenchDisk:
-    """Make the disk below `folder`; takes about half a minute."""
+def make(folder: Path, part: int = 1) -> BenchDisk:
+    """Make the disk below `folder`, or a smaller one, that many times; takes about half a minute."""
     raw, image = folder / "disk.raw", folder / "disk.qcow2"
     tree = folder / "tree"
-    _copy_files(tree)
-    size = FILESYSTEM_BYTES
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "no_copy_xattrs", "-d", tree, raw, str(size // KIB)], check=True)
+    _copy_files(tree, FILES_BYTES // part)
+    size = FILESYSTEM_BYTES // part
+    command = ["mkfs.ext4", "-q", "-F", "-E", "no_copy_xattrs", "-d", str(tree), str(raw), str(size // KIB)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(tree)
     chance = random.Random(1)
     with raw.open("r+b") as file:
-        file.truncate(DISK_BYTES)
+        file.truncate(DISK_BYTES // part)
         file.seek(size)
-        for _ in range(RANDOM_BYTES // MIB):
+        for _ in range(RANDOM_BYTES // part // MIB):
             file.write(chance.randbytes(MIB))
-        file.write(bytes(ZERO_BYTES))
+        zeros_start = file.tell()
+        file.write(bytes(ZERO_BYTES // part))
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, image], check=True)
     raw.unlink()
-    _sparsify(image)
-    subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", image, "dirty"], check=True)
+    _sparsify(image, Extent(zeros_start, ZERO_BYTES // part))
+    return finish(folder, image, chance)
+
+
+def finish(folder: Path, image: Path, chance: random.Random) -> BenchDisk:
+    """Give an image with data its bitmap, write over a hundredth of it, and dump what a compressor would be given."""
+    subprocess.run(["qemu-img", "bitmap", "--add", "-f", "qcow2", image, BITMAP], check=True)
     dirty = _scatter(image, chance)
     payload = folder / "payload"
     dirty_payload = folder / "dirty-payload"
@@ -59,9 +67,8 @@ def make(folder: Path) -> BenchDisk:
     return BenchDisk(image, payload, dirty_payload)
 
 
-def _copy_files(tree: Path) -> None:
-    """Copy files of this system, in the order of their names, until there are enough bytes."""
-    left = FILES_BYTES
+def _copy_files(tree: Path, left: int) -> None:
+    """Copy files of this system, in the order of their names, until there are `left` bytes of them."""
     for folder, folders, files in os.walk("/usr"):
         folders.sort()
         for name in sorted(files):
@@ -76,13 +83,12 @@ def _copy_files(tree: Path) -> None:
                 return
 
 
-def _sparsify(image: Path) -> None:
-    """Give back what reads as zeros, but for the part that was written as zeros on purpose."""
+def _sparsify(image: Path, zeros: Extent) -> None:
+    """Give back what reads as zeros, but for the part `zeros`, which was written on purpose."""
     thin = image.with_suffix(".thin")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", image, thin], check=True)
     thin.replace(image)
-    start = FILESYSTEM_BYTES + RANDOM_BYTES
-    command = f"write -q -P 0 {start} {ZERO_BYTES}"
+    command = f"write -q -P 0 {zeros.start} {zeros.length}"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", command, image], check=True)
 
 

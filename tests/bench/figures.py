@@ -1,7 +1,8 @@
-"""One figure: what was measured, what was aimed at, and whether it was met."""
+"""One figure: what was measured, what was aimed at, and whether it was met. One JSON line each, on stdout."""
 
 import json
 import operator
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,19 @@ def figure(name: str, values: Sequence[float], aim: str) -> bool:
     return met
 
 
-def note(name: str, value: float, unit: str) -> None:
+def note(name: str, values: Sequence[float], unit: str) -> None:
     """Print a figure without an aim, for whoever wants to know the absolute size."""
-    print(json.dumps({"figure": name, "value": round(value, 3), "unit": unit}), flush=True)
+    line = {
+        "figure": name, "value": round(statistics.median(values), 3), "unit": unit, "rounds": len(values),
+        "min": round(min(values), 3), "max": round(max(values), 3),
+    }  # fmt: skip
+    print(json.dumps(line), flush=True)
+
+
+def absent(name: str, aim: str, program: str) -> bool:
+    """Tell whether a program to compare with is missing; then print that as a figure which is not met."""
+    if shutil.which(program):
+        return False
+    line = {"figure": name, "value": None, "aim": aim, "met": False, "rounds": 0, "missing": program}
+    print(json.dumps(line), flush=True)
+    return True

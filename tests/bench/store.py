@@ -1,15 +1,18 @@
-"""One measured run of the pipeline in a process of its own: `python -m tests.bench.store SOCKET EXPORT BITMAP KEYED WORKERS THREADS`.
+"""One measured run of the pipeline in a process of its own: `python -m tests.bench.store SOCKET EXPORT [options]`.
 
-Prints JSON: seconds and CPU seconds of the run itself, bytes, and the process's peak memory.
+Without --to nothing is kept; with it the segments lie in that folder, as in a repository. Prints JSON: seconds and CPU
+seconds from the first connection to the last byte written, bytes, and the process's peak memory.
 """
 
+import argparse
 import json
-import resource
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 from engine.extents import plan_full, plan_packed
 from engine.format.crypto import StorageKey
@@ -18,7 +21,9 @@ from engine.pipeline import DiskIdentity, store
 from engine.source.nbd_disk import NbdDisk
 from engine.spec import Settings
 from engine.storage.base import Abilities, Buffer, Entry, ObjectReader, Sink, Storage, Usage
+from engine.storage.local import LocalStorage
 from engine.work import Work
+from tests.bench.process import Run, peak_mib, run
 
 
 class _NullSink:
@@ -63,7 +68,7 @@ class NullStorage(Storage):
     def close(self) -> None:
         pass
 
-    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
+    def sweep(self, prefix: str) -> None:
         pass
 
 
@@ -78,29 +83,50 @@ class _Silent:
         return True
 
 
+def run_store(
+    socket: str,
+    export: str,
+    *,
+    bitmap: str = "",
+    plain: bool = False,
+    workers: int = 2,
+    threads: int = 2,
+    to: Path | None = None,
+) -> tuple[dict[str, Any], Run]:
+    """Run the program below and return what it tells, and what was measured from outside."""
+    command = [sys.executable, "-m", "tests.bench.store", socket, export, "--workers", str(workers)]
+    command += ["--threads", str(threads), "--bitmap", bitmap, *(["--plain"] if plain else [])]
+    measured = run([*command, *(["--to", str(to)] if to else [])], keep_output=True)
+    return json.loads(measured.output), measured
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket")
+    parser.add_argument("export")
+    parser.add_argument("--bitmap", default="")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--workers", type=int, default=Settings().workers)
+    parser.add_argument("--threads", type=int, default=Settings().compression_threads)
+    parser.add_argument("--to", type=Path)
+    options = parser.parse_args()
     keep_one_pool()
-    socket, export, bitmap, keyed, workers, threads = sys.argv[1:]
     server_id = str(uuid.UUID(int=1))
-    key = StorageKey(server_id, bytes(range(32))).server_key(server_id) if keyed == "yes" else None
-    settings = Settings(workers=int(workers), compression_threads=int(threads))
+    key = None if options.plain else StorageKey(server_id, bytes(range(32))).server_key(server_id)
+    settings = Settings(workers=options.workers, compression_threads=options.threads)
+    storage: Storage = LocalStorage(str(options.to)) if options.to else NullStorage()
     begun, cpu = time.perf_counter(), time.process_time()
-    disk = NbdDisk(socket, export, "" if bitmap == "-" else bitmap)
-    plan = plan_full(disk.extents()) if bitmap == "-" else plan_packed(disk.extents())
-    segments = store(
-        disk, plan, NullStorage(), DiskIdentity(server_id, server_id, "vda"), key, Work(_Silent(), settings)
-    )
-    print(
-        json.dumps(
-            {
-                "seconds": time.perf_counter() - begun,
-                "cpu_seconds": time.process_time() - cpu,
-                "plain_bytes": sum(segment.plain_bytes for segment in segments),
-                "stored_bytes": sum(segment.stored_bytes for segment in segments),
-                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        )
-    )
+    disk = NbdDisk(options.socket, options.export, options.bitmap)
+    plan = plan_packed(disk.extents()) if options.bitmap else plan_full(disk.extents())
+    segments = store(disk, plan, storage, DiskIdentity(server_id, server_id, "vda"), key, Work(_Silent(), settings))
+    told = {
+        "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - cpu,
+        "plain_bytes": sum(segment.plain_bytes for segment in segments),
+        "stored_bytes": sum(segment.stored_bytes for segment in segments),
+        "peak_mib": peak_mib(),
+    }
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engine.heal import HealSpec, heal
 from engine.hypervisor.lock import DomainLock
+from engine.results import BackupRecord
 from tests.engine.rig import RecordingReport, Rig, digest, reason
 from tests.servers.guest import BlankDomain, RealGuest
 
 RUNNING, PAUSED, SHUTOFF = 1, 3, 5
+INCREMENTAL = {"vda": ("incremental", "")}
+
+
+def full(why: str) -> dict[str, tuple[str, str]]:
+    """Return what `assert_next_is_good` expects of a full of vda."""
+    return {"vda": ("full", why)}
 
 
 class At(RecordingReport):
@@ -91,3 +99,11 @@ def assert_restores(rig: Rig, domain: BlankDomain | RealGuest, backup_id: str) -
 
 def assert_verifies(rig: Rig, domain: BlankDomain | RealGuest) -> None:
     assert reason(rig.verify(domain.uuid)) == ""
+
+
+def heal_after(rig: Rig, uuid: str, backup_id: str) -> BackupRecord | None:
+    """Tidy up as an agent does after an engine died; return the record of its backup if it is whole."""
+    folders = str(rig.folder / "scratch"), str(rig.folder / "locks")
+    healed = heal(HealSpec(rig.uri, uuid, *folders, rig.target, uuid, backup_id))
+    assert not healed.failed, healed
+    return healed.record

@@ -83,6 +83,7 @@ class Rig:
     settings: Settings = field(default_factory=Settings)
     report: RecordingReport = field(default_factory=RecordingReport)
     stop_grace_seconds: int = 0
+    host: str = "test-host"
 
     @classmethod
     def make(cls, folder: Path, uri: str = "", *, encrypted: bool = True) -> "Rig":
@@ -101,7 +102,7 @@ class Rig:
             storage=self.target,
             jobs=(job,),
             settings=self.settings,
-            host="test-host",
+            host=self.host,
             libvirt_uri=self.uri,
             scratch_folder=str(self.folder / "scratch"),
             lock_folder=str(self.folder / "locks"),

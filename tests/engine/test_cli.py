@@ -30,6 +30,7 @@ class Engine:
         self.storage.write_text(json.dumps({"type": "local", "path": str(folder / "vault")}))
         self.passphrase = folder / "passphrase"
         self.passphrase.write_text(PASSPHRASE + "\n")
+        self.environment = {**os.environ, "BM_CATALOG": str(folder / "catalog")}
         self.host = ("--libvirt", uri, "--scratch", str(folder / "scratch"), "--locks", str(folder / "locks"))
 
     def command(self, verb: str, *arguments: str, host: bool = False) -> list[str]:
@@ -38,7 +39,8 @@ class Engine:
         return [sys.executable, "-m", "engine.cli", "--output", "json", verb, *options, *local, *arguments]
 
     def run(self, verb: str, *arguments: str, host: bool = False, status: int = 0) -> Any:
-        done = subprocess.run(self.command(verb, *arguments, host=host), capture_output=True, text=True, check=False)
+        command = self.command(verb, *arguments, host=host)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self.environment)
         assert done.returncode == status, (done.stdout, done.stderr)
         assert PASSPHRASE not in done.stdout + done.stderr
         return json.loads(done.stdout)
@@ -138,7 +140,7 @@ def test_a_signal_cancels_and_leaves_nothing(tmp_path: Path, libvirtd: Any, blan
     engine.run("init", "--encrypt")
     domain.write("vda", 0, 32 * MIB, 1)
     slow = engine.command("backup", "--read-limit", "1000000", domain.name, host=True)
-    with subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=engine.environment) as process:
         wait_until(lambda: list((tmp_path / "vault").glob("servers/*/*/vda")), 30, "the first bytes on the storage")
         process.send_signal(number)
         assert process.wait(30) == 8
@@ -173,7 +175,7 @@ def test_help_is_quick_to_load() -> None:
     """What --help imports decides what it costs: no library of ours but the parser."""
     program = "import sys, engine.cli; engine.cli._parser(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"paramiko", "libvirt", "grpc", "cryptography", "zstandard", "engine.jobs"} & set(loaded)
+    assert not {"paramiko", "libvirt", "grpc", "cryptography", "zstandard", "engine.jobs", "engine.spec"} & set(loaded)
 
 
 def test_the_page_names_every_verb_and_only_these() -> None:

@@ -1,143 +1,279 @@
-"""The engine process is killed at every step of its work; then self-heal and the next run must leave a whole world behind."""
+"""An engine is killed at every step of every kind of work; then the host has no trace of it, and the storage whole backups only."""
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from engine import spec
-from engine.failpoint import BACKUP_STEPS, DELETE_STEPS, RESTORE_STEPS
-from engine.heal import HealSpec, heal
-from engine.ids import new_id
-from engine.results import BackupRecord
-from engine.spec import DeleteJob, Job, RestoreJob
-from engine.units import MIB
-from tests.engine.rig import Rig, digest, reason
-from tests.servers.guest import DiskFile
+from engine.failpoint import BACKUP_STEPS, DELETE_STEPS, RESTORE_STEPS, UNDO_STEPS
+from engine.spec import DeleteJob, Job
+from tests.engine.kill_world import Point, World, Worlds
+from tests.engine.rig import digest, reason
 
-KILLED = -9
+EVERY_DISK = ("qcow2", "raw", "block", "mixed")
 
 
-def run_worker(rig: Rig, kill_at: str, **verb: Any) -> tuple[int, list[dict[str, Any]]]:
-    """Run an engine process that is killed at a step; return its exit status and its events."""
-    job = Job(new_id(datetime.now(UTC)), **verb)
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.worker"],
-        input=spec.dump(rig.operation(job)).encode(),
-        env={**os.environ, "BM_KILL_AT": kill_at},
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory, libvirtd: Any) -> Iterator[Worlds]:
+    with Worlds(tmp_path_factory.mktemp("kill"), libvirtd.uri) as made:
+        yield made
 
 
-def heal_after(rig: Rig, uuid: str, backup_id: str = "") -> BackupRecord | None:
-    """Tidy up; return the record of the backup if it is whole."""
-    storage = rig.target if backup_id else None
-    healed = heal(
-        HealSpec(rig.uri, uuid, str(rig.folder / "scratch"), str(rig.folder / "locks"), storage, uuid, backup_id)
-    )
-    assert not healed.failed, healed
-    return healed.record
+@contextlib.contextmanager
+def at(point: Point) -> Iterator[None]:
+    """Name the kill point in whatever goes wrong there."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"killed at {point}")
+        raise
 
 
-def assert_host_is_clean(rig: Rig, domain: Any) -> None:
-    """No block job, no scratch file, no mark of a freeze, a guest that runs."""
-    job = domain.handle.jobStats()
-    assert job["type"] == 0
-    assert domain.state()[0] == 1
-    scratch = rig.folder / "scratch"
-    assert not scratch.exists() or not list(scratch.iterdir())
-    assert not list((rig.folder / "locks").glob("*.quiesced"))
-    devices = domain.qmp("query-named-block-nodes")
-    assert not [node for node in devices if ".scratch" in node.get("file", "")]
+@pytest.mark.feature("C11")
+def test_every_step_is_one_at_which_an_engine_is_killed(worlds: Worlds, capsys: pytest.CaptureFixture[str]) -> None:
+    """What these jobs reach is what the tests below go through; a step that is reached and not listed is a mistake, too."""
+    reached: dict[str, set[str]] = {"backup": set(), "restore": set(), "delete": set()}
+    counts: Counter[str] = Counter()
+    for disks, running in ((disks, running) for disks in EVERY_DISK for running in (True, False)):
+        with worlds.get(disks, running=running) as world:
+            for walk in (backups, restores, deletions):
+                for verb, steps in walk(world):
+                    reached[verb] |= {*steps}
+                    counts[verb] += len(world.points(steps))
+
+    assert reached == {"backup": {*BACKUP_STEPS, *UNDO_STEPS}, "restore": {*RESTORE_STEPS}, "delete": {*DELETE_STEPS}}
+    with capsys.disabled():
+        print(f"\nkill points: {counts.total()} ({dict(counts)})")
+
+
+def backups(world: World) -> Iterator[tuple[str, tuple[str, ...]]]:
+    world.begin_anew()
+    yield "backup", world.run(world.backup_job()).steps
+    for kind in ("incremental", "full"):
+        yield "backup", world.run(world.backup_job(type=kind, consistency="pause")).steps
+    yield "backup", tuple(point.step for point in undo_points(world, world.run(world.backup_job(), refuse=True).steps))
+
+
+def restores(world: World) -> Iterator[tuple[str, tuple[str, ...]]]:
+    made = world.rig.back_up(world.uuid)["backup_id"]
+    yield "restore", world.run(world.restore_job(made, world.uuid)).steps
+    if world.domain.handle.isActive():
+        return
+    yield "restore", world.steps_to_files(made)
+    world.lose_domain()
+    yield "restore", world.run(world.restore_job(made, world.uuid)).steps
+
+
+def deletions(world: World) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "delete", world.run(deletion(world)).steps
+
+
+# ---- backups ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.feature("C11")
 @pytest.mark.feature("N15")
-@pytest.mark.parametrize("step", BACKUP_STEPS)
-def test_a_backup_killed_anywhere_leaves_whole_backups_and_a_clean_host(
-    tmp_path: Path, libvirtd: Any, blank_domain: Any, step: str
-) -> None:
-    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
-    domain = blank_domain([disk])
-    rig = Rig.make(tmp_path, libvirtd.uri)
-    domain.write("vda", 0, MIB, 1)
-    rig.back_up(domain.uuid)
-    domain.write("vda", 2 * MIB, MIB, 2)
-    job = rig.backup_job(domain.uuid, consistency="pause")
-
-    status, _events = run_worker(rig, step, backup=job)
-    assert status == KILLED, f"step {step} is never reached"
-    told = heal_after(rig, domain.uuid, job.backup_id)
-
-    assert_host_is_clean(rig, domain)
-    records = {record["backup"]["backup_id"]: record for record in rig.reindex()}
-    assert records.get(job.backup_id) == (asdict(told) if told else None)
-    found = list(records)
-    committed = step in {"committed", "checkpoints_dropped"} or (step == "disk_manifest" and job.backup_id in found)
-    assert (job.backup_id in found) == committed
-    folders = [path.name for path in (tmp_path / "storage" / "servers" / domain.uuid).iterdir()]
-    assert sorted(folders) == sorted(found)
-    domain.write("vda", 5 * MIB, MIB, 3)
-    after = rig.back_up(domain.uuid)
-    assert after["disks"][0]["type"] == "incremental", after["disks"][0]["fallback_reason"]
-    restored = rig.restore_to(tmp_path / "out", domain.uuid, after["backup_id"])
-    assert digest(restored["vda"]) == digest(disk.path, "qcow2")
-    assert reason(rig.verify(domain.uuid)) == ""
-    assert len(domain.handle.listAllCheckpoints()) == 1
+@pytest.mark.parametrize("kind", ["incremental", "full"])
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("disks", EVERY_DISK)
+def test_a_backup_killed_anywhere_is_healed(worlds: Worlds, disks: str, running: bool, kind: str) -> None:
+    with worlds.get(disks, running=running) as world:
+        world.begin_anew()
+        world.rig.back_up(world.uuid)
+        options = {"type": kind, "consistency": "pause" if disks == "mixed" else "none"}
+        for point in world.points(world.run(world.backup_job(**options)).steps):
+            with at(point):
+                world.scribble()
+                job = world.backup_job(**options)
+                world.kill(job, point)
+                healed = world.heal(job.backup)
+                world.assert_no_trace()
+                listed = world.assert_only_whole_backups()
+                assert job.backup is not None
+                assert (job.backup.backup_id in listed) == (healed.record is not None)
+                world.assert_next_is_good()
 
 
 @pytest.mark.feature("C11")
-@pytest.mark.parametrize("step", RESTORE_STEPS)
-def test_a_restore_killed_anywhere_can_be_run_again(
-    tmp_path: Path, libvirtd: Any, blank_domain: Any, step: str
-) -> None:
-    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
-    domain = blank_domain([disk])
-    rig = Rig.make(tmp_path, libvirtd.uri)
-    domain.write("vda", 0, 9 * MIB, 1)
-    made, expected = rig.back_up(domain.uuid), digest(disk.path, "qcow2")
-    domain.write("vda", MIB, 12 * MIB, 2)
-    job = RestoreJob(domain.uuid, domain.uuid, made["backup_id"], server_keys=rig.keys(domain.uuid))
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_the_next_backup_alone_tidies_up(worlds: Worlds, running: bool) -> None:
+    """Without an agent nobody heals; whoever takes the domain's lock next does."""
+    with worlds.get("mixed", running=running) as world:
+        world.begin_anew()
+        world.rig.back_up(world.uuid)
+        for point in world.points(world.run(world.backup_job(consistency="pause")).steps):
+            with at(point):
+                world.scribble()
+                world.kill(world.backup_job(consistency="pause"), point)
+                world.settle()
+                world.assert_next_is_good()
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
 
-    status, _events = run_worker(rig, step, restore=job)
-    assert status == KILLED, f"step {step} is never reached"
-    heal_after(rig, domain.uuid)
-    assert reason(rig.restore(domain.uuid, made["backup_id"])) == ""
 
-    assert digest(disk.path, "qcow2") == expected
-    if not domain.handle.isActive():
-        domain.handle.create()
-    after = rig.back_up(domain.uuid)
-    restored = rig.restore_to(tmp_path / "out", domain.uuid, after["backup_id"])
-    assert digest(restored["vda"]) == digest(disk.path, "qcow2")
+@pytest.mark.feature("C7")
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_cleanup_by_hand_leaves_no_trace(worlds: Worlds, running: bool) -> None:
+    with worlds.get("mixed", running=running) as world:
+        world.begin_anew()
+        world.rig.back_up(world.uuid)
+        for point in world.points(world.run(world.backup_job()).steps):
+            with at(point):
+                world.kill(world.backup_job(consistency="pause"), point)
+                world.clean_up()
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+        world.assert_next_is_good()
+
+
+@pytest.mark.feature("S29")
+@pytest.mark.parametrize("disks", ["qcow2"])
+def test_the_first_backup_of_all_killed_anywhere(worlds: Worlds, disks: str) -> None:
+    with worlds.get(disks, running=True) as world:
+        world.begin_anew()
+        for point in world.points(world.run(world.backup_job()).steps):
+            with at(point):
+                world.begin_anew()
+                job = world.backup_job()
+                world.kill(job, point)
+                world.settle()
+                made = world.rig.back_up(world.uuid, consistency="none")
+                world.assert_restores(made["backup_id"], world.digests())
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+
+
+@pytest.mark.feature("C11")
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("disks", ["qcow2", "mixed"])
+def test_a_backup_that_fails_is_killed_while_it_takes_itself_away(worlds: Worlds, disks: str, running: bool) -> None:
+    """Its lease is lost at the end; and what it left is removed by the next one, which is killed at that too."""
+    with worlds.get(disks, running=running) as world:
+        world.begin_anew()
+        world.rig.back_up(world.uuid)
+        for point in undo_points(world, world.run(world.backup_job(), refuse=True).steps):
+            with at(point):
+                world.scribble()
+                job = world.backup_job()
+                world.kill(job, point, refuse=True)
+                world.heal(job.backup)
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+                world.assert_next_is_good()
+        stored = Point("stored", 1)
+        world.kill(world.backup_job(), stored)
+        for point in undo_points(world, world.run(world.backup_job()).steps):
+            with at(point):
+                world.kill(world.backup_job(), stored)
+                world.kill(world.backup_job(), point)
+                world.assert_next_is_good()
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+
+
+def undo_points(world: World, steps: tuple[str, ...]) -> list[Point]:
+    return [point for point in world.points(steps) if point.step in UNDO_STEPS]
+
+
+# ---- restores ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.feature("C11")
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("disks", EVERY_DISK)
+def test_a_restore_killed_anywhere_can_be_run_again(worlds: Worlds, disks: str, running: bool) -> None:
+    with worlds.get(disks, running=running) as world:
+        world.begin_anew()
+        made, expected = world.rig.back_up(world.uuid), world.digests()
+        job = world.restore_job(made["backup_id"], world.uuid)
+        for point in world.points(world.run(job).steps):
+            with at(point):
+                world.set_state(running=running)
+                world.scribble()
+                world.kill(job, point)
+                world.heal()
+                world.run(job)
+                assert world.digests() == expected
+                world.set_state(running=running)
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+                world.assert_next_is_good("full")
+
+
+@pytest.mark.feature("T25")
+@pytest.mark.parametrize("disks", ["qcow2", "raw", "mixed"])
+def test_a_restore_of_a_domain_that_is_gone_killed_anywhere_can_be_run_again(worlds: Worlds, disks: str) -> None:
+    with worlds.get(disks, running=False) as world:
+        world.begin_anew()
+        made, expected = world.rig.back_up(world.uuid), world.digests()
+        job = world.restore_job(made["backup_id"], world.uuid)
+        world.lose_domain()
+        for point in world.points(world.run(job).steps):
+            with at(point):
+                world.lose_domain()
+                world.kill(job, point)
+                world.heal()
+                world.run(job)
+                assert world.digests() == expected
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+                assert not world.strangers()
+        world.assert_next_is_good("full")
+
+
+@pytest.mark.feature("C11")
+@pytest.mark.parametrize("disks", ["qcow2", "mixed"])
+def test_a_restore_to_files_killed_anywhere_leaves_no_half_file_under_its_name(worlds: Worlds, disks: str) -> None:
+    with worlds.get(disks, running=False) as world:
+        world.begin_anew()
+        made, expected = world.rig.back_up(world.uuid), world.digests()
+        for number, point in enumerate(world.points(world.steps_to_files(made["backup_id"]))):
+            with at(point):
+                folder = world.folder / f"files{number}"
+                folder.mkdir()
+                job = world.restore_job(made["backup_id"], "", str(folder))
+                world.kill(job, point)
+                for file in folder.glob("vd*.raw"):
+                    assert digest(file) == expected[file.stem]
+                    file.unlink()
+                world.run(job)
+                assert {file.stem: digest(file) for file in folder.glob("vd*.raw")} == expected
+                assert sorted(one.name for one in folder.iterdir()) == [f"{disk}.raw" for disk in sorted(expected)]
+
+
+# ---- deletions --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.feature("R19")
-@pytest.mark.parametrize("step", DELETE_STEPS)
-def test_a_delete_killed_anywhere_leaves_no_backup_without_its_data(
-    tmp_path: Path, libvirtd: Any, blank_domain: Any, step: str
-) -> None:
-    disk = DiskFile("vda", tmp_path / "vda.qcow2").create(16 * MIB)
-    domain = blank_domain([disk])
-    rig = Rig.make(tmp_path, libvirtd.uri)
-    domain.write("vda", 0, 9 * MIB, 1)
-    made = [rig.back_up(domain.uuid)["backup_id"] for _ in range(3)]
+@pytest.mark.parametrize("remedy", ["asked again", "next backup"])
+@pytest.mark.parametrize("disks", ["qcow2", "mixed"])
+def test_a_deletion_killed_anywhere_is_finished(worlds: Worlds, disks: str, remedy: str) -> None:
+    """Nothing that is listed meanwhile lacks its data; a backup whose deletion had begun goes, another one stays whole."""
+    with worlds.get(disks, running=False) as world:
+        world.begin_anew()
+        first = world.rig.back_up(world.uuid)["backup_id"]
+        world.scribble()
+        for point in world.points(world.run(deletion(world)).steps):
+            with at(point):
+                job = deletion(world)
+                world.kill(job, point)
+                world.assert_whole()
+                if remedy == "asked again" and world.left_of(job):
+                    world.run(job)
+                made = world.rig.back_up(world.uuid, consistency="none")
+                assert remedy == "next backup" or not world.left_of(job)
+                world.assert_restores(made["backup_id"], world.digests())
+                world.assert_no_trace()
+                world.assert_only_whole_backups()
+        assert reason(world.rig.verify(world.uuid, first)) == ""
 
-    status, _events = run_worker(rig, step, delete=DeleteJob(domain.uuid, tuple(made[1:])))
-    assert status == KILLED, f"step {step} is never reached"
-    assert reason(rig.verify(domain.uuid)) == ""
 
-    left = [one for one in made[1:] if (tmp_path / "storage" / "servers" / domain.uuid / one).exists()]
-    if left:
-        assert reason(rig.delete(domain.uuid, *left)) == ""
-    assert [record["backup"]["backup_id"] for record in rig.reindex()] == made[:1]
-    assert reason(rig.verify(domain.uuid)) == ""
+def deletion(world: World) -> Job:
+    """Return the deletion of two new backups that build one upon the other."""
+    made = []
+    for _ in range(2):
+        world.scribble()
+        made.append(world.rig.back_up(world.uuid)["backup_id"])
+    return Job(made[0], delete=DeleteJob(world.uuid, tuple(made), world.uuid))

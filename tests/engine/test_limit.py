@@ -36,7 +36,7 @@ class Crowd:
 
     def _queued(self) -> int:
         with self.limit._changed:
-            return len(self.limit._waiting) + self.limit._inside
+            return len(self.limit._waiting) + len(self.limit._inside)
 
     def _more_than(self, queued: int) -> bool:
         return self._queued() > queued
@@ -115,3 +115,53 @@ def test_less_than_one_is_refused() -> None:
     limit = Limit(1)
     with pytest.raises(ValueError, match="at least one"):
         limit.count = 0
+
+
+@pytest.mark.feature("P1")
+def test_who_is_one_too_many_steps_aside_and_has_its_turn_again() -> None:
+    limit, stop = Limit(2), threading.Event()
+    steps: list[str] = []
+    turns = {name: threading.Semaphore(0) for name in "ab"}
+
+    def work(name: str) -> None:
+        with limit.inside(stop):
+            for _ in range(3):
+                assert turns[name].acquire(timeout=10)
+                limit.step_aside(stop)
+                steps.append(name)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(limit._inside) == 2, 5, "both inside")
+    turns["a"].release()
+    wait_until(lambda: steps == ["a"], 5, "a step of a")
+    limit.count = 1
+    turns["b"].release(3)
+    wait_until(lambda: len(limit._inside) == 1, 5, "one aside")
+    assert steps == ["a"]
+    turns["a"].release(2)
+    for thread in threads:
+        thread.join(10)
+    assert steps == ["a", "a", "a", "b", "b", "b"]
+    assert not limit._inside
+
+
+@pytest.mark.feature("P1", "C8")
+def test_who_is_not_inside_steps_nowhere_and_a_stop_ends_the_wait_aside() -> None:
+    limit, stop = Limit(2), threading.Event()
+    limit.step_aside(stop)
+    crowd = Crowd(limit)
+    crowd.add(2)
+    limit.count = 1
+    limit.step_aside(stop)
+    assert len(limit._inside) == 2
+    limit.count = 3
+    stop.set()
+    with limit.inside(threading.Event()):
+        limit.count = 1
+        with pytest.raises(Cancelled):
+            limit.step_aside(stop)
+        limit.count = 3
+    crowd.end()
+    assert not limit._inside

@@ -116,7 +116,7 @@ def test_any_interleaving_delivers_every_item_once_and_in_order(
             workers=Limit(workers),
             stop=threading.Event(),
             weigh=lambda _: weight,
-            parked_bytes_max=room,
+            held_bytes_max=room,
         )
     assert consumed == [2 * item for item in range(count)]
     assert director.most_waiting <= workers
@@ -321,13 +321,14 @@ def test_the_window_bounds_what_is_taken_before_the_oldest_is_delivered() -> Non
     assert consumed == [2 * item for item in range(100)]
 
 
-def test_the_bytes_parked_are_bounded() -> None:
-    """Results of 4 with room for 7: one is parked, and who has finished the next waits with it, and takes nothing more."""
-    gates, taken, made = Gates(), [], []  # type: Gates, list[int], list[Doubling]
+def test_the_bytes_held_are_bounded_from_taking_to_delivery() -> None:
+    """Items of 4 with room for 11: two are taken, and while the first is not delivered the second holds its bytes, finished or not."""
+    gates, made = Gates(), []  # type: Gates, list[Doubling]
+    begun: list[int] = []
     finished: list[int] = []
 
     def step(item: int) -> None:
-        taken.append(item)
+        begun.append(item)
         if item == 0:
             gates.block(item)
         finished.append(item)
@@ -337,18 +338,126 @@ def test_the_bytes_parked_are_bounded() -> None:
         iter(range(50)),
         lambda: Doubling(made, step),
         lambda _: None,
-        workers=Limit(2),
+        workers=Limit(4),
         stop=threading.Event(),
         weigh=lambda _: 4,
-        parked_bytes_max=7,
+        held_bytes_max=11,
     )
     thread, errors = in_thread(run)
-    wait_until(lambda: finished == [1, 2], SECONDS, "one parked, one that waits for its turn")
-    never(lambda: len(taken) > 3)  # the window of 4 has room for item 3
+    wait_until(lambda: finished == [1], SECONDS, "one parked")
+    never(lambda: len(begun) > 2)  # the window has room for eight
     gates.open.set()
     thread.join(SECONDS)
     assert errors == []
     assert len(finished) == 50
+
+
+def test_an_item_heavier_than_everything_goes_alone() -> None:
+    weights = [1, 1, 99, 1, 99, 99, 1]
+    at_work: list[int] = []
+    most: list[int] = []
+    made: list[Doubling] = []
+    consumed: list[int] = []
+
+    def step(item: int) -> None:
+        at_work.append(item)
+        most.append(sum(weights[one] for one in at_work))
+
+    def consume(result: int) -> None:
+        at_work.remove(result // 2)
+        consumed.append(result)
+
+    run_ordered(
+        iter(range(len(weights))),
+        lambda: Doubling(made, step),
+        consume,
+        workers=Limit(3),
+        stop=threading.Event(),
+        weigh=weights.__getitem__,
+        held_bytes_max=2,
+    )
+    assert consumed == [2 * item for item in range(len(weights))]
+    assert max(most) == 99
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weights=st.lists(st.integers(0, 6), max_size=25),
+    grants=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    runs=st.integers(1, 3),
+    choices=st.lists(st.integers(0, 7), min_size=1, max_size=25),
+    room=st.integers(1, 12),
+)
+def test_runs_that_share_a_changing_limit_all_end_in_order_within_their_bytes(
+    weights: list[int], grants: list[int], runs: int, choices: list[int], room: int
+) -> None:
+    """Any grants at any time, any interleaving, several runs: nobody waits for ever, and no run holds more than it may."""
+    limit, changes = Limit(grants[0]), itertools.cycle(grants)
+    held, most, consumed = [0] * runs, [0] * runs, [[] for _ in range(runs)]  # type: list[int], list[int], list[list[int]]
+    lock = threading.Lock()
+
+    def step(item: int) -> None:
+        run, number = divmod(item, 1000)
+        with lock:
+            held[run] += weights[number]
+            most[run] = max(most[run], held[run])
+            limit.count = next(changes)
+        director.pass_by(item)
+
+    def consume(result: int) -> None:
+        run, number = divmod(result // 2, 1000)
+        with lock:
+            held[run] -= weights[number]
+            consumed[run].append(number)
+
+    with Director(choices) as director:
+        ends = [
+            in_thread(
+                functools.partial(
+                    run_ordered,
+                    iter(range(1000 * run, 1000 * run + len(weights))),
+                    functools.partial(Doubling, [], step),
+                    consume,
+                    workers=limit,
+                    stop=threading.Event(),
+                    weigh=lambda item: weights[item % 1000],
+                    held_bytes_max=room,
+                )
+            )
+            for run in range(runs)
+        ]
+        for thread, errors in ends:
+            thread.join(SECONDS)
+            assert errors == []
+            assert not thread.is_alive()
+    assert consumed == [list(range(len(weights)))] * runs
+    assert all(one <= max(room, *weights, 0) for one in most)
+
+
+def test_a_thread_too_many_retires_while_the_taker_waits_for_room() -> None:
+    gates, limit, made = Gates(), Limit(4), []  # type: Gates, Limit, list[Doubling]
+
+    def step(item: int) -> None:
+        if item == 0:
+            gates.block(item)
+
+    run = functools.partial(
+        run_ordered,
+        iter(range(10)),
+        lambda: Doubling(made, step),
+        lambda _: None,
+        workers=limit,
+        stop=threading.Event(),
+        weigh=lambda _: 1,
+        held_bytes_max=1,
+    )
+    thread, errors = in_thread(run)
+    wait_until(lambda: len(gates.begun) == 1 and len(made) == 4, SECONDS, "one at work, and the others waiting")
+    limit.count = 2
+    wait_until(lambda: sum(not worker.closed for worker in made) == 2, SECONDS, "two retired")
+    gates.open.set()
+    thread.join(SECONDS)
+    assert errors == []
 
 
 def test_consume_is_called_by_one_thread_at_a_time() -> None:

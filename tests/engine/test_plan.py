@@ -66,6 +66,8 @@ def test_a_whole_chain_and_a_good_bitmap_make_an_incremental() -> None:
         (CHAIN, {}, {"tracking": {}}, "bitmap_lost"),
         (CHAIN, {}, {"tracking": {}, "unreadable": True}, "chain_unreadable"),
         (CHAIN, {}, {"tracking": {}, "path": "/images/other.qcow2"}, "disk_replaced"),
+        (CHAIN, {}, {"tracking": {}, "elsewhere": (backup_id(3), backup_id(4))}, "storage_changed"),
+        (CHAIN, {}, {"tracking": {}, "elsewhere": (backup_id(1), backup_id(4))}, "bitmap_lost"),
         (CHAIN, {}, {"tracking": {"cp2": "bitmap_inconsistent"}}, "bitmap_inconsistent"),
         (CHAIN, {}, {"size_bytes": 2 * GIB}, "disk_resized"),
         ([point(1), point(2, 1, checkpoint="")], {}, {}, "untracked"),

@@ -25,9 +25,10 @@ from tests.engine.aftermath import (
     assert_next_is_good,
     assert_only,
     assert_restores,
+    heal_after,
 )
 from tests.engine.rig import Rig, digest, reason, result
-from tests.engine.test_kill import KILLED, heal_after
+from tests.engine.zygote import KILLED
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.libvirtd import Libvirtd
 from tests.servers.nbd import MiniVm

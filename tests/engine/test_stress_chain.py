@@ -21,22 +21,18 @@ from engine.ids import new_id
 from engine.spec import RestoreJob, VerifyJob
 from engine.units import KIB, MIB
 from tests.engine.aftermath import (
+    INCREMENTAL,
     SHUTOFF,
     assert_host_is_clean,
     assert_next_is_good,
     assert_only,
     assert_verifies,
+    full,
 )
 from tests.engine.rig import Rig, digest, reason
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.libvirtd import Libvirtd
 from tests.waiting import wait_until
-
-INCREMENTAL = {"vda": ("incremental", "")}
-
-
-def full(why: str) -> dict[str, tuple[str, str]]:
-    return {"vda": ("full", why)}
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """The domain, its guest, libvirt or the scratch space changes in the middle of a backup; or somebody cancels, or comes second."""
 
-import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pytest
 
 from engine.hypervisor import quiesce as quiescing
 from engine.hypervisor.quiesce import quiesce
-from engine.source import child, running
+from engine.source import child, running, scratch
 from engine.spec import RestoreJob, Settings
 from engine.units import MIB
 from engine.work import Stop
@@ -35,7 +32,7 @@ from tests.engine.aftermath import (
 from tests.engine.rig import Rig, digest, reason, result
 from tests.servers.guest import BlankDomain, DiskFile, RealGuest, check_file_system, file_of, needs_recovery
 from tests.servers.libvirtd import Libvirtd
-from tests.servers.small_disk import small_disk
+from tests.servers.small_disk import shared_disk, small_disk
 from tests.waiting import wait_until
 
 INCREMENTAL = {"vda": ("incremental", "")}
@@ -304,33 +301,11 @@ def test_too_little_scratch_space_is_known_before_anything_begins(rig: Rig, doma
     assert_next_is_good(rig, domain, {"vda": ("full", "first")})
 
 
-@contextlib.contextmanager
-def shared_disk(libvirtd: Libvirtd, folder: Path, size_bytes: int) -> Iterator[Path]:
-    """Mount a small file system at `folder` that QEMU, who has other mounts than we, sees there too."""
-    image = folder.with_suffix(".ext4")
-    folder.mkdir()
-    with image.open("wb") as file:
-        file.truncate(size_bytes)
-    subprocess.run(["mkfs.ext4", "-q", "-m0", "-O", "^has_journal", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
-    try:
-        device = subprocess.run(
-            ["findmnt", "-no", "SOURCE", str(folder)], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        subprocess.run([*libvirtd.enter(), "mount", device, str(folder)], check=True)
-        try:
-            yield folder
-        finally:
-            subprocess.run([*libvirtd.enter(), "umount", str(folder)], check=True)
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.feature("C11")
 def test_scratch_space_that_runs_short_ends_the_backup_and_not_the_guest(
     rig: Rig, real_guest: Any, libvirtd: Libvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "RESERVE_BYTES", 2 * MIB)
+    monkeypatch.setattr(scratch, "RESERVE_BYTES", 2 * MIB)
     guest = real_guest()
     guest.run("dd if=/dev/urandom of=/data2/f bs=1M count=24 2>/dev/null; sync")
     rig.settings = Settings(read_limit=8 * MIB)

@@ -1,5 +1,6 @@
 """The storage goes away, stands still, or is full in the middle of a backup."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -306,6 +307,8 @@ def leave_attempt(rig: Rig, server_id: str, host: str, begun: datetime, *, inten
             data = Intent(server_id, backup_id, new_id(begun), host, begun.isoformat()).dump()
             storage.put(names.intent_name(server_id, backup_id), data)
         storage.put(names.segment_name(server_id, backup_id, "vda", 0), b"half of something")
+    for path in (rig.folder / "storage" / names.backup_folder(server_id, backup_id)).rglob("*"):
+        os.utime(path, (begun.timestamp(), begun.timestamp()))
     return backup_id
 
 
@@ -323,12 +326,15 @@ def test_a_backup_removes_only_what_must_be_dead(tmp_path: Path, libvirtd: Any, 
     part = new_id(long_ago)
     torn = tmp_path / "storage" / "servers" / domain.uuid / part
     torn.mkdir()
+    still_written = leave_attempt(rig, domain.uuid, "another-host", long_ago)  # by a host whose clock is behind
+    at_work = tmp_path / "storage" / names.segment_name(domain.uuid, still_written, "vda", 0)
+    os.utime(at_work, (now.timestamp(), now.timestamp()))
     (torn / "intent.json.0123456789ab.part").write_bytes(b"{")
 
     second = assert_next_is_good(rig, domain, INCREMENTAL)
 
     left = folders(tmp_path / "storage", domain.uuid)
-    assert left == sorted([first["backup_id"], second["backup_id"], others, nameless])
+    assert left == sorted([first["backup_id"], second["backup_id"], others, nameless, still_written])
     assert not {own, others_old, nameless_old, part} & set(left)
     assert other_server in {path.name for path in (tmp_path / "storage").glob("servers/*/*")}
 

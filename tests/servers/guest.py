@@ -36,6 +36,7 @@ WRITER_CHANNEL = "bm.acknowledged"  # what guest_writer.c promises comes out as 
 _BOOT_SECONDS_MAX = 120.0
 _SHELL_SECONDS_MAX = 30.0
 _SHELL_TRIES = 3
+_SILENCE_SECONDS = 2.0
 _GUEST_DISK_BYTES = {"vda": 64 * MIB, "vdb": 32 * MIB, "vdc": 256 * MIB}  # as many as a guest has formats
 _SPARE = "vdc"  # without a file system, full of bytes that are not zero: overwriting it takes room in a scratch file
 _TEMPLATE_NAME = "bm-guest-template"
@@ -420,7 +421,7 @@ def _say(peer: socket.socket, wanted: str, line: str, again_seconds: float = 0) 
     text = ""
     deadline = time.monotonic() + _SHELL_SECONDS_MAX
     peer.sendall(line.encode())
-    peer.settimeout(again_seconds or _SHELL_SECONDS_MAX)
+    peer.settimeout(again_seconds or _SILENCE_SECONDS)
     while (found := re.search(wanted, text)) is None:
         if "sh: eval: line 0: syntax error" in text:  # none of its commands ran
             raise _GarbledError(text)
@@ -428,7 +429,6 @@ def _say(peer: socket.socket, wanted: str, line: str, again_seconds: float = 0) 
             raise TimeoutError(f"the guest's shell: {line!r} gave {text!r}")
         try:
             text += peer.recv(4096).decode(errors="replace")
-        except TimeoutError:
-            if again_seconds:
-                peer.sendall(line.encode())
+        except TimeoutError:  # an empty line ends one whose end was lost, and is nothing to a shell that is at work
+            peer.sendall(line.encode() if again_seconds else b"\n")
     return text[: found.start()], found[1] if found.re.groups else ""

@@ -34,12 +34,22 @@ def start(guest: RealGuest) -> None:
     stop(guest)
     command = f"record-writer /dev/virtio-ports/{WRITER_CHANNEL} /data1/records /data2/records"
     before = len(_lines(guest))
-    guest.run(f"{command} </dev/null >/dev/null 2>&1 &")
+    guest.guest_exec(f"{command} </dev/null >/dev/null 2>&1 &")
     wait_until(lambda: len(_lines(guest)) > before + 2, _START_SECONDS_MAX, "the writer's first records")
+    _wait_port(guest, "connected")
 
 
 def stop(guest: RealGuest) -> None:
-    guest.run("killall record-writer 2>/dev/null; while pidof record-writer >/dev/null; do usleep 10000; done")
+    guest.guest_exec(
+        "killall record-writer 2>/dev/null; while pidof record-writer >/dev/null; do usleep 10000; done; true"
+    )
+    _wait_port(guest, "disconnected")
+
+
+def _wait_port(guest: RealGuest, state: str) -> None:
+    """Wait until libvirt has heard what the port is: it hears of nothing else for 30 s if a backup begins before."""
+    words = f"name='{WRITER_CHANNEL}' state='{state}'"
+    wait_until(lambda: words in guest.handle.XMLDesc(), _START_SECONDS_MAX, f"the writer's port to be {state}")
 
 
 def acknowledged(guest: RealGuest) -> int:

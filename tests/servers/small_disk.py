@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers.libvirtd import Libvirtd
+
 
 @contextmanager
 def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
@@ -17,6 +19,28 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
         yield folder
     finally:
         # Lazy: a server's session that is just ending must not keep the mount.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def shared_disk(libvirtd: Libvirtd, folder: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount a small file system at `folder` that QEMU, who has other mounts than we, sees there too."""
+    image = folder.with_suffix(".ext4")
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    subprocess.run(["mkfs.ext4", "-q", "-m0", "-O", "^has_journal", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
+    try:
+        device = subprocess.run(
+            ["findmnt", "-no", "SOURCE", str(folder)], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        subprocess.run([*libvirtd.enter(), "mount", device, str(folder)], check=True)
+        try:
+            yield folder
+        finally:
+            subprocess.run([*libvirtd.enter(), "umount", str(folder)], check=True)
+    finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 

@@ -246,7 +246,7 @@ domain = connection.domain(uuid)
 seen = []
 connection.watch_domain(domain, seen.append)
 job = backup_job.begin(domain, {"vdb": None}, "", Path(scratch))
-assert not backup_job.recover_io_error(job)
+assert not job.resume_io_error()
 write = "dd if=/dev/urandom of=/data2/f bs=1M count=8 conv=notrunc,fsync"
 _shell(Path(console), f"( {write}; echo done > /run/wrote ) </dev/null >/dev/null 2>&1 &")
 wait_until(lambda: any(one.change == "suspended" and one.io_error for one in seen), 30, "the guest to stop")
@@ -261,7 +261,7 @@ subprocess.run(["umount", scratch], check=True)
 @pytest.mark.feature("C11")
 @pytest.mark.parametrize(
     "recover",
-    ["backup_job.recover_io_error(job)", "job.end() is None", "backup_job.clean_stale(domain, Path(scratch))"],
+    ["job.end() is None", "backup_job.clean_stale(domain, Path(scratch))"],
 )
 def test_a_guest_stopped_by_a_full_scratch_folder_goes_on(libvirtd, real_guest, tmp_path: Path, recover: str) -> None:
     guest = real_guest(formats=("qcow2", "raw"))

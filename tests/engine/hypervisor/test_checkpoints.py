@@ -92,7 +92,7 @@ def test_a_checkpoint_counts_while_running_stopped_and_started_again(made, domai
     assert checkpoint_usable(domain, ONE, SIZES) == {"vda": ""}
     assert checkpoint_usable(domain, TWO, SIZES) == {"vda": "bitmap_lost"}
     (found,) = list_checkpoints(domain)
-    assert (found.name, found.repository, found.noted, found.disks) == (ONE, "018f0a1b2c3d", ("vda",), ("vda",))
+    assert (found.name, found.repository, found.noted, found.disks) == (ONE, "000000000001", ("vda",), ("vda",))
     assert found.bitmaps[0].granularity_bytes == 64 << 10
     made.write("vda", MIB, MIB, 1)
     domains.shut_down(domain, 0)

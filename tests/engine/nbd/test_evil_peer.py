@@ -408,6 +408,29 @@ def test_answers_that_cover_less_or_more_than_asked() -> None:
     assert found == [(0, 4096, 0), (4096, 8192, 3), (12288, SIZE - 12288, 2)]
 
 
+def test_several_ranges_are_asked_about_before_the_first_answer_and_a_short_one_is_asked_on() -> None:
+    ranges = [Extent(start, 8192) for start in range(0, 5 * 65536, 65536)]
+    asked: list[tuple[int, int]] = []
+
+    def script(peer: Peer) -> None:
+        peer.handshake(contexts=True)
+        requests = [peer.request() for _ in ranges]
+        for cookie, start, length in reversed(requests):  # in any order
+            asked.append((start, length))
+            short = start == 2 * 65536
+            peer.send(chunk(cookie, STATUS, statuses((4096, 3) if short else (SIZE, 0)), DONE))
+        cookie, start, length = peer.request()
+        asked.append((start, length))
+        peer.send(chunk(cookie, STATUS, statuses((4096, 2)), DONE))
+
+    with playing(script) as connection, Client(connection, "", [CONTEXT_ALLOCATION]) as client:
+        found = [(one.start, one.length, one.flags) for one in client.block_statuses(ranges, CONTEXT_ALLOCATION)]
+    assert asked == [*((one.start, one.length) for one in reversed(ranges)), (2 * 65536 + 4096, 4096)]
+    expected = [(one.start, 8192, 0) for one in ranges]
+    expected[2:3] = [(2 * 65536, 4096, 3), (2 * 65536 + 4096, 4096, 2)]
+    assert found == expected
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=400))
 def test_noise_after_the_handshake_never_gives_bytes(noise: bytes) -> None:

@@ -48,6 +48,26 @@ def test_full_covers_the_disk_and_zeros_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.feature("T2", "T7")
+def test_blocks_that_lie_far_apart_are_found_each(tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    create_image(str(image), "qcow2", 2 * GIB)
+    starts = [
+        number * 24 * MIB for number in range(50)
+    ]  # more than are asked about at once, and too far apart to be one question
+    with MiniVm({"vda": image}) as vm:
+        vm.add_bitmap("vda", "b1")
+        for number, start in enumerate(starts):
+            if number % 3:
+                vm.write("vda", start, b"changed")
+            else:
+                vm.write_zeroes("vda", start, 64 * KIB)
+        with vm.backup("vda", "b1", checkpoint="b2") as server:
+            found = list(NbdDisk(server.socket, server.export, vm.frozen_bitmap(server)).extents())
+
+    assert found == [Extent(start, 64 * KIB, zero=number % 3 == 0) for number, start in enumerate(starts)]
+
+
+@pytest.mark.feature("T2", "T7")
 def test_incremental_has_what_changed_and_marks_zeros(tmp_path: Path) -> None:
     content = bytearray(realistic_image(tmp_path / "a.raw", 16 * MIB))
     image = to_qcow2(tmp_path / "a.raw", tmp_path / "a.qcow2")

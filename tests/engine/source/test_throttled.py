@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.extents import Extent
+from engine.limit import Limit
 from engine.source.throttled import ThrottledReader
 from engine.throttle import Throttle
 
@@ -51,7 +52,7 @@ def test_any_extents_read_the_same(pairs: list[tuple[int, int]], rate: int) -> N
     inner, throttle = BytesReader(), Throttle(rate, FakeClock())
     buffer = bytearray(sum(extent.length for extent in extents))
 
-    ThrottledReader(inner, throttle, threading.Event()).read_into(extents, memoryview(buffer))
+    ThrottledReader(inner, throttle, Limit(1), threading.Event()).read_into(extents, memoryview(buffer))
 
     assert buffer == b"".join(CONTENT[extent.start : extent.end] for extent in extents)
     assert all(size % 4096 == 0 for size in inner.sizes[:-1])
@@ -59,5 +60,5 @@ def test_any_extents_read_the_same(pairs: list[tuple[int, int]], rate: int) -> N
 
 def test_closing_closes_the_reader() -> None:
     inner = BytesReader()
-    ThrottledReader(inner, Throttle(), threading.Event()).close()
+    ThrottledReader(inner, Throttle(), Limit(1), threading.Event()).close()
     assert inner.closed

@@ -1,5 +1,7 @@
 """The upload limit: every byte written is taken from the bucket first, and nothing else is."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from engine.errors import Cancelled
@@ -17,10 +19,14 @@ class Bucket:
         self.taken: list[int] = []
         self._limit = limit
 
-    def take(self, byte_count: int) -> None:
-        if sum(self.taken) + byte_count > self._limit:
-            raise Cancelled
-        self.taken.append(byte_count)
+    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+        while total > 0:
+            byte_count = min(total, bytes_max)
+            if sum(self.taken) + byte_count > self._limit:
+                raise Cancelled
+            self.taken.append(byte_count)
+            yield byte_count
+            total -= byte_count
 
 
 class TestThrottled(StorageContract):

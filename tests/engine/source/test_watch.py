@@ -9,7 +9,8 @@ import pytest
 from engine.errors import HypervisorError, NbdDisconnected, ScratchShort
 from engine.hypervisor.backup_job import begin, running_job
 from engine.hypervisor.connection import Connection, open_connection
-from engine.source import running
+from engine.source import scratch as scratches
+from engine.source import watch
 from engine.units import MIB
 from engine.work import Stop
 from tests.servers.guest import DiskFile
@@ -30,15 +31,16 @@ def test_a_job_without_room_ends_while_its_block_stands_still(
     made = blank_domain([DiskFile("vda", tmp_path / "vda.qcow2").create(8 * MIB)])
     domain = connection.domain(made.uuid)
     scratch = tmp_path / "scratch"
-    monkeypatch.setattr(running, "WATCH_SECONDS", 0.05)
+    scratch.mkdir()
+    monkeypatch.setattr(watch, "LIFE_SECONDS", 0.05)
     if fault == "short":
-        monkeypatch.setattr(running, "RESERVE_BYTES", 1 << 62)
+        monkeypatch.setattr(scratches, "RESERVE_BYTES", 1 << 62)
 
     def block() -> None:
         with begin(domain, {"vda": None}, "", tmp_path / "job") as job:
-            if fault == "unreadable":
-                scratch.write_text("no folder")
-            with running.watched(job, {}, scratch, Stop()):
+            with watch.watched(job, {}, scratch, Stop()):
+                if fault == "unreadable":
+                    scratch.rmdir()
                 wait_until(lambda: running_job(domain) is None, 10, "the end of the job")
                 raise NbdDisconnected(operation="read", detail="what a reader sees when it comes back from an upload")
 

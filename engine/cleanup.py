@@ -1,0 +1,59 @@
+"""Tidy up with a look at the storage (C7): what dead engines of this host left there, and checkpoints that belong to no backup.
+
+    storage   attempts of this host that nobody is at work on go                 (orphans.py)
+    domain    checkpoints and bitmaps of this repository without a backup go: nothing can be counted from them
+
+An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.catalog import list_servers, read_history
+from engine.format import names
+from engine.orphans import remove_dead_here
+from engine.storage.base import Storage
+
+if TYPE_CHECKING:
+    from engine.hypervisor.checkpoints import Checkpoint
+
+
+def clean_storage(storage: Storage, host: str, lock_folder: Path) -> list[str]:
+    """Remove the dead attempts of this host, whatever their server; return sentences of what was done. Raises StorageError."""
+    done = []
+    for server_id in list(list_servers(storage)):
+        history = read_history(storage, server_id, {})
+        removed = remove_dead_here(storage, server_id, history, host, lock_folder)
+        done += [f"removed the unfinished backup {backup_id}" for backup_id in removed]
+    return done
+
+
+def drop_stale_checkpoints(
+    storage: Storage, repository_id: str, libvirt_uri: str, domain_uuid: str, lock_folder: Path
+) -> list[str]:
+    """Remove a domain's checkpoints of this repository that belong to no backup on it; return sentences of what was done.
+
+    Raises DomainBusy while an engine works on the domain, HypervisorError, StorageError.
+    """
+    from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints, repository_digits
+    from engine.hypervisor.connection import open_connection
+    from engine.hypervisor.lock import DomainLock
+
+    done = []
+    with DomainLock(lock_folder, domain_uuid, "cleanup"), open_connection(libvirt_uri) as connection:
+        domain = connection.domain(domain_uuid)
+        digits = repository_digits(repository_id)
+        ours = [one for one in list_checkpoints(domain) if one.repository == digits]
+        for checkpoint in _without_backup(storage, ours):
+            delete_checkpoint(domain, checkpoint.name)
+            done.append(f"removed checkpoint {checkpoint.name} of domain {domain.name}, which belongs to no backup")
+    return done
+
+
+def _without_backup(storage: Storage, checkpoints: list["Checkpoint"]) -> list["Checkpoint"]:
+    """Return those whose backup no server on the storage has. A domain's server need not bear its UUID."""
+    if not checkpoints:
+        return []
+    found = (names.parse(entry.name) for entry in storage.list(names.SERVERS))
+    there = {one.backup_id for one in found if one is not None and one.kind == "backup"}
+    return [one for one in checkpoints if one.backup_id not in there]
