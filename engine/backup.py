@@ -74,6 +74,7 @@ def back_up(around: Surroundings) -> BackupResult:
                 return _turn(around, spec, domain, lock)
             except (DomainStarted, ImageChanged) as change:
                 around.work.report.info(f"{change}; the backup begins anew")
+                around.work.stop.check()
                 around.work.report.stage("prepare")
                 _forget_turn(around, spec, domain)
         return _turn(around, spec, domain, lock)
@@ -448,7 +449,7 @@ class _Backup:
 
     def _drop_checkpoints(self, history: History, point: Point) -> None:
         """Remove this repository's checkpoints that no disk's newest point needs, and another's that is one too many."""
-        from engine.hypervisor.checkpoints import remove_stale_bitmaps, remove_surplus
+        from engine.hypervisor.domains import wait_settled
 
         if not self._checkpoint:
             return
@@ -458,11 +459,20 @@ class _Backup:
         there = {disk.target for disk in self._info.disks}  # one that was removed needs nothing of the others
         keep = {one.checkpoint for disk, one in newest.items() if one.checkpoint and disk in there}
         try:
-            remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
-            for name in remove_surplus(self._domain, self._target.repository_id):
-                self._work.report.info(f"too many storages follow this server: checkpoint {name} gives way")
-        except HypervisorError as error:  # the backup is whole; the next one, or cleanup, removes them
-            self._work.report.warn(f"old checkpoints could not be removed: {error}")
+            self._keep_checkpoints(keep)
+        except HypervisorError:  # a domain that is being started holds its images' locks and answers nothing yet
+            wait_settled(self._domain, self._work.stop)
+            try:
+                self._keep_checkpoints(keep)
+            except HypervisorError as error:  # the backup is whole; the next one, or cleanup, removes them
+                self._work.report.warn(f"old checkpoints could not be removed: {error}")
+
+    def _keep_checkpoints(self, keep: set[str]) -> None:
+        from engine.hypervisor.checkpoints import remove_stale_bitmaps, remove_surplus
+
+        remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
+        for name in remove_surplus(self._domain, self._target.repository_id):
+            self._work.report.info(f"too many storages follow this server: checkpoint {name} gives way")
 
 
 def _layers_below(choice: plan.Choice) -> tuple[Layer, ...]:

@@ -23,6 +23,7 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 NVRAM_BYTES_MAX = 64 * MIB  # OVMF's is 64 KiB to 4 MiB; anything of this size is a mistake in the definition
 STORPOOL_FOLDER = "/dev/storpool/"
 _POLL_SECONDS = 0.1
+_START_SECONDS_MAX = 60.0  # of a domain with much memory or many devices
 
 State: TypeAlias = Literal["running", "paused", "stopping", "stopped", "crashed", "suspended", "unknown"]
 GuestAgent: TypeAlias = Literal["absent", "configured", "connected"]
@@ -384,6 +385,19 @@ def start(domain: Domain) -> None:
         return
     with domain.translated("virDomainCreate"):
         domain.handle.create()
+
+
+def wait_settled(domain: Domain, stop: Stop) -> None:
+    """Wait until a start that is under way is over, one way or the other, for a minute at most, or until `stop` is set.
+
+    Meanwhile libvirt calls the domain stopped, and QEMU has its images already. Raises nothing: what the domain is then
+    shows at the next call.
+    """
+    deadline = time.monotonic() + _START_SECONDS_MAX
+    with contextlib.suppress(HypervisorError):
+        while is_active(domain) and state_of(domain) in {"stopped", "crashed"}:
+            if time.monotonic() >= deadline or stop.event.wait(_POLL_SECONDS):
+                return
 
 
 def define(connection: Connection, xml: str) -> Domain:

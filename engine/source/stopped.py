@@ -11,14 +11,13 @@ then on, so it does no harm that they come a little before the first read.
 
 import contextlib
 import threading
-import time
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 
 from engine.errors import DomainStarted, HypervisorError, ImageBusy, ImageChanged, LibvirtUnreachable, NbdError
 from engine.failpoint import reached
 from engine.hypervisor.connection import Domain, DomainEvent
-from engine.hypervisor.domains import DiskInfo, DomainInfo, has_managed_save, is_active, state_of
+from engine.hypervisor.domains import DiskInfo, DomainInfo, has_managed_save, is_active, wait_settled
 from engine.source.export import export_image
 from engine.source.images import add_bitmap, image_files
 from engine.source.nbd_disk import NbdDisk
@@ -27,8 +26,6 @@ from engine.source.unlocked import Fingerprint, fingerprint, fingerprints, write
 from engine.work import Stop
 
 WATCH_SECONDS = 1.0
-START_SECONDS_MAX = 60.0  # a domain with much memory or many devices; after this it counts as what it is then
-_POLL_SECONDS = 0.1
 
 
 @contextlib.contextmanager
@@ -122,14 +119,6 @@ class _Watch:
                 self.interrupt()
                 return
 
-    def settle(self) -> None:
-        """Wait until a start that is under way is over, one way or the other."""
-        deadline = time.monotonic() + START_SECONDS_MAX
-        with contextlib.suppress(HypervisorError):
-            while is_active(self._domain) and state_of(self._domain) in {"stopped", "crashed"}:
-                if time.monotonic() >= deadline or self._stop.event.wait(_POLL_SECONDS):
-                    return
-
 
 @contextlib.contextmanager
 def _watched(domain: Domain, disks: Mapping[str, NbdDisk], stop: Stop) -> Iterator[_Watch]:
@@ -149,7 +138,7 @@ def _watched(domain: Domain, disks: Mapping[str, NbdDisk], stop: Stop) -> Iterat
         NbdError,
         HypervisorError,
     ) as error:  # perhaps an echo: a lock of the QEMU that starts, a bitmap in its hands
-        watch.settle()
+        wait_settled(domain, stop)
         if not isinstance(error, DomainStarted | ImageChanged):
             watch.look()
         raise

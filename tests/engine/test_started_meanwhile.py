@@ -17,6 +17,7 @@ from engine import spec
 from engine.ids import new_id
 from engine.spec import Job
 from engine.units import MIB
+from engine.work import Stop
 from tests.engine.aftermath import (
     RUNNING,
     SHUTOFF,
@@ -104,6 +105,54 @@ def test_a_start_wins_and_the_job_goes_on(
     if "qcow2" in formats:
         assert len(domain.handle.listAllCheckpoints()) == 1
     assert_next_is_good(rig, domain, {disk.target: ("incremental", "") for disk in domain.disks})
+
+
+def test_a_start_after_the_reading_leaves_the_backup_as_it_is(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> None:
+    domain: BlankDomain = blank_domain(disks_of(tmp_path, "qcow2", "raw"))
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    rig.back_up(domain.uuid)
+    domain.write("vda", 0, 2 * MIB, 0x11)
+    domain.handle.destroy()
+    expected = {disk.target: digest(disk.path, disk.format) for disk in domain.disks}
+
+    def start() -> None:
+        domain.handle.create()
+        for disk in domain.disks:
+            domain.write(disk.target, 3 * MIB, MIB, 0x55)
+
+    outcome = rig.run(report=At("commit", start), backup=rig.backup_job(domain.uuid))
+
+    made = result(outcome)
+    assert (outcome.state, made["consistency"]) == ("completed", "offline")
+    restored = rig.restore_to(tmp_path / "out", domain.uuid, made["backup_id"])
+    assert {disk: digest(file) for disk, file in restored.items()} == expected
+    bitmaps = [
+        bitmap["name"] for one in domain.qmp("query-block") for bitmap in one["inserted"].get("dirty-bitmaps", ())
+    ]
+    assert [name[-36:] for name in bitmaps] == [made["backup_id"]]
+    assert_next_is_good(rig, domain, {"vda": ("incremental", ""), "vdb": ("full", "untracked")})
+
+
+def test_a_cancel_while_the_backup_begins_anew_leaves_nothing(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> None:
+    domain: BlankDomain = blank_domain(disks_of(tmp_path, "qcow2"))
+    rig, stop = Rig.make(tmp_path, libvirtd.uri), Stop()
+    first = rig.back_up(domain.uuid)
+    domain.write("vda", 0, 16 * MIB, 0x11)
+    domain.handle.destroy()
+
+    class CancelAnew(At):
+        def info(self, message: str) -> None:
+            super().info(message)
+            if "begins anew" in message:
+                stop.set()
+
+    outcome = rig.run(stop, CancelAnew("read", domain.handle.create, MIB), backup=rig.backup_job(domain.uuid))
+
+    assert outcome.state == "cancelled"
+    assert_host_is_clean(rig, domain)
+    assert_only(tmp_path / "storage", domain.uuid, first)
+    assert_next_is_good(rig, domain, {"vda": ("incremental", "")})
+    assert len(domain.handle.listAllCheckpoints()) == 1
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["seen", "libvirtd_restarted"])
