@@ -39,7 +39,8 @@ class NbdDisk:
         self._export = export
         self._dirty_context = CONTEXT_BITMAP_PREFIX + bitmap if bitmap else ""
         self._silence_seconds = silence_seconds
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._opening = 0  # connections that have not finished their handshake
         self._live: WeakSet[Connection] = WeakSet()  # closed ones may linger; interrupting them does nothing
         self._interrupted = False
         with self._open(self._dirty_context) as client:
@@ -79,6 +80,15 @@ class NbdDisk:
         for connection in live:
             connection.interrupt()
 
+    def settle(self, seconds: float) -> bool:
+        """After `interrupt`: wait until no connection is in its handshake; False if one still is. Then the server may be stopped.
+
+        QEMU 7.2 that is told to stop its NBD server waits for a client in its handshake without ever listening to it: its main
+        loop stands still for good, and so does the guest.
+        """
+        with self._lock:
+            return self._lock.wait_for(lambda: self._opening == 0, seconds)
+
     def _dirty(self, client: Client) -> Iterator[Extent]:
         for status in client.block_status(0, self.size_bytes, self._dirty_context):
             if status.flags & STATE_DIRTY:
@@ -86,6 +96,22 @@ class NbdDisk:
 
     def _open(self, context: str) -> Client:
         """Connect; a connection can be interrupted from its first byte on, the handshake included."""
+        with self._lock:
+            if self._interrupted:
+                raise NbdDisconnected(operation="connect", detail="interrupted")
+            self._opening += 1
+        try:
+            client = self._shake_hands(context)
+        finally:
+            with self._lock:
+                self._opening -= 1
+                self._lock.notify_all()
+        if context and context != CONTEXT_ALLOCATION and context not in client.contexts:
+            client.close()
+            raise NbdRefused(operation="handshake", detail=f"export {self._export!r} has no {context}")
+        return client
+
+    def _shake_hands(self, context: str) -> Client:
         connection = Connection.open(self._address, self._silence_seconds)
         with self._lock:
             self._live.add(connection)
@@ -93,11 +119,7 @@ class NbdDisk:
         if interrupted:
             connection.close()
             raise NbdDisconnected(operation="connect", detail="interrupted")
-        client = Client(connection, self._export, [context] if context else [])
-        if context and context != CONTEXT_ALLOCATION and context not in client.contexts:
-            client.close()
-            raise NbdRefused(operation="handshake", detail=f"export {self._export!r} has no {context}")
-        return client
+        return Client(connection, self._export, [context] if context else [])
 
 
 def _neighbours(extents: Iterable[Extent]) -> Iterator[list[Extent]]:

@@ -135,6 +135,8 @@ class _Watch:
             self.found = error
         for disk in list(self._disks.values()):
             disk.interrupt()
+        for disk in list(self._disks.values()):
+            disk.settle(GONE_SECONDS)  # QEMU must not be told to stop its server while we shake hands
         # The block may stand in an upload for long, and a guest whose write found no room stands still until then.
         with contextlib.suppress(HypervisorError):  # the end of the job is tried again, and tells why it fails
             self._job.end()

@@ -34,7 +34,7 @@ from engine.units import MIB
 from tests.engine.rig import Rig, digest, new_storage, reason, result
 from tests.engine.zygote import KILLED, Ended, Zygote
 from tests.servers.guest import BlankDomain, DiskFile
-from tests.servers.loop_device import BlockDisk, loop_device
+from tests.servers.loop import loop_device
 from tests.waiting import wait_until
 
 KINDS = {
@@ -111,7 +111,7 @@ class Worlds:
 def _disk(folder: Path, target: str, kind: str) -> Iterator[DiskFile]:
     if kind == "block":
         with loop_device(folder / f"{target}.device", DISK_BYTES) as device:
-            yield BlockDisk(target, device, "raw")
+            yield DiskFile(target, device, "raw", kind="block")
     else:
         yield DiskFile(target, folder / f"{target}.{kind}", kind).create(DISK_BYTES)
 
@@ -248,7 +248,7 @@ class World:
         """Undefine the stopped domain and remove its images; volumes stay, as their host's, with nothing in them."""
         self.domain.handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
         for disk in self.domain.disks:
-            if isinstance(disk, BlockDisk):
+            if disk.kind == "block":
                 disk.path.write_bytes(bytes(DISK_BYTES))
             else:
                 disk.path.unlink()

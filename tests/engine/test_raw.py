@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine.hypervisor.checkpoints import checkpoint_name
 from engine.units import KIB, MIB
 from tests.engine.mixed import (
     ALL,
@@ -217,7 +218,7 @@ def test_where_qemu_refuses_to_record_the_backup_is_made_and_the_next_one_a_full
     rig.back_up(domain.uuid)
     job = rig.backup_job(domain.uuid)
     node = next(one["inserted"] for one in domain.qmp("query-block") if "disk1" in one["qdev"])["node-name"]
-    name = f"bm-{rig.target.repository_id.replace('-', '')[:12]}-{job.backup_id}"
+    name = checkpoint_name(rig.target.repository_id, job.backup_id)
     domain.qmp("block-dirty-bitmap-add", node=node, name=name)
 
     made = result(rig.run(backup=job))

@@ -1,6 +1,7 @@
 """Disks behind real exports: their extents, their bytes, and an end from outside."""
 
 import itertools
+import socket
 import threading
 import tracemalloc
 from pathlib import Path
@@ -210,3 +211,40 @@ def test_interrupt_ends_all_readers_and_lets_no_new_one_in() -> None:
             reader.close()
         server.child.kill()
     assert [error.reason for error in errors] == ["NBD_DISCONNECTED"] * 4
+
+
+@pytest.mark.feature("N15")
+def test_an_interrupted_disk_is_settled_when_no_handshake_is_under_way(tmp_path: Path) -> None:
+    """A server that is stopped in the middle of one may hang, and with it the guest."""
+    image = tmp_path / "a.raw"
+    create_image(str(image), "raw", MIB)
+    with qemu_nbd(image, "--read-only", image_format="raw") as server:
+        disk = NbdDisk(server.socket, server.export)
+    silent = str(tmp_path / "silent")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(silent)
+        listener.listen()
+        disk._address = silent
+        failed: list[EngineError] = []
+
+        def connect() -> None:
+            try:
+                disk.connect()
+            except NbdDisconnected as error:
+                failed.append(error)
+
+        caller = threading.Thread(target=connect)
+        caller.start()
+        peer, _ = listener.accept()
+        with peer:
+            assert not disk.settle(0.05)
+            disk.interrupt()
+            assert disk.settle(10)
+            assert peer.recv(1) == b""  # the peer has heard of it
+        caller.join()
+        assert failed
+        with pytest.raises(NbdDisconnected):
+            disk.connect()
+        listener.settimeout(0.05)
+        with pytest.raises(TimeoutError):  # nobody called again
+            listener.accept()
