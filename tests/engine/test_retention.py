@@ -214,7 +214,7 @@ def test_disks_with_chains_of_their_own_keep_the_backups_that_they_share() -> No
 def test_daily_fulls_under_gfs_three_months_leave_ten_to_twelve_chains() -> None:
     """Seven days, two or three weeks more, one or two months more; Keep Last 2 lies within the seven days."""
     found = set()
-    for shift in range(365):
+    for shift in range(0, 365, 5):
         now = NOW + DAY * shift
         fulls = [full(f"{ago:03}", now - DAY * ago) for ago in range(130)]
         found.add(len(kept(fulls, Rules(PRESETS["gfs-3m"], keep_last=2), now)))
@@ -313,7 +313,7 @@ def test_a_second_implementation_agrees_on_thousands_of_histories() -> None:
 
 
 @pytest.mark.feature("R19")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.integers(min_value=0))
 def test_invariants(seed: int) -> None:
     luck = random.Random(seed)
@@ -335,13 +335,13 @@ def test_invariants(seed: int) -> None:
 
 
 @pytest.mark.feature("R18")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(min_value=0))
 def test_the_expected_time_is_the_first_run_that_lets_it_go(seed: int) -> None:
     luck = random.Random(seed)
     backups, rules = history_of(luck), rules_of(luck)
     rhythm = Rhythm(luck.choice([timedelta(0), DAY, timedelta(hours=31)]), luck.choice([timedelta(0), 7 * DAY]))
-    horizon = timedelta(days=60)
+    horizon = timedelta(days=30)
     runs = retention._forecast(sorted(backups, key=lambda one: one.order), NOW, rhythm, horizon)
 
     for verdict in explain(backups, rules, NOW, rhythm, horizon=horizon):
