@@ -19,7 +19,6 @@ from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit
 from engine.catalog import History, Point, read_history
 from engine.delete import finish_deletions
-from engine.differential import changed_since_full
 from engine.errors import (
     BackupManagerError,
     DiskMismatch,
@@ -337,6 +336,8 @@ class _Backup:
         if parent is None:
             items = plan_full(disk.extents())
         elif task.choice.type == "differential":
+            from engine.differential import changed_since_full
+
             items = plan_packed(changed_since_full(disk, self._storage, parent, self._key))
         else:
             items = plan_packed(disk.extents())

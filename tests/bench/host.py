@@ -81,5 +81,5 @@ class Host:
         options = ["--quiet", verb, "--storage", str(storage), "--passphrase-file", str(self._passphrase)]
         if verb in {"backup", "restore"}:
             options += ["--libvirt", self.uri, "--scratch", str(self.folder / "scratch")]
-            options += ["--locks", str(self.folder / "locks")]
+            options += ["--locks", str(self.folder / "locks"), "--catalog", str(self.folder / "catalog")]
         return [*options, *arguments]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.extents import plan_full, plan_packed
-from engine.format.crypto import StorageKey
+from engine.format.crypto import Aead, StorageKey
 from engine.memory import keep_one_pool
 from engine.pipeline import DiskIdentity, store
 from engine.source.nbd_disk import NbdDisk
@@ -115,6 +115,8 @@ def main() -> None:
     key = None if options.plain else StorageKey(server_id, bytes(range(32))).server_key(server_id)
     settings = Settings(workers=options.workers, compression_threads=options.threads)
     storage: Storage = LocalStorage(str(options.to)) if options.to else NullStorage()
+    if key is not None:
+        Aead(bytes(32))  # loads the library, as starting the interpreter not part of the run
     begun, cpu = time.perf_counter(), time.process_time()
     disk = NbdDisk(options.socket, options.export, options.bitmap)
     plan = plan_packed(disk.extents()) if options.bitmap else plan_full(disk.extents())
