@@ -268,7 +268,9 @@ def _failure(data: Any) -> failure_pb2.Failure:
 def found_record(data: Any, storage_id: str) -> event_pb2.BackupRecord:
     """Return a `record` line's backup. Raises InvalidSpec."""
     found: results.BackupRecord = from_json(results.BackupRecord, data, "record")
-    record = _backup_record(found.server_id, found.job_id, found.backup, found.unreadable_disks)
+    record = _backup_record(
+        found.server_id, found.job_id, found.backup, {*found.unreadable_disks, *found.damaged_disks}
+    )
     record.backup.storage_id = storage_id
     return record
 

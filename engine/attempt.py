@@ -113,6 +113,8 @@ def check_ancestors(storage: Storage, disks: Iterable[DiskManifest]) -> None:
         missing += [name for name, size_bytes in segments.items() if there.get(name) != size_bytes]
         if names.deleted_name(*where, one.disk) in there:
             missing.insert(0, f"backup {layer.backup_id}, which is being deleted")
+        if names.damaged_name(*where, one.disk) in there:
+            missing.insert(0, f"backup {layer.backup_id}, which is damaged")
         if missing:
             raise ChainBroken(backup_id=one.backup_id, disk=one.disk, missing=missing[0])
 

@@ -134,6 +134,7 @@ class _Backup:
         self._key = self._sealing_key()
         only_copies = {spec.type, *spec.disk_types.values()} == {"copy"}
         self._checkpoint = "" if only_copies else checkpoint_name(self._target.repository_id, spec.backup_id)
+        self._bitmaps: Mapping[str, frozenset[str]] = {}  # names by disk, as they were before this backup
         self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
 
     def run(self) -> BackupResult:
@@ -221,12 +222,14 @@ class _Backup:
         return images, [one for one in skipped if by_target[one.disk].device == "disk"]
 
     def _choose(self, images: list["DiskInfo"], history: History) -> list[_Task]:
+        from engine.hypervisor.bitmaps import bitmap_names
         from engine.hypervisor.checkpoints import REPOSITORIES_MAX, last_backups, list_checkpoints, repository_digits
         from engine.hypervisor.notes import restored_times
 
         spec, own = self._spec, repository_digits(self._target.repository_id)
         checkpoints = list_checkpoints(self._domain, self._info)
         restored = restored_times(self._domain)
+        self._bitmaps = bitmap_names(self._domain, self._info)
         now = datetime.fromisoformat(spec.create_time)
         interval = timedelta(seconds=spec.interval_seconds)
         wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now, interval)
@@ -234,12 +237,13 @@ class _Backup:
         for image in images:
             points = history.of_disk(image.target)
             wish = replace(wish, type=spec.disk_types.get(image.target, spec.type))
-            tracking = self._tracking(image, plan.base(wish, points))
+            names = self._bitmaps.get(image.target, frozenset())
+            tracking = self._tracking(image, plan.base(wish, points, names))
             elsewhere = last_backups(checkpoints, image.target)
             elsewhere.pop(own, None)
             state = plan.DiskState(
                 image.target, image.size_bytes, image.path, tracking, restored.get(image.target),
-                tuple(elsewhere.values()), REPOSITORIES_MAX - 1,
+                tuple(elsewhere.values()), REPOSITORIES_MAX - 1, names,
             )  # fmt: skip
             unreadable = history.doubtful(image.target)
             choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
@@ -451,15 +455,17 @@ class _Backup:
     def _drop_checkpoints(self, history: History, point: Point) -> None:
         """Remove this repository's checkpoints that no disk's newest point needs, and another's that is one too many."""
         from engine.hypervisor.domains import wait_settled
+        from engine.hypervisor.notes import settle_restored
 
         if not self._checkpoint:
             return
-        newest: dict[str, DiskManifest] = {}
-        for one in (*history.points, point):
-            newest.update({disk: found for disk, found in one.disks.items() if found.type != "copy"})
-        there = {disk.target for disk in self._info.disks}  # one that was removed needs nothing of the others
-        keep = {one.checkpoint for disk, one in newest.items() if one.checkpoint and disk in there}
+        newest = {disk: one for disk, one in point.disks.items() if one.type != "copy"}
+        for disk in {image.target for image in self._info.disks} - {*newest}:  # one that was removed needs nothing
+            if (last := plan.head(history.of_disk(disk), self._bitmaps.get(disk, ()))) is not None:
+                newest[disk] = last
+        keep = {one.checkpoint for one in newest.values() if one.checkpoint}
         try:
+            settle_restored(self._domain, point.disks, datetime.fromisoformat(point.server.create_time))
             self._keep_checkpoints(keep)
         except HypervisorError:  # a domain that is being started holds its images' locks and answers nothing yet
             wait_settled(self._domain, self._work.stop)

@@ -2,14 +2,16 @@
 
 servers/<server_id>/<backup_id>/backup.json            a point, if it can be read
                                /<disk>/manifest.json   believed only with the digest that backup.json names
+                               /<disk>/damaged.json    a verification found damage in that disk's segments: not built upon any more
                                /<disk>/deleted.json    that disk's data is going, or gone
 … without backup.json                                  an attempt: unfinished, or what a crash left
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from engine import chain
 from engine.errors import (
     BackupNotFound,
     EngineError,
@@ -44,7 +46,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All of a server's backups on one storage, oldest first, and what else lies there.
+    """All of a server's backups on one storage, oldest first and each after what it builds upon, and what else lies there.
 
     `unreadable` maps backup ids whose backup.json cannot be used to the reason; `attempts` are folders without one.
     `sizes` has every object of the server by name, in bytes as the storage lists it.
@@ -55,6 +57,12 @@ class History:
     attempts: tuple[str, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
 
+    def damaged(self, backup_id: str, disk: str) -> bool:
+        """Tell whether a verification has left its mark on a disk's segments in a backup."""
+        return any(
+            names.damaged_name(point.server.server_id, backup_id, disk) in self.sizes for point in self.points[:1]
+        )
+
     def of_disk(self, disk: str) -> list[DiskManifest]:
         """Return the whole manifests of a disk, oldest first."""
         return [point.disks[disk] for point in self.points if disk in point.disks]
@@ -64,8 +72,11 @@ class History:
         return bool(self.unreadable) or any(disk in point.unreadable for point in self.points)
 
     def whole(self, manifest: DiskManifest) -> bool:
-        """Tell whether every data file that a disk needs is there with its size; what is in them is not looked at."""
-        return all(
+        """Tell whether every data file that a disk needs is there with its size, and none is known to be damaged.
+
+        What is in them is not looked at: that is what a verification does, which leaves its mark.
+        """
+        return not any(self.damaged(layer.backup_id, manifest.disk) for layer in manifest.layers) and all(
             self.sizes.get(names.segment_name(manifest.server_id, layer.backup_id, manifest.disk, segment.number))
             == segment.stored_bytes
             for layer in manifest.layers
@@ -109,8 +120,18 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
             if not of_one_object(error):
                 raise
             unreadable[backup_id] = error
-    points.sort(key=lambda point: (point.server.create_time, point.server.backup_id))
-    return History(tuple(points), unreadable, tuple(attempts), sizes)
+    return History(_in_order(points), unreadable, tuple(attempts), sizes)
+
+
+def _in_order(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Return points by their times, but never one before another that it builds upon."""
+    by_time = sorted(points, key=lambda point: (point.server.create_time, point.server.backup_id))
+    by_id = {point.server.backup_id: point for point in by_time}
+    needs = {
+        backup_id: [layer.backup_id for disk in sorted(point.disks) for layer in point.disks[disk].layers]
+        for backup_id, point in by_id.items()
+    }
+    return tuple(by_id[backup_id] for backup_id in chain.in_order(needs))
 
 
 def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gone: set[str] | None = None) -> Point:

@@ -4,7 +4,7 @@ A manifest names every data file it needs, its own and other backups'. A file th
 nothing needs it is never a reason to delete it, only the absence of a veto. Nothing is derived from dates or from parents.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from engine.format.manifest import DiskManifest
@@ -32,6 +32,27 @@ def needs(manifest: DiskManifest) -> frozenset[DataFile]:
         for layer in manifest.layers
         for segment in layer.segments
     )
+
+
+def in_order(needs: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the backups of `needs` (by id, what each builds upon) so that none comes before one that it needs.
+
+    Apart from that they keep their order. Times cannot promise it: a clock that jumped made a child older than its parent.
+    """
+    ordered: dict[str, None] = {}
+    visited: set[str] = set()
+
+    def visit(backup_id: str) -> None:
+        if backup_id in visited or backup_id not in needs:
+            return
+        visited.add(backup_id)
+        for needed in needs[backup_id]:
+            visit(needed)
+        ordered[backup_id] = None
+
+    for backup_id in needs:
+        visit(backup_id)
+    return list(ordered)
 
 
 def needed_points(manifest: DiskManifest) -> frozenset[Point]:

@@ -107,7 +107,9 @@ def print_backups(options: argparse.Namespace, records: list[dict[str, Any]], un
         backup = record["backup"]
         disks = ", ".join(f"{disk['disk']} {disk['type']}" for disk in backup["disks"])
         stored = human_bytes(sum(disk["stored_bytes"] for disk in backup["disks"]))
-        print(f"{backup['create_time'][:19]}  {backup['domain_name']:<20} {backup['backup_id']}  {stored:>9}  {disks}")
+        print(
+            f"{backup['create_time'][:19]}  {backup['domain_name']:<20} {backup['backup_id']}  {stored:>9}  {disks}{_faults(record)}"
+        )
     for name in unreadable:
         print(f"cannot be read: {name}")
 
@@ -127,6 +129,12 @@ def read_catalog(options: argparse.Namespace) -> int:
     report.close()
     print_backups(options, report.records, result.unreadable)
     return 0
+
+
+def _faults(record: dict[str, Any]) -> str:
+    """Return what is wrong with a backup's disks, as far as it is known, "" if nothing."""
+    known = (("unreadable", record["unreadable_disks"]), ("damaged", record["damaged_disks"]))
+    return "".join(f"  {what}: {', '.join(disks)}" for what, disks in known if disks)
 
 
 def _write_definitions(options: argparse.Namespace) -> int:

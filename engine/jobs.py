@@ -210,12 +210,13 @@ def _restore(around: Surroundings) -> dict[str, Any]:
 
 
 def _verify(around: Surroundings) -> dict[str, Any]:
-    from engine.verify import verify
+    from engine.verify import Finder, verify
 
     spec = around.job.verify
     assert spec is not None
     with around.repository() as storage:
-        found = verify(storage, spec.server_id, spec.backup_id, keys_of(spec.server_keys), around.work)
+        finder = Finder(around.job.job_id, around.operation.host, around.now()) if spec.note_damage else None
+        found = verify(storage, spec.server_id, spec.backup_id, keys_of(spec.server_keys), around.work, finder)
     if found.damaged_count:
         raise VerifyFailed(asdict(found), backup_id=spec.backup_id or "any", damaged=found.damaged_count)
     return asdict(found)

@@ -4,7 +4,7 @@ An incremental is a promise that nothing changed outside of it. Whatever makes t
 full, with the reason on record (T26); never the other way round.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -49,6 +49,7 @@ class DiskState:
     restored_time: datetime | None = None
     elsewhere: tuple[str, ...] = ()
     elsewhere_max: int = 1
+    bitmaps: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,28 @@ def choose(
     reason = REQUESTED if wish.type == "full" else _why_full(wish, state, chained, unreadable=unreadable, whole=whole)
     if reason:
         return Choice(state.disk, "full", None, reason)
-    return Choice(state.disk, wish.type, base(wish, chained), "")
+    return Choice(state.disk, wish.type, base(wish, chained, state.bitmaps), "")
 
 
-def base(wish: Wish, points: Iterable[DiskManifest]) -> DiskManifest | None:
+def base(wish: Wish, points: Iterable[DiskManifest], tracked: Collection[str] = ()) -> DiskManifest | None:
     """Return the point that the next incremental would build on, None if there is none.
 
     With a key it is one that is sealed with that key: who can write to the storage and has no key can put any plain
     manifest there, and it must neither become a parent nor stand in the way of the real one.
     """
-    chained = (point for point in points if point.type != "copy")
-    return newest(point for point in chained if not wish.key_id or point.key_id == wish.key_id)
+    return head((point for point in points if not wish.key_id or point.key_id == wish.key_id), tracked)
+
+
+def head(points: Iterable[DiskManifest], tracked: Collection[str]) -> DiskManifest | None:
+    """Return the point that was made last, None if there is none.
+
+    Times may lie, after a clock has jumped: a point that another one follows is never it, and one whose bitmap is still there
+    (`tracked` has their names) comes before all others, since each backup takes the older bitmaps away.
+    """
+    chained = [point for point in points if point.type != "copy"]
+    followed = {point.parent_backup_id for point in chained}
+    heads = [point for point in chained if point.backup_id not in followed]
+    return newest([point for point in heads if point.checkpoint in tracked] or heads or chained)
 
 
 def newest(points: Iterable[DiskManifest]) -> DiskManifest | None:
@@ -117,7 +129,7 @@ def _why_full(
     unreadable: bool,
     whole: Callable[[DiskManifest], bool],
 ) -> str:
-    parent = base(wish, points)
+    parent = base(wish, points, state.bitmaps)
     if parent is None:
         # What cannot be read may be anything, so it is the better explanation of why there is no parent.
         return CHAIN_UNREADABLE if unreadable else ENCRYPTION_CHANGED if points else FIRST
@@ -147,7 +159,7 @@ def _why_lost(state: DiskState, parent: DiskManifest, points: list[DiskManifest]
     """Return why the parent's bitmap is not there. A later backup takes it away, also one that is no parent itself."""
     if (parent.sealed or {}).get("path", state.path) != state.path:
         return DISK_REPLACED
-    if newest(points) is not parent:
+    if (last := newest(points)) is not None and last.key_id != parent.key_id:
         return ENCRYPTION_CHANGED
     if sum(backup_id > parent.backup_id for backup_id in state.elsewhere) > state.elsewhere_max:
         return STORAGE_CHANGED  # ids sort by time: others were used since, and took this one's place
@@ -155,8 +167,11 @@ def _why_lost(state: DiskState, parent: DiskManifest, points: list[DiskManifest]
 
 
 def _interval_due(wish: Wish, full: DiskManifest) -> bool:
-    """T29: due when half a run's interval from now would be too late, so that jitter does not make it a day more."""
+    """T29: due when half a run's interval from now would be too late, so that jitter does not make it a day more.
+
+    Due, too, when the full's time lies further ahead than that: it was taken by a clock that had jumped.
+    """
     if wish.full_interval_days == 0:
         return False
-    due = datetime.fromisoformat(full.create_time) + timedelta(days=wish.full_interval_days)
-    return wish.now + wish.interval / 2 >= due
+    made, days = datetime.fromisoformat(full.create_time), timedelta(days=wish.full_interval_days)
+    return wish.now + wish.interval / 2 >= made + days or made > wish.now + days

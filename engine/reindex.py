@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from engine.catalog import Keys, Point, list_servers, read_history
+from engine.catalog import History, Keys, Point, list_servers, read_history
 from engine.format import names
+from engine.format.manifest import DiskManifest
 from engine.results import BackupRecord, BackupResult, DiskResult, ReindexResult, SkippedResult
 from engine.storage.base import Storage
 from engine.work import Work
@@ -33,7 +34,7 @@ def reindex(
         for point in history.points:
             if point.marked:
                 continue
-            records.append(asdict(record(point)))
+            records.append(asdict(record(point, history)))
             work.report.record(records[-1])
             found += 1
             unreadable += [names.manifest_name(one, point.server.backup_id, disk) for disk in point.unreadable]
@@ -44,10 +45,15 @@ def reindex(
     return ReindexResult(found, unreadable)
 
 
-def record(point: Point) -> BackupRecord:
-    """Return what a backup's manifests say, as the controller's catalog has it."""
+def record(point: Point, history: History | None = None) -> BackupRecord:
+    """Return what a backup's manifests say, as the controller's catalog has it; only `history` tells of damage."""
     server = point.server
-    return BackupRecord(server.server_id, server.job_id, summarize(point), sorted(point.unreadable))
+    damaged = [disk for disk, one in sorted(point.disks.items()) if history and _is_damaged(history, one)]
+    return BackupRecord(server.server_id, server.job_id, summarize(point), sorted(point.unreadable), damaged)
+
+
+def _is_damaged(history: History, manifest: DiskManifest) -> bool:
+    return any(history.damaged(layer.backup_id, manifest.disk) for layer in manifest.layers)
 
 
 def summarize(point: Point, quiesce_seconds: float = 0.0) -> BackupResult:

@@ -45,12 +45,16 @@ class BackupResult:
 
 @dataclass(frozen=True, slots=True)
 class BackupRecord:
-    """What manifests say of a backup that a reindex found; `unreadable_disks` have a manifest that cannot be used."""
+    """What manifests say of a backup that a reindex found.
+
+    `unreadable_disks` have a manifest that cannot be used, `damaged_disks` segments in which a verification found damage.
+    """
 
     server_id: str
     job_id: str
     backup: BackupResult
     unreadable_disks: list[str] = field(default_factory=list)
+    damaged_disks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

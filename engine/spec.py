@@ -124,11 +124,15 @@ class RestoreJob:
 
 @dataclass(frozen=True, slots=True)
 class VerifyJob:
-    """Read every frame that a backup needs and check it; `backup_id` empty means every backup of the server."""
+    """Read every frame that a backup needs and check it; `backup_id` empty means every backup of the server.
+
+    `note_damage`: leave a mark beside damaged data, so that the next backup begins a new chain.
+    """
 
     server_id: str
     backup_id: str = ""
     server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+    note_damage: bool = True
 
 
 @dataclass(frozen=True, slots=True)

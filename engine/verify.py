@@ -1,5 +1,8 @@
 """Verify: read every frame that a backup needs, and name everything that is damaged (C2).
 
+What is found in a disk's segments is noted beside them (damaged.json), so that the next backup begins a new chain, whoever
+makes it: nobody has to remember. The note stays until the backup is deleted; nothing is rewritten.
+
 Without the key each frame's SHA-256 is compared; with it each frame is also opened and decompressed, so that what is called
 whole has been restored once, but for writing it down.
 """
@@ -7,15 +10,17 @@ whole has been restored once, but for writing it down.
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from engine.catalog import Keys, Point, of_one_object, read_history
-from engine.errors import ChainBroken, FormatError, StorageError
+from engine.catalog import History, Keys, Point, of_one_object, read_history
+from engine.errors import ChainBroken, FormatError, ObjectExists, StorageDenied, StorageError
 from engine.extents import Extent
 from engine.format import names
 from engine.format.crypto import ServerKey
 from engine.format.frames import FrameOpener
 from engine.format.index import FrameEntry, Row
 from engine.format.manifest import DiskManifest
+from engine.format.markers import Damaged
 from engine.format.reader import SegmentReader
 from engine.ordered import run_ordered
 from engine.rebuild import open_segment
@@ -34,6 +39,9 @@ class Findings:
         self.stored_bytes = 0
         self.damaged_count = 0
         self.damaged: list[Damage] = []
+        self.lasting: dict[
+            tuple[str, str], list[Damage]
+        ] = {}  # by backup and disk, what is worth a note on the storage
         self._seen: set[tuple[str, str, int]] = set()
 
     def first_time(self, backup_id: str, disk: str, segment: int) -> bool:
@@ -44,8 +52,11 @@ class Findings:
         self._seen.add(key)
         return True
 
-    def add(self, damage: Damage) -> None:
+    def add(self, damage: Damage, *, lasting: bool = False) -> None:
+        """Note a damage; a `lasting` one is in the data, and no mere want of a right to read it."""
         self.damaged_count += 1
+        if lasting:
+            self.lasting.setdefault((damage.backup_id, damage.disk), []).append(damage)
         if len(self.damaged) < DAMAGED_MAX:
             self.damaged.append(damage)
 
@@ -53,10 +64,21 @@ class Findings:
         return VerifyResult(self.frames, self.stored_bytes, self.damaged_count, self.damaged)
 
 
-def verify(storage: Storage, server_id: str, backup_id: str, keys: Keys, work: Work) -> VerifyResult:
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Who verifies, for the notes."""
+
+    job_id: str
+    host: str
+    now: datetime
+
+
+def verify(
+    storage: Storage, server_id: str, backup_id: str, keys: Keys, work: Work, finder: Finder | None = None
+) -> VerifyResult:
     """Verify one backup of a server with all that it needs, or all of its backups if `backup_id` is "".
 
-    A manifest that cannot be read is a finding. Raises BackupNotFound, WrongKey, what the storage raises, Cancelled.
+    Without a `finder` nothing is written. A manifest that cannot be read is a finding. Raises BackupNotFound, WrongKey, what the storage raises, Cancelled.
     """
     work.report.stage("verify")
     history = read_history(storage, server_id, keys)
@@ -72,7 +94,33 @@ def verify(storage: Storage, server_id: str, backup_id: str, keys: Keys, work: W
             findings.add(Damage(point.server.backup_id, disk, name, -1, 0, 0, detail))
         for manifest in point.disks.values():
             verify_disk(storage, manifest, keys.get(manifest.key_id), findings, work)
+    if finder is not None:
+        _note(storage, server_id, history, findings, finder, work)
     return findings.result()
+
+
+def _note(storage: Storage, server_id: str, history: History, findings: Findings, finder: Finder, work: Work) -> None:
+    """Leave a mark beside damaged segments of backups that are there. Where that is not possible, a warning says so."""
+    here = {point.server.backup_id for point in history.points}
+    for (backup_id, disk), damages in findings.lasting.items():
+        if backup_id not in here or history.damaged(backup_id, disk):
+            continue
+        mark = Damaged(
+            server_id,
+            backup_id,
+            disk,
+            finder.job_id,
+            finder.host,
+            finder.now.isoformat(),
+            len(damages),
+            damages[0].detail,
+        )
+        try:
+            storage.put(names.damaged_name(server_id, backup_id, disk), mark.dump())
+        except ObjectExists:
+            continue
+        except StorageError as error:
+            work.report.warn(f"the damage of backup {backup_id} could not be noted on the storage: {error}")
 
 
 def _stored_bytes(points: Sequence[Point]) -> Iterator[int]:
@@ -104,7 +152,8 @@ def verify_disk(
                 if not isinstance(error, ChainBroken) and not of_one_object(error):
                     raise
                 name = error.facts.get("name") or error.facts.get("missing", "")
-                findings.add(Damage(layer.backup_id, manifest.disk, name, -1, 0, manifest.size_bytes, str(error)))
+                damage = Damage(layer.backup_id, manifest.disk, name, -1, 0, manifest.size_bytes, str(error))
+                findings.add(damage, lasting=not isinstance(error, StorageDenied))
 
 
 class _Segment:
@@ -134,7 +183,8 @@ class _Segment:
         if checked.detail:
             start, end = _range(entry, self._reader.size_bytes)
             name = self._reader.name
-            findings.add(Damage(self._backup_id, self._disk, name, entry.number, start, end, checked.detail))
+            damage = Damage(self._backup_id, self._disk, name, entry.number, start, end, checked.detail)
+            findings.add(damage, lasting=checked.lasting)
 
 
 def _frames(reader: SegmentReader, *, with_key: bool) -> Iterator[Row | FrameEntry]:
@@ -157,7 +207,8 @@ def _range(entry: Row | FrameEntry, size_bytes: int) -> tuple[int, int]:
 @dataclass(frozen=True, slots=True)
 class _Checked:
     entry: Row | FrameEntry
-    detail: str
+    detail: str = ""
+    lasting: bool = False
 
 
 class _Worker:
@@ -174,8 +225,8 @@ class _Worker:
         except (FormatError, StorageError) as error:
             if not of_one_object(error):
                 raise
-            return _Checked(entry, str(error))
-        return _Checked(entry, "")
+            return _Checked(entry, str(error), not isinstance(error, StorageDenied))
+        return _Checked(entry)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -1,7 +1,8 @@
-"""The small objects: whose repository this is, that a backup has begun, that a disk's data is gone.
+"""The small objects: whose repository this is, that a backup has begun, that a disk's data is damaged or gone.
 
 repository.json   written once, by the first use (S29): two installations never share a repository
 intent.json       written first: what lies beside it is work in progress, not an orphan
+damaged.json      written by a verification that found damage: nobody builds on this data any more
 deleted.json      written before data goes: from here on nobody starts to build on it
 """
 
@@ -63,6 +64,32 @@ class Intent:
         value = load_plain(cls, "intent", data, name)
         check_ids(name, server_id=value.server_id, backup_id=value.backup_id)
         _check_place(names.intent_name(value.server_id, value.backup_id), name, value.start_time)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """damaged.json. `detail` is the first damage that was found, `count` how many there were."""
+
+    server_id: str
+    backup_id: str
+    disk: str
+    job_id: str
+    host: str
+    find_time: str
+    count: int
+    detail: str
+
+    def dump(self) -> bytes:
+        return dump_plain("damaged", self)
+
+    @classmethod
+    def load(cls, data: bytes, name: str) -> "Damaged":
+        """Return the marker that lies under `name`. Raises ManifestCorrupt, ManifestUnsupported."""
+        value = load_plain(cls, "damaged", data, name)
+        check_ids(name, server_id=value.server_id, backup_id=value.backup_id)
+        expect(names.is_disk(value.disk), name, "disk is not a disk's name")
+        _check_place(names.damaged_name(value.server_id, value.backup_id, value.disk), name, value.find_time)
         return value
 
 

@@ -3,7 +3,7 @@
     repository.json
     keys/<key_id>.json  keys/<key_id>.<revision>.json
     servers/<server_id>/<backup_id>/intent.json  backup.json
-    servers/<server_id>/<backup_id>/<disk>/0000.data  manifest.json  deleted.json
+    servers/<server_id>/<backup_id>/<disk>/0000.data  manifest.json  damaged.json  deleted.json
 
 The functions that make names raise InvalidSpec for an id or a disk that cannot be part of one, so that no text from
 outside ever becomes a path.
@@ -21,12 +21,12 @@ REPOSITORY = "repository.json"
 KEYS = "keys"
 SERVERS = "servers"
 
-Kind: TypeAlias = Literal["repository", "key", "intent", "backup", "segment", "manifest", "deleted"]
+Kind: TypeAlias = Literal["repository", "key", "intent", "backup", "segment", "manifest", "damaged", "deleted"]
 _DISK = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
 _SEGMENT = re.compile(r"([0-9]{4})\.data")
 _KEY = re.compile(r"([0-9a-f-]{36})(?:\.([1-9][0-9]{0,5}))?\.json")
 _OF_BACKUP: dict[str, Kind] = {"intent.json": "intent", "backup.json": "backup"}
-_OF_DISK: dict[str, Kind] = {"manifest.json": "manifest", "deleted.json": "deleted"}
+_OF_DISK: dict[str, Kind] = {"manifest.json": "manifest", "damaged.json": "damaged", "deleted.json": "deleted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,10 @@ def backup_name(server_id: str, backup_id: str) -> str:
 
 def manifest_name(server_id: str, backup_id: str, disk: str) -> str:
     return f"{disk_folder(server_id, backup_id, disk)}/manifest.json"
+
+
+def damaged_name(server_id: str, backup_id: str, disk: str) -> str:
+    return f"{disk_folder(server_id, backup_id, disk)}/damaged.json"
 
 
 def deleted_name(server_id: str, backup_id: str, disk: str) -> str:

@@ -55,6 +55,14 @@ def list_bitmaps(domain: Domain, info: DomainInfo) -> tuple[Bitmap, ...]:
     return tuple(bitmap for disk in info.eligible_disks if disk.holds_bitmaps for bitmap in _of_image(disk))
 
 
+def bitmap_names(domain: Domain, info: DomainInfo) -> dict[str, frozenset[str]]:
+    """Return the names of the bitmaps that each disk has, whatever their state. Raises HypervisorError."""
+    found: dict[str, set[str]] = {}
+    for bitmap in list_bitmaps(domain, info):
+        found.setdefault(bitmap.disk, set()).add(bitmap.name)
+    return {disk: frozenset(names) for disk, names in found.items()}
+
+
 def remove_bitmap(domain: Domain, info: DomainInfo, bitmap: Bitmap) -> None:
     """Remove one bitmap from its disk, from a running QEMU and the image behind it at once.
 

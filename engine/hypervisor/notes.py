@@ -8,8 +8,8 @@ A restore gives up the bitmaps of the disks that it writes, so a full follows in
 server why, and is one more guard should a bitmap have survived. A panel that writes definitions anew drops it: no harm.
 """
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -24,15 +24,30 @@ _KEY = "bm"
 
 def note_restored(domain: Domain, disks: Iterable[str], now: datetime) -> None:
     """Note that these disks of a stopped domain are about to be written over; notes of others stay. `now` is aware."""
-    times = {**restored_times(domain), **dict.fromkeys(disks, now)}
+    _write(domain, {**restored_times(domain), **dict.fromkeys(disks, now)})
+
+
+def _write(domain: Domain, times: Mapping[str, datetime]) -> None:
     root = ET.Element("restored")
     for disk, time in sorted(times.items()):
         ET.SubElement(root, "disk", name=disk, time=time.isoformat())
     text = ET.tostring(root, encoding="unicode")
     with domain.translated("virDomainSetMetadata"):
-        domain.handle.setMetadata(
-            libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, _KEY, _SPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        )
+        flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        if domain.handle.isActive():
+            flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE
+        domain.handle.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, text, _KEY, _SPACE, flags)
+
+
+def settle_restored(domain: Domain, disks: Iterable[str], before: datetime) -> None:
+    """Let no note claim that one of these disks was restored at `before` (aware) or later: a backup of then holds what was.
+
+    Only a clock that jumped between a restore and the next backup makes such a note; it would make every backup a full.
+    """
+    times = restored_times(domain)
+    wrong = [disk for disk in disks if disk in times and times[disk] >= before]
+    if wrong:
+        _write(domain, {**times, **dict.fromkeys(wrong, before - timedelta(milliseconds=1))})
 
 
 def restored_times(domain: Domain) -> dict[str, datetime]:
