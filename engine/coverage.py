@@ -8,7 +8,7 @@ Held as two sorted arrays of 64-bit numbers: 16 bytes for each separate piece, 1
 """
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 
@@ -39,7 +39,10 @@ class Coverage:
             yield start, end
 
     def add(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Cover `pieces` too: (start, end), ascending; neighbours and overlaps are joined."""
+        """Cover `pieces` too: (start, end), ascending; neighbours and overlaps are joined.
+
+        Only what lies between the first and the last of them is walked through: pieces come segment by segment.
+        """
         starts, ends = array("Q"), array("Q")
 
         def append(start: int, end: int) -> None:
@@ -49,13 +52,17 @@ class Coverage:
                 starts.append(start)
                 ends.append(end)
 
-        index = 0
+        low = index = -1
         for start, end in pieces:
+            if low < 0:
+                low = index = bisect_left(self._ends, start)
             while index < len(self._starts) and self._starts[index] <= start:
                 append(self._starts[index], self._ends[index])
                 index += 1
             append(start, end)
-        while index < len(self._starts):
+        if low < 0:
+            return
+        while index < len(self._starts) and self._starts[index] <= ends[-1]:
             append(self._starts[index], self._ends[index])
             index += 1
-        self._starts, self._ends = starts, ends
+        self._starts[low:index], self._ends[low:index] = starts, ends

@@ -146,12 +146,13 @@ class _Layers:
     def items(self) -> Iterator[_Item]:
         position = 0
         for layer in reversed(self._manifest.layers):
-            data, zeros = _Pieces(), _Pieces()
             for segment in layer.segments:
+                # Segment by segment: data and zeros that lie side by side become one piece, and a full costs no memory.
+                data, zeros = _Pieces(), _Pieces()
                 yield from self._of_segment(layer.backup_id, segment, position, data, zeros)
                 position += 1
-            self._covered.add(data)
-            self._covered.add(zeros)
+                self._covered.add(data)
+                self._covered.add(zeros)
 
     def _of_segment(
         self, backup_id: str, segment: SegmentRef, position: int, data: _Pieces, zeros: _Pieces

@@ -20,9 +20,7 @@ from engine.format.crypto import SEAL_BYTES
 from engine.format.layout import HEADER_BYTES, SIZE_MAX
 from engine.units import MIB
 
-INDEX_BYTES_MAX = (
-    8 * MIB
-)  # table and plain map; 32 GiB of whole frames need 0.4 MiB, of scattered 64 KiB extents 6.4 MiB
+INDEX_BYTES_MAX = 8 * MIB  # table and plain map, as far as readers go; writers stay below (see placement.py)
 RAW: Literal[1] = 1
 ZSTD: Literal[2] = 2
 Method: TypeAlias = Literal[1, 2]

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
-from engine.format.index import INDEX_BYTES_MAX, ZERO_BYTES, frame_bytes
-from engine.units import GIB
+from engine.format.index import ZERO_BYTES, frame_bytes
+from engine.units import GIB, MIB
 
 SEGMENT_PLAIN_BYTES_MAX = 32 * GIB  # fits every backend's object limit; a failed upload costs at most this much
+# What a segment's index costs in memory, writing and reading, is a few times its size. Readers allow four times as much; 32 GiB
+# of whole frames need 0.4 MiB, of scattered 64 KiB extents 6.4 MiB, which are then four segments instead of one.
+INDEX_BYTES_MAX = 2 * MIB
 
 
 @dataclass(frozen=True, slots=True)
