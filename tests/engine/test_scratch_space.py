@@ -4,7 +4,6 @@ The guest writes to a raw disk of its own, as fast as it can, the blocks of whic
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import pytest
 from engine.hypervisor.connection import DomainEvent, open_connection
 from engine.source import scratch, watch
 from engine.spec import Settings
-from engine.units import KIB, MIB
+from engine.units import MIB
 from tests.engine.aftermath import At, assert_host_is_clean, assert_only
 from tests.engine.rig import Rig, reason
 from tests.servers.guest import RealGuest
 from tests.servers.libvirtd import Libvirtd
-from tests.servers.small_disk import shared_disk
+from tests.servers.small_disk import fill, shared_disk
 from tests.waiting import wait_until
 
 
@@ -68,17 +67,6 @@ def look_away(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> Non
 
 def stopped(seen: list[DomainEvent]) -> bool:
     return any(one.change == "suspended" and one.io_error for one in seen)
-
-
-def fill(folder: Path) -> Callable[[], None]:
-    """Take all the room of a small file system at once; return what gives it back."""
-    path = folder / "somebody-elses"
-    with path.open("wb") as file:
-        for chunk in (MIB, 4 * KIB):
-            with contextlib.suppress(OSError):  # no room
-                while True:
-                    os.posix_fallocate(file.fileno(), path.stat().st_size, chunk)
-    return path.unlink
 
 
 @pytest.mark.feature("C11", "T11")

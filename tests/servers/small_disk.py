@@ -1,8 +1,9 @@
 """A file system of a chosen size, for what happens when a disk is full or read-only. Needs root."""
 
+import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.servers.libvirtd import Libvirtd
@@ -42,6 +43,17 @@ def shared_disk(libvirtd: Libvirtd, folder: Path, size_bytes: int) -> Iterator[P
             subprocess.run([*libvirtd.enter(), "umount", str(folder)], check=True)
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Callable[[], None]:
+    """Take all the room of a small file system at once; return what gives it back."""
+    path = folder / "somebody-elses"
+    with path.open("wb") as file:
+        for chunk in (1 << 20, 4 << 10):
+            with suppress(OSError):  # no room
+                while True:
+                    os.posix_fallocate(file.fileno(), path.stat().st_size, chunk)
+    return path.unlink
 
 
 def remount_read_only(folder: Path) -> None:
