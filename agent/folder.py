@@ -106,6 +106,20 @@ class Folder:
         self.drop_spec()
         return watch_child(child)
 
+    def restart(self, spec: str, command: tuple[str, ...]) -> Process:
+        """Start another engine where one has died. Its words follow those of the dead one. Raises OSError."""
+        (self.path / "process.json").unlink(missing_ok=True)
+        with self.events.open("ab+") as events:
+            if events.tell() > 0:
+                events.seek(-1, os.SEEK_END)
+                if events.read(1) != b"\n":  # a word that was cut off: the next one must not be taken for its end
+                    events.write(b"\n")
+        write_whole(self.spec, spec.encode())
+        try:
+            return self.start(command)
+        finally:
+            self.drop_spec()
+
     def find_process(self) -> Process | None:
         """Return the engine of this folder if it runs, whoever started it."""
         name = self._process_name()

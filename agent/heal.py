@@ -41,10 +41,14 @@ class HealFailed(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Healed:
-    """`done` are sentences. `record` is what the storage says of the backup, in JSON types, if it is whole."""
+    """`done` are sentences. `record` is what the storage says of the backup, in JSON types, if it is whole.
+
+    `resumable`: all was left as it is, for another engine that goes on with the job.
+    """
 
     done: list[str]
     record: dict[str, Any] | None = None
+    resumable: bool = False
 
 
 def needs_heal(operation: Operation) -> bool:
@@ -53,13 +57,22 @@ def needs_heal(operation: Operation) -> bool:
 
 
 async def heal(
-    config: Config, operation: Operation, storage: StorageSpec | None, scrubber: Scrubber | None = None
+    config: Config,
+    operation: Operation,
+    storage: StorageSpec | None,
+    scrubber: Scrubber | None = None,
+    *,
+    resume: bool = False,
 ) -> Healed:
     """Tidy up; return what was done and found. Raises HealFailed. May be repeated.
 
+    With `resume` nothing but the guest's freeze is undone if another engine can go on with the operation's job.
     `storage` may be None when its credentials are no longer known: what lies there is then left to the orphan rule.
     """
-    text = json.dumps(_request(config, operation, storage)).encode()
+    request = _request(config, operation, storage)
+    if resume:
+        request["resume_job_id"] = operation.job_id
+    text = json.dumps(request).encode()
     try:
         status, output, errors = await _run((*config.engine_command, "--heal"), text)
     except OSError as error:
@@ -76,7 +89,7 @@ async def heal(
         detail = "; ".join(failed)
         raise HealFailed(job_id=operation.job_id, detail=scrubber.text(detail) if scrubber else detail)
     record = answer.get("record")
-    return Healed(done, record if isinstance(record, dict) else None)
+    return Healed(done, record if isinstance(record, dict) else None, answer.get("resumable") is True)
 
 
 def _request(config: Config, operation: Operation, storage: StorageSpec | None) -> dict[str, object]:

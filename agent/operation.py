@@ -1,7 +1,8 @@
 """One operation from its start, or its adoption, to its reported end.
 
     start / adopt ──► follow: read lines, poll, until the process is reaped ──► read once more ──► heal if it died badly,
-                        │                                                                          which may find its work done
+          ▲             │                                                                 │        which may find its work done
+          └─────────────┼── a backup's engine was killed: another goes on with it ◄───────┘
                         │ progress, log ──► Feed      record ──► journal      commit ──► lease? ──► control.jsonl
                         └ cancel: a word, SIGTERM, SIGKILL                          ──► `finished` in the journal ──► clear
 
@@ -10,6 +11,7 @@ takes a `finished` line as the only proof of an end that the engine knew of.
 """
 
 import asyncio
+import dataclasses
 import json
 import logging
 import re
@@ -46,6 +48,7 @@ LINGER_SECONDS = 60.0  # from `finished` to the process's end
 RETRY_SECONDS = 5.0
 HEAL_RETRY_SECONDS_MAX = 60.0
 STDERR_LINES = 10
+RESTARTS_MAX = 2  # of one operation's engine; what kills three of them would kill a fourth
 _EXCEPTION_LINE = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Warning))\b")
 T = TypeVar("T")
 
@@ -64,6 +67,7 @@ class Runner:
         self.process: Process | None = None
         self._host = host
         self._leases = leases
+        self._specification = specification
         self._storage = specification.storage if specification else None
         self._scrubber = Scrubber(secrets_of(specification)) if specification else None
         self._offset = operation.offset
@@ -72,6 +76,8 @@ class Runner:
         self._records: list[event_pb2.BackupRecord] = []
         self._finished: dict[str, Any] | None = None
         self._killed = False
+        self._commit_asked = False
+        self._restarts = 0
         if operation.cancelled:
             self.cancel_asked.set()
 
@@ -102,9 +108,12 @@ class Runner:
             self.process = self._find_or_start()
         except OSError as error:
             failed_start = f"it could not be started: {error.strerror}"
-        if self.process is not None:
+        while self.process is not None:
             self.settled.set()
             await self._attend(self.process)
+            await self._take_rest()
+            if not await self._start_another():
+                break
         await self._take_rest()
         self.folder.drop_spec()
         await self._report(failed_start)
@@ -148,6 +157,49 @@ class Runner:
         process = self.folder.start(self._host.config.engine_command)
         log.info("started an engine job_id=%s verb=%s pid=%s", self.operation.job_id, self.operation.verb, process.pid)
         return process
+
+    async def _start_another(self) -> bool:
+        """If the engine of a backup was killed, not by us, start another one on the same job; tell whether one runs.
+
+        Only before the commit was asked for, since from then on the storage tells the end; only where we know the secrets,
+        which lie on no disk; and after a signal alone: a program that ends by itself would do so again.
+        """
+        status = self.process.exit_status if self.process is not None else None
+        if self._specification is None or status is None or status >= 0 or not self._may_start_another():
+            return False
+        try:
+            found = await heal(self._host.config, self.operation, self._storage, self._scrubber, resume=True)
+        except HealFailed as error:
+            log.warning("could not tidy up for another engine job_id=%s detail=%s", self.operation.job_id, error)
+            return False
+        if found.record is not None or not self._may_start_another():  # a cancel may have come meanwhile
+            return False
+        self._restarts += 1
+        what = "goes on with it" if found.resumable else "begins anew"
+        self._note(
+            f"the engine died ({self._last_words()}); another one {what}, restart {self._restarts} of {RESTARTS_MAX}"
+        )
+        jobs = tuple(dataclasses.replace(job, restarts=self._restarts) for job in self._specification.jobs)
+        text = spec.dump(dataclasses.replace(self._specification, jobs=jobs))
+        try:
+            self.process = self.folder.restart(text, self._host.config.engine_command)
+        except OSError as error:
+            log.error("another engine could not be started job_id=%s detail=%s", self.operation.job_id, error.strerror)
+            return False
+        log.info("started another engine job_id=%s pid=%s", self.operation.job_id, self.process.pid)
+        return True
+
+    def _may_start_another(self) -> bool:
+        asked_to_end = self._killed or self.cancel_asked.is_set() or self.operation.cancelled
+        ended = self._finished is not None or self._commit_asked
+        return self.operation.verb == "backup" and not asked_to_end and not ended and self._restarts < RESTARTS_MAX
+
+    def _note(self, message: str) -> None:
+        """Put a warning of our own among the engine's log lines."""
+        log.warning("%s job_id=%s", message, self.operation.job_id)
+        self._log_count += 1
+        line = make_line(self.operation.key, self._log_count, self._host.clock.now(), "warning", message)
+        self._host.feed.log(line)
 
     async def _attend(self, process: Process) -> None:
         """Follow the process to its end, and end it if that is asked for."""
@@ -244,6 +296,7 @@ class Runner:
             case "record" if self._finished is None:
                 self._take_record(data.get("record"))
             case "commit":
+                self._commit_asked = True
                 await self._answer_commit()
 
     def _take_record(self, data: Any) -> None:
@@ -283,7 +336,7 @@ class Runner:
     # ---- its end -------------------------------------------------------------------------------------------------------
 
     async def _report(self, failed_start: str) -> None:
-        healed, remains = await self._heal_once() if self._finished is None or self._killed else (True, Healed([]))
+        healed, remains = await self._heal_once() if self._left_untidy() else (True, Healed([]))
         self.settled.set()
         body = self._end(failed_start, remains)
         self.operation = await self._persisted(
@@ -294,6 +347,12 @@ class Runner:
             self.clear.set()
         else:
             await self.heal_until_clear()
+
+    def _left_untidy(self) -> bool:
+        """Tell whether the end may have left something: an engine that fails tidies up, but not what another one left."""
+        if self._finished is None or self._killed:
+            return True
+        return self._restarts > 0 and not str(self._finished.get("state", "")).startswith("completed")
 
     async def _heal_once(self) -> tuple[bool, Healed]:
         """Tidy up; return whether nothing is left to be done, and what was found."""

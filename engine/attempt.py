@@ -46,15 +46,22 @@ class AttemptIdentity:
 
 @contextlib.contextmanager
 def attempt(
-    storage: Storage, reopen: Callable[[], Storage], identity: AttemptIdentity, now: datetime, work: Work
+    storage: Storage,
+    reopen: Callable[[], Storage],
+    identity: AttemptIdentity,
+    now: datetime,
+    work: Work,
+    *,
+    announced: bool = False,
 ) -> Iterator[None]:
-    """Announce a backup, and remove everything of it if the block fails.
+    """Announce a backup, unless one that died has done so, and remove everything of it if the block fails.
 
     `storage` may have been interrupted by then, so `reopen` connects once more. What cannot be removed (the storage is
     gone) is an orphan without backup.json: it is no backup, a warning says so, and cleanup removes it later.
     """
-    intent = Intent(identity.server_id, identity.backup_id, identity.job_id, identity.host, now.isoformat())
-    storage.put(names.intent_name(identity.server_id, identity.backup_id), intent.dump())
+    if not announced:
+        intent = Intent(identity.server_id, identity.backup_id, identity.job_id, identity.host, now.isoformat())
+        storage.put(names.intent_name(identity.server_id, identity.backup_id), intent.dump())
     try:
         yield
     except BaseException:

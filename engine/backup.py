@@ -2,6 +2,7 @@
 
     lock the domain ─► read what the storage has ─► choose full or incremental for each disk, with the reason (plan.py)
       ─► intent ─► the instant ─► disk by disk to the storage ─► job ended ─► commit ─► checkpoints that nothing needs go
+                    └── an engine that takes up the job of one that was killed goes on from here (resume.py)
 
 If anything fails, the attempt is removed from the storage, the block job is ended, the guest is thawed, and the new
 checkpoint is removed: the next backup goes on from the old one. A stopped domain that is started meanwhile is a running one
@@ -10,13 +11,14 @@ from then on: all of this happens once more, in the same job.
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engine import plan
-from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit
+from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit, remove_attempt
 from engine.catalog import History, Point, read_history
 from engine.delete import finish_deletions
 from engine.errors import (
@@ -29,7 +31,7 @@ from engine.errors import (
     ImageChanged,
     KeyMissing,
 )
-from engine.extents import plan_full, plan_packed
+from engine.extents import Extent, plan_full, plan_packed
 from engine.failpoint import reached
 from engine.format import manifest as manifests
 from engine.format.crypto import ServerKey
@@ -42,11 +44,14 @@ from engine.reindex import summarize
 from engine.results import BackupResult
 from engine.spec import BackupJob
 from engine.storage.base import Storage
+from engine.unfinished import DiskNote, NoteFile, NotResumable
 
 if TYPE_CHECKING:
     from engine.hypervisor.connection import Domain
     from engine.hypervisor.domains import DiskInfo, DomainInfo
     from engine.hypervisor.lock import DomainLock
+    from engine.resume import Job as ResumeJob
+    from engine.resume import Resumption
     from engine.source.nbd_disk import NbdDisk
     from engine.source.running import Instant
 
@@ -136,20 +141,35 @@ class _Backup:
         self._checkpoint = "" if only_copies else checkpoint_name(self._target.repository_id, spec.backup_id)
         self._bitmaps: Mapping[str, frozenset[str]] = {}  # names by disk, as they were before this backup
         self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
+        self._notes = NoteFile(around.lock_folder, domain.uuid)
+        self._earlier: Resumption | None = None  # what an engine that died has left to go on with
 
     def run(self) -> BackupResult:
         images, skipped = self._select()
-        self._end_leftovers()
         history = self._history()
-        tasks = self._choose(images, history)
+        with self._notes.removed_at_the_end():
+            why_anew = ""
+            try:
+                self._earlier = self._find_earlier(images, history)
+                if self._earlier is not None:
+                    tasks = [_Task(image, self._earlier.choices[image.target]) for image in images]
+                    return self._make(tasks, skipped, history)
+            except NotResumable as error:
+                why_anew = str(error)
+            self._clear(history, why_anew)
+            return self._make(self._choose(images, history), skipped, history)
+
+    def _make(self, tasks: list[_Task], skipped: list[SkippedDisk], history: History) -> BackupResult:
         definition = self._read_definition(tasks)
         reached("prepared")
-        with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work):
+        announced = self._earlier is not None
+        with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work, announced=announced):
             reached("intent")
             self._tidy(history)
             with self._tentative_checkpoint():
                 with self._instant(tasks) as instant, self._waking(instant):
                     self._check_sizes(tasks, instant)
+                    self._take_notes(tasks, instant)
                     self._expect(tasks, instant)
                     self._tell_consistency(instant, history)
                     stored = {task.image.target: self._store(task, instant) for task in tasks}
@@ -163,6 +183,66 @@ class _Backup:
         for one in skipped:
             self._work.report.warn(f"disk {one.disk} was left out: {one.detail}")
         return summarize(point, instant.quiesce_seconds)
+
+    # ---- what an engine before us left -------------------------------------------------------------------------------
+
+    def _find_earlier(self, images: list["DiskInfo"], history: History) -> "Resumption | None":
+        """Return what can be gone on with, None if this job has no note. Raises NotResumable."""
+        note = self._notes.read()
+        if note is None or note.job_id != self._identity.job_id:
+            return None
+        from engine.resume import examine
+
+        return examine(note, self._resume_job(), images, self._domain, self._storage, history)
+
+    def _resume_job(self) -> "ResumeJob":
+        from engine.resume import Job as ResumeJob
+
+        return ResumeJob(self._identity, self._target.repository_id, self._key, self._around.scratch_folder)
+
+    def _clear(self, history: History, why_anew: str) -> None:
+        """Remove all that an engine before us left, so that the backup can begin; one that was committed is never touched."""
+        from engine.hypervisor.checkpoints import delete_checkpoint
+        from engine.hypervisor.domains import domain_info
+
+        mine = self._around.job.restarts > 0 or why_anew
+        self._earlier = None
+        self._notes.remove()
+        self._end_leftovers()
+        if not mine:
+            return
+        self._info = domain_info(self._domain)
+        self._work.report.warn(
+            f"an engine died while it made this backup, and it was begun anew: {why_anew or 'nothing was noted yet'}"
+        )
+        spec = self._spec
+        if spec.backup_id not in {point.server.backup_id for point in history.points} | set(history.unreadable):
+            remove_attempt(self._storage, spec.server_id, spec.backup_id)
+            if self._checkpoint:
+                delete_checkpoint(self._domain, self._checkpoint, self._info)
+
+    def _take_notes(self, tasks: list[_Task], instant: "Instant") -> None:
+        """Note what the next engine would have to know, or take up the note that we go on from."""
+        from engine.resume import check_within, kept_names, note_of
+
+        if self._earlier is not None:
+            note = self._earlier.note
+            for task in tasks:
+                if (covered := self._earlier.covered.get(task.image.target)) is not None:
+                    check_within(self._changes(task, instant), covered)
+            self._storage.sweep(self._identity.folder, kept_names(note))
+            self._notes.write(note)
+            self._work.report.warn(
+                "an engine died while it made this backup; the next one went on from"
+                f" {sum(len(one.segments) for one in note.disks)} finished segments, at the same instant"
+            )
+        elif instant.held is not None:
+            choices = {task.image.target: (task.image, task.choice) for task in tasks}
+            try:
+                self._notes.write(note_of(self._resume_job(), choices, self._domain, instant, self._checkpoint))
+            except OSError as error:  # then a crash costs the whole backup, as it may
+                log.warning("no note can be made for a resume: %s", error)
+        reached("noted")
 
     # ---- before the instant ------------------------------------------------------------------------------------------
 
@@ -283,9 +363,17 @@ class _Backup:
             raise
 
     def _instant(self, tasks: list[_Task]) -> contextlib.AbstractContextManager["Instant"]:
-        from engine.source.running import running_disks
+        from engine.source.held import held_disks
+        from engine.source.running import Instant, running_disks
         from engine.source.stopped import stopped_disks
 
+        if self._earlier is not None:
+            note = self._earlier.note
+            if self._earlier.open:
+                return held_disks(self._domain, note, self._around.scratch_folder, self._work)
+            return contextlib.nullcontext(
+                Instant({}, note.consistency, note.detail, note.quiesce_seconds, note.recorded, note.fault)
+            )
         bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
         copies = {task.image.target for task in tasks if task.choice.type == "copy"}
         if not self._info.active:
@@ -307,20 +395,36 @@ class _Backup:
     def _check_sizes(self, tasks: list[_Task], instant: "Instant") -> None:
         """Raise DiskMismatch if a disk was resized since it was looked at: an incremental was chosen for another size."""
         for task in tasks:
-            size, parent = instant.disks[task.image.target].size_bytes, task.choice.parent
+            size, parent = self._size_of(task, instant), task.choice.parent
             if parent is not None and parent.size_bytes != size:
                 detail = f"it had {parent.size_bytes} bytes and has {size} now; run the backup again"
                 raise DiskMismatch(disk=task.image.target, detail=detail)
+
+    def _size_of(self, task: _Task, instant: "Instant") -> int:
+        """Return a disk's size at the instant, in bytes."""
+        if self._earlier is not None:
+            return self._earlier.note.of(task.image.target).size_bytes
+        return instant.disks[task.image.target].size_bytes
+
+    def _done(self, task: _Task) -> DiskNote | None:
+        """Return what an engine before us has stored of a disk."""
+        return self._earlier.note.of(task.image.target) if self._earlier is not None else None
 
     def _expect(self, tasks: list[_Task], instant: "Instant") -> None:
         """Tell how much there is to do: of each disk what it will hold, which for an incremental is what is dirty."""
         total = 0
         for task in tasks:
-            if task.choice.parent is None:
+            done = self._done(task)
+            if done is not None and done.complete:
+                total += sum(one.plain_bytes for one in done.segments)
+            elif task.choice.parent is None:
                 total += task.image.size_bytes
             else:
                 total += instant.disks[task.image.target].recorded_bytes()
         self._work.report.stage("read", total)
+        for one in self._earlier.note.disks if self._earlier is not None else ():
+            for segment in one.segments:
+                self._work.report.advance(segment.plain_bytes, segment.stored_bytes)
 
     def _tell_consistency(self, instant: "Instant", history: History) -> None:
         """Tell why the instant is worth less than was asked: a warning where something failed, or used to do better.
@@ -335,18 +439,44 @@ class _Backup:
         tell(f"the backup is of consistency {instant.consistency}: {instant.detail}")
 
     def _store(self, task: _Task, instant: "Instant") -> tuple[SegmentRef, ...]:
+        done = self._done(task)
+        before = done.segments if done is not None else ()
+        if done is not None and done.complete:
+            return before
         disk: NbdDisk = instant.disks[task.image.target]
-        parent = task.choice.parent
-        if parent is None:
-            items = plan_full(disk.extents())
-        elif task.choice.type == "differential":
+        extents = self._extents(task, instant)
+        items = plan_full(extents) if task.choice.parent is None else plan_packed(extents)
+        identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.image.target)
+        return before + store(
+            disk, items, self._storage, identity, self._key, self._work,
+            first=len(before), finished=partial(self._notes.finish, task.image.target),
+        )  # fmt: skip
+
+    def _extents(self, task: _Task, instant: "Instant") -> Iterator[Extent]:
+        """Yield what is still to be stored of a disk."""
+        parent, disk = task.choice.parent, instant.disks[task.image.target]
+        extents = disk.extents()
+        if parent is not None and task.choice.type == "differential":
             from engine.differential import changed_since_full
 
-            items = plan_packed(changed_since_full(disk, self._storage, parent, self._key))
-        else:
-            items = plan_packed(disk.extents())
-        identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.image.target)
-        return store(disk, items, self._storage, identity, self._key, self._work)
+            extents = changed_since_full(disk, self._storage, parent, self._key)
+        covered = self._earlier.covered.get(task.image.target) if self._earlier is not None else None
+        if covered is None:
+            return extents
+        from engine.resume import remaining
+
+        return remaining(extents, covered)
+
+    def _changes(self, task: _Task, instant: "Instant") -> Iterable[Extent]:
+        """Return all that a backup of this disk has to hold, what is stored already included."""
+        parent, disk = task.choice.parent, instant.disks[task.image.target]
+        if parent is None:
+            return (Extent(0, disk.size_bytes),)
+        if task.choice.type == "differential":
+            from engine.differential import changed_since_full
+
+            return changed_since_full(disk, self._storage, parent, self._key)
+        return disk.extents()
 
     # ---- the commit --------------------------------------------------------------------------------------------------
 
@@ -383,7 +513,7 @@ class _Backup:
             chain_id=parent.chain_id if parent else spec.backup_id,
             parent_backup_id=parent.backup_id if parent else "",
             create_time=spec.create_time,
-            size_bytes=instant.disks[image.target].size_bytes,
+            size_bytes=self._size_of(task, instant),
             checkpoint=self._checkpoint_of(task, instant),
             reason=task.choice.reason,
             compression_level=self._work.settings.compression_level,
@@ -459,6 +589,11 @@ class _Backup:
 
         if not self._checkpoint:
             return
+        if self._earlier is not None:  # while its job ran the bitmaps were hidden
+            from engine.hypervisor.bitmaps import bitmap_names
+
+            with contextlib.suppress(HypervisorError):
+                self._bitmaps = bitmap_names(self._domain, self._info)
         newest = {disk: one for disk, one in point.disks.items() if one.type != "copy"}
         for disk in {image.target for image in self._info.disks} - {*newest}:  # one that was removed needs nothing
             if (last := plan.head(history.of_disk(disk), self._bitmaps.get(disk, ()))) is not None:

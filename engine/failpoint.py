@@ -15,7 +15,7 @@ from collections.abc import Callable
 # In the order of a backup; which of them a backup reaches depends on its disks and on the domain's state.
 BACKUP_STEPS = (
     "repository", "key", "prepared", "intent", "quiesced", "recorded", "scratch_made", "begun", "thawed", "mapped",
-    "bitmap_added", "exported", "frame", "segment", "stored", "job_ended", "lease_held", "disk_manifest", "backup_manifest",
+    "noted", "bitmap_added", "exported", "frame", "segment", "stored", "job_ended", "lease_held", "disk_manifest", "backup_manifest",
     "committed", "bitmap_dropped", "checkpoint_dropped", "checkpoints_dropped",
 )  # fmt: skip
 # While a backup that failed takes itself away, and while the next one removes what a dead one left.

@@ -24,10 +24,11 @@ from engine.reindex import record
 from engine.results import BackupRecord
 from engine.spec import StorageSpec
 from engine.storage.base import Storage
+from engine.unfinished import NoteFile
 from engine.work import Stop
 
 if TYPE_CHECKING:
-    from engine.hypervisor.connection import Connection
+    from engine.hypervisor.connection import Connection, Domain
 
 THAW_SECONDS = 60.0
 THAW_TRY_SECONDS = 2.0
@@ -36,7 +37,10 @@ LOCK_POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class HealSpec:
-    """What to tidy up. With `storage`, `backup_id` of `server_id` is removed there unless it is whole."""
+    """What to tidy up. With `storage`, `backup_id` of `server_id` is removed there unless it is whole.
+
+    With `resume_job_id` all of that waits if the next engine can go on with this job: the guest is thawed, that is all.
+    """
 
     libvirt_uri: str
     domain_uuid: str
@@ -45,15 +49,20 @@ class HealSpec:
     storage: StorageSpec | None = None
     server_id: str = ""
     backup_id: str = ""
+    resume_job_id: str = ""
 
 
 @dataclass(slots=True)
 class Healed:
-    """What was done and what could not be done, in sentences; `record` is the backup's, if it is whole."""
+    """What was done and what could not be done, in sentences; `record` is the backup's, if it is whole.
+
+    `resumable`: the job that was asked for can be gone on with, and nothing of it was touched.
+    """
 
     done: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     record: BackupRecord | None = None
+    resumable: bool = False
 
 
 def heal_from_json(text: str | bytes, stop: Stop) -> str:
@@ -82,6 +91,8 @@ def heal(what: HealSpec, stop: Stop | None = None) -> Healed:
 
     if what.domain_uuid:
         attempt(partial(_heal_domain, stop=stop))
+    if healed.resumable:
+        return healed
     # Only a storage that answered can say that the backup never became whole; its checkpoint goes in that case alone.
     if what.storage is not None and attempt(tend_storage) and what.domain_uuid and not whole:
         attempt(partial(_drop_checkpoint, stop=stop))
@@ -98,10 +109,25 @@ def _heal_domain(what: HealSpec, healed: Healed, stop: Stop) -> None:
         try:
             domain = connection.domain(what.domain_uuid)
         except DomainNotFound:
+            NoteFile(Path(what.lock_folder), what.domain_uuid).remove()
             return
         with _locked(what, stop):
+            if _is_resumable(domain, what):
+                healed.resumable = True
+                return
+            NoteFile(Path(what.lock_folder), what.domain_uuid).remove()
             if clean_stale(domain, Path(what.scratch_folder)):
                 healed.done.append(f"ended the leftover backup job of domain {domain.name}")
+
+
+def _is_resumable(domain: "Domain", what: HealSpec) -> bool:
+    """Tell whether the next engine can go on with the job that was asked for. Raises HypervisorError."""
+    from engine.source.held import why_not_open
+
+    note = NoteFile(Path(what.lock_folder), what.domain_uuid).read()
+    if note is None or not what.resume_job_id or note.job_id != what.resume_job_id:
+        return False
+    return note.complete or not why_not_open(domain, note, Path(what.scratch_folder))
 
 
 def _thaw(connection: "Connection", what: HealSpec, stop: Stop) -> list[str]:

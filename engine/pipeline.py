@@ -10,10 +10,10 @@ there are as many as compression threads.
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from engine.buffers import Buffers, capacity_of
 from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
@@ -33,6 +33,7 @@ from engine.work import Work
 
 # Frames in memory beside those that are being compressed: one that is read ahead, one that is sealed or written.
 FRAMES_BESIDE = 2
+Finished: TypeAlias = Callable[[SegmentRef, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,12 @@ def store(
     key: ServerKey | None,
     work: Work,
     segment_bytes_max: int = SEGMENT_PLAIN_BYTES_MAX,
+    first: int = 0,
+    finished: Finished = lambda _segment, _last: None,
 ) -> tuple[SegmentRef, ...]:
     """Read what `plan` names from `disk`, write it to `storage` as segments, and return them. Blocks until all is written.
+
+    They are numbered from `first` on; `finished` is told of each when it is on the storage, and whether it is the last.
 
     Nothing stays under a final name of a segment that was not finished; finished segments stay, the caller sweeps. Raises
     what disk and storage raise, and Cancelled. After a failure both may have been interrupted: open them anew.
@@ -63,8 +68,8 @@ def store(
     shared = _Shared(
         work, ended, Buffers(held_bytes_max + FRAME_BYTES_MAX, SEAL_BYTES)
     )  # one more: see _Worker._seal_raw
-    items = _segments(place(plan, segment_bytes_max), identity, disk.size_bytes, key)
-    with _Output(storage, work, shared.buffers) as output, work.stop.waking(ended.set):
+    items = _segments(place(plan, segment_bytes_max, first=first), identity, disk.size_bytes, key)
+    with _Output(storage, work, shared.buffers, finished) as output, work.stop.waking(ended.set):
         run_ordered(
             items,
             lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
@@ -178,11 +183,12 @@ class _Worker:
 class _Output:
     """Writes results in their order: one segment after the other, each an object that appears when it is whole."""
 
-    def __init__(self, storage: Storage, work: Work, buffers: Buffers) -> None:
+    def __init__(self, storage: Storage, work: Work, buffers: Buffers, finished: Finished) -> None:
         self.segments: list[SegmentRef] = []
         self._buffers = buffers
         self._storage = storage
         self._work = work
+        self._finished = finished
         self._open = contextlib.ExitStack()
         self._writer: SegmentWriter | None = None
         self._reported = 0
@@ -209,6 +215,7 @@ class _Output:
             self._report(0, self.segments[-1].stored_bytes)
             self._writer = None
             self._open.close()
+            self._finished(self.segments[-1], placed.last)
             reached("segment")
 
     def _report(self, done: int, stored_bytes: int) -> None:

@@ -158,10 +158,11 @@ class TestJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job; exactly one of the verbs is set."""
+    """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before."""
 
     job_id: str
     attempt: int = 1
+    restarts: int = 0
     backup: BackupJob | None = None
     restore: RestoreJob | None = None
     verify: VerifyJob | None = None

@@ -13,7 +13,7 @@ set. `calls` records every call as (operation, name), so that a test can say in 
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -168,9 +168,9 @@ class FaultyStorage(Storage):
         self.strike("delete", name)
         self._inner.delete(name)
 
-    def sweep(self, prefix: str) -> None:
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         self.strike("sweep", prefix)
-        self._inner.sweep(prefix)
+        self._inner.sweep(prefix, keep)
 
     def usage(self) -> Usage | None:
         self.strike("usage", "")

@@ -450,6 +450,17 @@ class StorageContract:
         storage.sweep("servers/a/two")
         assert list(place.folder.iterdir()) == []
 
+    @pytest.mark.feature("C12")
+    def test_a_sweep_leaves_what_is_to_be_kept(self, storage, place):
+        for name in ("s/one/vda/0000.data", "s/one/vda/0001.data", "s/one/vdb/0000.data", "s/one/intent.json", "s/two"):
+            storage.put(name, b"x")
+        (place.folder / "s/one/vda/0002.data.abc.part").write_bytes(b"half")
+        storage.sweep("s/one", ("s/one/intent.json", "s/one/vda/0000.data"))
+        assert place.files() == ["s/one/intent.json", "s/one/vda/0000.data", "s/two"]
+        assert not (place.folder / "s/one/vdb").exists()
+        storage.sweep("s/one", ("s/one/never.was",))
+        assert place.files() == ["s/two"]
+
     # ---- names ----------------------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize(

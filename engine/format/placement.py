@@ -54,13 +54,14 @@ def place(
     items: Iterable[FramePlan | Extent],
     plain_bytes_max: int = SEGMENT_PLAIN_BYTES_MAX,
     index_bytes_max: int = INDEX_BYTES_MAX,
+    first: int = 0,
 ) -> Iterator[Placed]:
     """Yield where each frame and zero extent goes, every segment closed by a SegmentEnd; there is at least one segment.
 
-    A segment never exceeds either limit (a single frame always fits: `plain_bytes_max` is at least FRAME_BYTES_MAX, or
+    Segments are numbered from `first` on. A segment never exceeds either limit (a single frame always fits: `plain_bytes_max` is at least FRAME_BYTES_MAX, or
     the segment then holds that frame alone). Lazy: it is one item ahead of what it yields.
     """
-    segment, number, plain_bytes, index_bytes = 0, 0, 0, 0
+    segment, number, plain_bytes, index_bytes = first, 0, 0, 0
     held: FramePlan | None = None
     for item in items:
         if isinstance(item, FramePlan):

@@ -85,6 +85,11 @@ def list_checkpoints(domain: Domain, info: DomainInfo | None = None) -> tuple[Ch
     return tuple(sorted(found, key=lambda one: (one.backup_id, one.name)))
 
 
+def is_noted(domain: Domain, name: str) -> bool:
+    """Tell whether libvirt has a note of this checkpoint; also while a job hides the bitmaps."""
+    return _find(domain, name) is not None
+
+
 def checkpoint_usable(
     domain: Domain,
     name: str,

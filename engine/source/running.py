@@ -42,6 +42,15 @@ class Instant:
     quiesce_seconds: float = 0.0
     recorded: Collection[str] = ()
     fault: bool = False
+    held: "Held | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How to reach an instant again after our death, for as long as its job is open: the exports of one socket, by disk."""
+
+    socket_path: str
+    exports: Mapping[str, transient.Export]
 
 
 @contextlib.contextmanager
@@ -84,7 +93,8 @@ def running_disks(
             reached("mapped")
             exports = {disk: transient.Export(disk, job.bitmap_name(disk)) for disk in bases} | changes
             disks |= {disk: NbdDisk(str(job.socket_path), one.name, one.bitmap) for disk, one in exports.items()}
-            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded, quiesced.fault)
+            held = Held(str(job.socket_path), exports)
+            yield Instant(disks, quiesced.reached, quiesced.detail, quiesced.seconds, recorded, quiesced.fault, held)
 
 
 def _record(domain: Domain, nodes: Mapping[str, str], checkpoint: str, work: Work) -> Collection[str]:

@@ -10,7 +10,7 @@ What a backend can do beyond that is data (`Abilities`); callers adapt to the da
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -147,8 +147,8 @@ class Storage(ABC):
     def close(self) -> None: ...
 
     @abstractmethod
-    def sweep(self, prefix: str) -> None:
-        """Remove everything below the folder `prefix`, unfinished `.part` objects included; for failed attempts."""
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
+        """Remove everything below the folder `prefix`, unfinished `.part` objects included, but the objects named in `keep`."""
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small object whole. Raises ObjectExists if the name is taken."""

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -104,10 +104,11 @@ class LocalStorage(Storage):
                 os.fsync(folder)
             self.remove_empty(parents)
 
-    def sweep(self, prefix: str) -> None:
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         parts = check_name(prefix).split("/")
+        kept = {check_name(name) for name in keep}
         with self.failures("sweep", prefix):
-            self._sweep(parts)
+            self._sweep(parts, kept)
             self.remove_empty(parts[:-1])
 
     def usage(self) -> Usage:
@@ -192,14 +193,17 @@ class LocalStorage(Storage):
                 return []
         return found
 
-    def _sweep(self, parts: Sequence[str]) -> None:
+    def _sweep(self, parts: Sequence[str], keep: Collection[str]) -> None:
+        path = "/".join(parts)
         with suppress(FileNotFoundError):
             with self.folder(parts) as folder:
                 for name in os.listdir(folder):  # noqa: PTH208 -- of a descriptor, which pathlib cannot
                     if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-                        self._sweep([*parts, name])
-                    else:
+                        self._sweep([*parts, name], keep)
+                    elif f"{path}/{name}" not in keep:
                         os.unlink(name, dir_fd=folder)
+            if any(name.startswith(path + "/") for name in keep):
+                return
             with self.folder(parts[:-1]) as above:
                 os.rmdir(parts[-1], dir_fd=above)
                 os.fsync(above)

@@ -10,7 +10,7 @@ import random
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -102,11 +102,12 @@ class SftpStorage(Storage):
 
         self.attempt("delete", name, remove)
 
-    def sweep(self, prefix: str) -> None:
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         path = self.path(check_name(prefix))
+        kept = {self.path(check_name(name)) for name in keep}
 
         def remove(wire: Wire) -> None:
-            sweep(wire, path)
+            sweep(wire, path, kept)
             remove_empty(wire, self.root, prefix.split("/")[:-1])
 
         self.attempt("sweep", prefix, remove)

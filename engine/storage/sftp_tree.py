@@ -4,7 +4,7 @@ All functions raise what the session raises, Refused and Lost. `root` is the sto
 """
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 
 from engine.storage.sftp_wire import Attributes, Code, Refused, Wire
@@ -78,19 +78,20 @@ def remove_empty(wire: Wire, root: bytes, parts: Sequence[str]) -> None:
                 return
 
 
-def sweep(wire: Wire, folder: bytes) -> None:
-    """Remove a folder with everything in it; a link is removed, never followed."""
+def sweep(wire: Wire, folder: bytes, keep: Collection[bytes] = ()) -> None:
+    """Remove a folder with everything in it but the paths in `keep`; a link is removed, never followed."""
     with suppress_code(Code.NO_SUCH_FILE):
         for name, attributes in wire.entries(folder):
             if b"/" in name or b"\0" in name:  # a hostile server; the folder then does not become empty
                 continue
             path = folder + b"/" + name
             if stat.S_ISDIR(attributes.mode):
-                sweep(wire, path)
-            else:
+                sweep(wire, path, keep)
+            elif path not in keep:
                 with suppress_code(Code.NO_SUCH_FILE):
                     wire.remove(path)
-        wire.rmdir(folder)
+        if not any(path.startswith(folder + b"/") for path in keep):
+            wire.rmdir(folder)
 
 
 def _paths(root: bytes, parts: Sequence[str]) -> list[bytes]:

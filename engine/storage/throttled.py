@@ -1,6 +1,6 @@
 """A storage whose uploads take turns at a token bucket (P8). Reads pass freely: the limit is one on uploads, never on a restore."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Protocol
 
@@ -52,8 +52,8 @@ class ThrottledStorage(Storage):
     def close(self) -> None:
         self._inner.close()
 
-    def sweep(self, prefix: str) -> None:
-        self._inner.sweep(prefix)
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
+        self._inner.sweep(prefix, keep)
 
 
 class _ThrottledUpload:

@@ -110,6 +110,17 @@ class Engine:
     def do_crash(self, status: int = 3) -> None:
         os._exit(status)
 
+    def do_die(self, times: int = 1) -> None:
+        """Be killed, `times` times; an engine that was started after as many goes on."""
+        if self.job.restarts < times:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_torn_death(self) -> None:
+        """Be killed in the middle of a line; once."""
+        if self.job.restarts == 0:
+            os.write(1, b'{"n": 99, "type": "finished", "job_id": "')
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def do_torn(self) -> None:
         os.write(1, b'{"n": 99, "type": "finished", "job_id": "')
         os._exit(0)
@@ -172,7 +183,9 @@ def heal(text: bytes) -> None:
         )
     failed = ["libvirt is away"] if (folder / "heal-fails").exists() else []
     record = json.loads((folder / "record").read_text()) if (folder / "record").exists() else None
-    print(json.dumps({"done": ["thawed"] if not failed else [], "failed": failed, "record": record}))
+    answer: dict[str, Any] = {"done": ["thawed"] if not failed else [], "failed": failed, "record": record}
+    answer["resumable"] = "resume_job_id" in data
+    print(json.dumps(answer))
 
 
 def main() -> None:

@@ -1,8 +1,5 @@
 """One operation from its command to its end, with a real agent and real processes."""
 
-import os
-import signal
-
 import pytest
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
@@ -157,19 +154,89 @@ def test_a_crash_is_reported_once_with_its_last_words_and_tidied_up(scene: Scene
     assert key not in scene.agent.log
 
 
-@pytest.mark.feature("C11")
-def test_an_engine_that_is_killed_fails_its_job_once(scene: Scene) -> None:
-    place = scene.place([WAIT])
+@pytest.mark.feature("C12")
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_engine_that_is_killed_is_followed_by_another(scene: Scene, times: int) -> None:
+    place = scene.place([{"do": "log", "message": "before"}, {"do": "die", "times": times}, {"do": "commit"}, FINISH])
     command = scene.run(place)
-    (process,) = scene.wait_seen(place, "process")
-    scene.wait_seen(place, "waits")
 
-    os.kill(process["pid"], signal.SIGKILL)
+    assert scene.finished(command).state == job_pb2.JOB_STATE_COMPLETED
+
+    assert len(scene.seen(place, "process")) == times + 1
+    assert [one["resume_job_id"] for one in scene.healed()] == [command.job_id] * times
+    assert len(scene.controller.of_job(command.job_id, "accepted")) == 1
+    assert len(scene.controller.of_job(command.job_id, "finished")) == 1
+
+    def told() -> list[str]:
+        return [line.entry.message for line in scene.controller.log_lines if "restart" in line.entry.message]
+
+    scene.controller.until(lambda: len(told()) == times, "the log")
+    assert "killed by SIGKILL" in told()[0]
+    assert "goes on with it, restart 1 of 2" in told()[0]
+    sequences = [line.entry.sequence for line in scene.controller.log_lines]
+    assert len(set(sequences)) == len(sequences)
+
+
+@pytest.mark.feature("C12")
+def test_a_word_that_was_cut_off_by_the_death_spoils_no_other(scene: Scene) -> None:
+    place = scene.place([{"do": "torn_death"}, FINISH])
+    assert scene.finished(scene.run(place)).state == job_pb2.JOB_STATE_COMPLETED
+
+
+@pytest.mark.feature("C11")
+@pytest.mark.feature("C12")
+def test_engines_that_are_killed_fail_their_job_once(scene: Scene) -> None:
+    place = scene.place([{"do": "die", "times": 9}])
+    command = scene.run(place)
 
     finished = scene.finished(command)
+
     assert finished.failure.reason == "ENGINE_CRASHED"
     assert "SIGKILL" in finished.failure.message
+    assert len(scene.seen(place, "process")) == 3
+    assert ["resume_job_id" in one for one in scene.healed()] == [True, True, False]  # the last tidies up
     assert len(scene.controller.of_job(command.job_id, "finished")) == 1
+
+
+@pytest.mark.feature("C12")
+def test_what_another_engine_left_is_tidied_up_when_the_next_one_fails(scene: Scene) -> None:
+    place = scene.place([{"do": "die"}, {"do": "finish", "state": "failed"}])
+    command = scene.run(place)
+
+    assert scene.finished(command).state == job_pb2.JOB_STATE_FAILED
+    assert ["resume_job_id" in one for one in scene.healed()] == [True, False]
+
+
+@pytest.mark.feature("C12")
+def test_no_other_engine_follows_one_that_asked_for_its_commit(scene: Scene) -> None:
+    place = scene.place([{"do": "commit"}, {"do": "die"}, FINISH])
+    command = scene.run(place)
+
+    assert scene.finished(command).failure.reason == "ENGINE_CRASHED"
+    assert len(scene.seen(place, "process")) == 1
+    assert ["resume_job_id" in one for one in scene.healed()] == [False]
+
+
+@pytest.mark.feature("C12")
+@pytest.mark.parametrize("verb", ["restore", "delete"])
+def test_only_a_backup_is_gone_on_with(scene: Scene, verb: str) -> None:
+    place = scene.place([{"do": "die"}, FINISH])
+    command = scene.run(place, verb=verb)
+    assert scene.finished(command).failure.reason == "ENGINE_CRASHED"
+    assert len(scene.seen(place, "process")) == 1
+
+
+@pytest.mark.feature("C12")
+def test_the_secrets_of_a_followed_engine_lie_nowhere(scene: Scene) -> None:
+    key = bytes(range(32)).hex()
+    place = scene.place([{"do": "die"}, WAIT, FINISH])
+    command = scene.run(place)
+    scene.wait_seen(place, "waits")
+    folder = scene.agent.state_folder / "operations"
+    assert not list(folder.rglob("spec.json"))
+    assert not [path for path in folder.rglob("*") if path.is_file() and key in path.read_text(errors="replace")]
+    (place / "go").touch()
+    assert scene.finished(command).state == job_pb2.JOB_STATE_COMPLETED
 
 
 @pytest.mark.feature("C11")

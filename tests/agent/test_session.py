@@ -169,6 +169,7 @@ def test_secrets_are_in_no_file_no_log_and_no_process_list(scene: Scene) -> None
             assert not [secret for secret in secrets if secret.encode() in text], file
             assert agent_key.encode() not in text or file.name == "identity.json"
     os.kill(process["pid"], signal.SIGKILL)
+    (place / "go").touch()  # for the engine that follows
     scene.finished(command)
     scene.controller.until(lambda: scene.controller.log_lines, "the log")
     assert scene.controller.log_lines[0].entry.message == "[secret] 0"

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class NullStorage(Storage):
     def close(self) -> None:
         pass
 
-    def sweep(self, prefix: str) -> None:
+    def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         pass
 
 

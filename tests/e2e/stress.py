@@ -69,8 +69,8 @@ class StressWorld(World):
         self.link = self._stack.enter_context(Proxy(self.controller.agents_port))
         script = self.folder / "engine.sh"
         script.write_text(
-            f'[ "$1" = --heal ] || read -r BM_KILL_AT < {self._kill_file}\nexport BM_KILL_AT\n'
-            f'exec {sys.executable} -m engine.worker "$@"\n'
+            f'if [ "$1" != --heal ]; then BM_KILL_AT=$(head -n 1 {self._kill_file}); sed -i 1d {self._kill_file}; fi\n'
+            f'export BM_KILL_AT\nexec {sys.executable} -m engine.worker "$@"\n'
         )
         self.kill_at("")
         agent = await super().add_agent(start=False, engine_command=["/bin/sh", str(script)], **options)
@@ -83,9 +83,9 @@ class StressWorld(World):
         file = agent.state_folder / "identity.json"
         identity.save(replace(identity.load(file), address=f"127.0.0.1:{self.link.port}"), file)
 
-    def kill_at(self, step: str) -> None:
-        """Let engines that start from now on die at a step of engine/failpoint.py; "" lets them live."""
-        self._kill_file.write_text(step + "\n")
+    def kill_at(self, *steps: str) -> None:
+        """Let the engines that start from now on die at these steps of engine/failpoint.py, one after the other; the rest live."""
+        self._kill_file.write_text("".join(f"{step}\n" for step in steps))
 
     # ---- subjects ----------------------------------------------------------------------------------------------------
 

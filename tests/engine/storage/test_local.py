@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.storage.local import LocalStorage
 from engine.units import MIB
 from tests.servers.small_disk import remount_read_only, small_disk
 from tests.storage_contract import Place, StorageContract
+from tests.waiting import wait_until
 
 
 @pytest.mark.feature("S3")
@@ -116,3 +118,38 @@ def test_a_swallowed_write_error_makes_no_object(tmp_path):
         with pytest.raises(StorageError):
             upload.__exit__(None, None, None)
         assert list(disk.iterdir()) == []
+
+
+@pytest.mark.feature("C12")
+def test_a_mount_that_goes_away_is_a_typed_failure_without_a_resume(tmp_path):
+    """The file system's disk is served by a process that dies; what the kernel gives up on, it reports as an I/O error."""
+    image, served, disk = tmp_path / "image", tmp_path / "served", tmp_path / "disk"
+    disk.mkdir()
+    served.touch()
+    with image.open("wb") as file:
+        file.truncate(32 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", str(image)], check=True)
+    node = f"driver=file,node-name=disk,filename={image}"
+    export = f"type=fuse,id=disk,node-name=disk,mountpoint={served},writable=on"
+    server = subprocess.Popen(["qemu-storage-daemon", "--blockdev", node, "--export", export])
+    try:
+        wait_until(lambda: served.stat().st_size == 32 * MIB, 20, "the image to be served")
+        subprocess.run(["mount", "-o", "loop", str(served), str(disk)], check=True)
+        try:
+            storage = LocalStorage(str(disk / "storage"))
+            assert not storage.abilities.resume
+            upload = storage.create("object")
+            upload.__enter__()
+            upload.write(bytes(1 * MIB))
+            server.kill()
+            server.wait()
+            with pytest.raises(StorageError) as caught:
+                upload.__exit__(None, None, None)
+            assert caught.value.reason == "STORAGE_FAILED"
+            storage.close()
+        finally:
+            subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    finally:
+        server.kill()
+        server.wait()
+        subprocess.run(["umount", "--lazy", str(served)], check=False, stderr=subprocess.DEVNULL)
