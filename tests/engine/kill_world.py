@@ -163,6 +163,10 @@ class World:
         self.rig.target, self.rig.key = new_storage(self.storage)
         for checkpoint in self.domain.handle.listAllCheckpoints():
             checkpoint.delete(0 if self._running else libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+        for node in self.domain.qmp("query-named-block-nodes") if self._running else ():
+            for bitmap in node.get("dirty-bitmaps", ()):
+                if parse_name(bitmap.get("name", "")):  # of a raw disk, or without libvirt's note
+                    self.domain.qmp("block-dirty-bitmap-remove", node=node["node-name"], name=bitmap["name"])
         for disk in () if self._running else self.domain.disks:
             for name in _bitmaps_in(disk):
                 subprocess.run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", disk.path, name], check=True)
