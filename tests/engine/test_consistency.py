@@ -14,6 +14,7 @@ from tests.engine.rig import RecordingReport, Rig, result
 from tests.servers import guest_writer
 from tests.servers.guest import RealGuest, check_file_system, needs_recovery
 from tests.servers.libvirtd import Libvirtd
+from tests.waiting import wait_until
 
 REACHED = {"freeze_or_pause": "frozen", "freeze": "frozen", "pause": "paused", "none": "crash"}
 
@@ -78,3 +79,26 @@ def test_no_promise_of_the_guest_is_lost(rig: Rig, guest: RealGuest, tmp_path: P
         guest_writer.wait_for_more(guest)
         assert guest.freeze_status() == "thawed"
     assert_host_is_clean(rig, guest)
+
+
+@pytest.mark.feature("T17", "T18")
+def test_a_guest_without_an_agent_is_no_warning_and_one_that_lost_its_agent_is(
+    rig: Rig, guest: RealGuest, tmp_path: Path
+) -> None:
+    new = Rig.make(tmp_path / "new", rig.uri)
+    assert rig.back_up(guest.uuid)["consistency"] == "frozen"
+    guest.stop_agent()
+    try:
+        for where, state in ((new, "completed"), (rig, "completed_with_warnings"), (rig, "completed")):
+            outcome = where.run(backup=where.backup_job(guest.uuid))
+            assert (outcome.state, result(outcome)["consistency"]) == (state, "paused")
+            assert result(outcome)["quiesce_seconds"] > 0
+            told = where.report.infos if state == "completed" else outcome.warnings
+            assert any("no guest agent is connected" in one for one in told)
+        failed = rig.run(backup=rig.backup_job(guest.uuid, consistency="freeze"))
+        assert failed.failure is not None
+        assert failed.failure["reason"] == "QUIESCE_FAILED"
+        assert_host_is_clean(rig, guest)
+    finally:
+        guest.run("rm -f /run/agent-off")
+        wait_until(guest.agent_answers, 60, "the guest agent")
