@@ -12,8 +12,7 @@ from then on: all of this happens once more, in the same job.
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,10 @@ from engine import plan
 from engine.attempt import AttemptIdentity, ask_lease, attempt, check_ancestors, check_sizes, commit, remove_attempt
 from engine.catalog import History, Point, read_history
 from engine.delete import finish_deletions
+from engine.describe import Describer, read_definition
 from engine.errors import (
     BackupManagerError,
     DiskMismatch,
-    DiskNotFound,
-    DiskUnsupported,
     DomainStarted,
     HypervisorError,
     ImageChanged,
@@ -36,12 +34,13 @@ from engine.failpoint import reached
 from engine.format import manifest as manifests
 from engine.format.crypto import ServerKey
 from engine.format.layout import SegmentRef
-from engine.format.manifest import Definition, DiskManifest, Layer, ServerManifest, SkippedDisk, layer_digest
+from engine.format.manifest import Definition, SkippedDisk
 from engine.jobs import Surroundings, keys_of
 from engine.orphans import remove_orphans
 from engine.pipeline import DiskIdentity, store
 from engine.reindex import summarize
 from engine.results import BackupResult
+from engine.selection import Task, choose, select
 from engine.spec import BackupJob
 from engine.storage.base import Storage
 from engine.unfinished import DiskNote, NoteFile, NotResumable
@@ -112,14 +111,6 @@ def _has_been_there(domain: "Domain", around: Surroundings) -> bool:
     return any(one.repository == digits for one in list_checkpoints(domain))
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """One disk and what is to be done with it."""
-
-    image: "DiskInfo"
-    choice: plan.Choice
-
-
 class _Backup:
     def __init__(
         self, around: Surroundings, spec: BackupJob, domain: "Domain", storage: Storage, lock: "DomainLock"
@@ -145,22 +136,22 @@ class _Backup:
         self._earlier: Resumption | None = None  # what an engine that died has left to go on with
 
     def run(self) -> BackupResult:
-        images, skipped = self._select()
+        images, skipped = select(self._domain, self._info, self._spec)
         history = self._history()
         with self._notes.removed_at_the_end():
             why_anew = ""
             try:
                 self._earlier = self._find_earlier(images, history)
                 if self._earlier is not None:
-                    tasks = [_Task(image, self._earlier.choices[image.target]) for image in images]
+                    tasks = [Task(image, self._earlier.choices[image.target]) for image in images]
                     return self._make(tasks, skipped, history)
             except NotResumable as error:
                 why_anew = str(error)
             self._clear(history, why_anew)
             return self._make(self._choose(images, history), skipped, history)
 
-    def _make(self, tasks: list[_Task], skipped: list[SkippedDisk], history: History) -> BackupResult:
-        definition = self._read_definition(tasks)
+    def _make(self, tasks: list[Task], skipped: list[SkippedDisk], history: History) -> BackupResult:
+        definition = read_definition(self._domain, tasks, self._work.report)
         reached("prepared")
         announced = self._earlier is not None
         with attempt(self._storage, self._reopen, self._identity, self._around.now(), self._work, announced=announced):
@@ -172,7 +163,7 @@ class _Backup:
                     self._take_notes(tasks, instant)
                     self._expect(tasks, instant)
                     self._tell_consistency(instant, history)
-                    stored = {task.image.target: self._store(task, instant) for task in tasks}
+                    stored = {task.disk: self._store(task, instant) for task in tasks}
                     reached("stored")
                 reached("job_ended")
                 self._work.report.stage("commit")
@@ -221,14 +212,14 @@ class _Backup:
             if self._checkpoint:
                 delete_checkpoint(self._domain, self._checkpoint, self._info)
 
-    def _take_notes(self, tasks: list[_Task], instant: "Instant") -> None:
+    def _take_notes(self, tasks: list[Task], instant: "Instant") -> None:
         """Note what the next engine would have to know, or take up the note that we go on from."""
         from engine.resume import check_within, kept_names, note_of
 
         if self._earlier is not None:
             note = self._earlier.note
             for task in tasks:
-                if (covered := self._earlier.covered.get(task.image.target)) is not None:
+                if (covered := self._earlier.covered.get(task.disk)) is not None:
                     check_within(self._changes(task, instant), covered)
             self._storage.sweep(self._identity.folder, kept_names(note))
             self._notes.write(note)
@@ -237,7 +228,7 @@ class _Backup:
                 f" {sum(len(one.segments) for one in note.disks)} finished segments, at the same instant"
             )
         elif instant.held is not None:
-            choices = {task.image.target: (task.image, task.choice) for task in tasks}
+            choices = {task.disk: (task.image, task.choice) for task in tasks}
             try:
                 self._notes.write(note_of(self._resume_job(), choices, self._domain, instant, self._checkpoint))
             except OSError as error:  # then a crash costs the whole backup, as it may
@@ -279,69 +270,13 @@ class _Backup:
             raise KeyMissing(key_id=self._target.key_id)
         return self._keys[self._target.key_id]
 
-    def _select(self) -> tuple[list["DiskInfo"], list[SkippedDisk]]:
-        """Return the disks to back up, and those left out with the reason; a disk asked for by name must be there."""
-        from engine.hypervisor.io_threads import unreadable
-
-        by_target = {disk.target: disk for disk in self._info.disks}
-        for name in (*self._spec.disks, *self._spec.disk_types):
-            if name not in by_target:
-                raise DiskNotFound(domain=self._info.name, disk=name)
-        wanted = [by_target[name] for name in self._spec.disks] or list(self._info.disks)
-        why = unreadable(self._domain, self._info) | {
-            disk.target: disk.unsupported for disk in wanted if disk.unsupported
-        }
-        skipped = [
-            SkippedDisk(disk.target, DiskUnsupported.reason, why[disk.target]) for disk in wanted if disk.target in why
-        ]
-        images = [disk for disk in wanted if disk.target not in why]
-        if not images:
-            detail = skipped[0].detail if skipped else "the domain has no disks"
-            raise DiskUnsupported(disk=skipped[0].disk if skipped else "", detail=detail)
-        # A CD drive is no loss; of a disk that holds data and is left out the owner has to hear.
-        return images, [one for one in skipped if by_target[one.disk].device == "disk"]
-
-    def _choose(self, images: list["DiskInfo"], history: History) -> list[_Task]:
-        from engine.hypervisor.bitmaps import bitmap_names
-        from engine.hypervisor.checkpoints import REPOSITORIES_MAX, last_backups, list_checkpoints, repository_digits
-        from engine.hypervisor.notes import restored_times
-
-        spec, own = self._spec, repository_digits(self._target.repository_id)
-        checkpoints = list_checkpoints(self._domain, self._info)
-        restored = restored_times(self._domain)
-        self._bitmaps = bitmap_names(self._domain, self._info)
-        now = datetime.fromisoformat(spec.create_time)
-        interval = timedelta(seconds=spec.interval_seconds)
-        wish = plan.Wish(spec.type, spec.full_interval_days, self._target.key_id, now, interval)
-        tasks = []
-        for image in images:
-            points = history.of_disk(image.target)
-            wish = replace(wish, type=spec.disk_types.get(image.target, spec.type))
-            names = self._bitmaps.get(image.target, frozenset())
-            tracking = self._tracking(image, plan.base(wish, points, names))
-            elsewhere = last_backups(checkpoints, image.target)
-            elsewhere.pop(own, None)
-            state = plan.DiskState(
-                image.target, image.size_bytes, image.path, tracking, restored.get(image.target),
-                tuple(elsewhere.values()), REPOSITORIES_MAX - 1, names,
-            )  # fmt: skip
-            unreadable = history.doubtful(image.target)
-            choice = plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)
-            self._work.report.info(
-                f"disk {choice.disk}: {choice.type}" + (f" ({choice.reason})" if choice.reason else "")
-            )
-            tasks.append(_Task(image, choice))
-        return tasks
-
-    def _tracking(self, image: "DiskInfo", parent: DiskManifest | None) -> Mapping[str, str]:
-        """Return what the hypervisor says of the checkpoint that the next incremental would count from."""
-        from engine.hypervisor.checkpoints import checkpoint_usable
-
-        if parent is None or not parent.checkpoint:
-            return {}
-        sizes, paths = {image.target: parent.size_bytes}, {image.target: (parent.sealed or {}).get("path", "")}
-        fault = checkpoint_usable(self._domain, parent.checkpoint, sizes, self._info, paths)[image.target]
-        return {} if fault == plan.BITMAP_LOST else {parent.checkpoint: fault}
+    def _choose(self, images: list["DiskInfo"], history: History) -> list[Task]:
+        chosen = choose(self._domain, self._info, self._spec, self._target, images, history)
+        self._bitmaps = chosen.bitmaps
+        for one in chosen.tasks:
+            why = f" ({one.choice.reason})" if one.choice.reason else ""
+            self._work.report.info(f"disk {one.disk}: {one.choice.type}{why}")
+        return chosen.tasks
 
     # ---- the instant and the data ------------------------------------------------------------------------------------
 
@@ -362,7 +297,7 @@ class _Backup:
                     log.warning("A checkpoint stays behind name=%s: %s", self._checkpoint, error)
             raise
 
-    def _instant(self, tasks: list[_Task]) -> contextlib.AbstractContextManager["Instant"]:
+    def _instant(self, tasks: list[Task]) -> contextlib.AbstractContextManager["Instant"]:
         from engine.source.held import held_disks
         from engine.source.running import Instant, running_disks
         from engine.source.stopped import stopped_disks
@@ -374,8 +309,8 @@ class _Backup:
             return contextlib.nullcontext(
                 Instant({}, note.consistency, note.detail, note.quiesce_seconds, note.recorded, note.fault)
             )
-        bases = {task.image.target: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
-        copies = {task.image.target for task in tasks if task.choice.type == "copy"}
+        bases = {task.disk: task.choice.parent.checkpoint if task.choice.parent else None for task in tasks}
+        copies = {task.disk for task in tasks if task.choice.type == "copy"}
         if not self._info.active:
             return stopped_disks(self._domain, self._info, bases, self._checkpoint, self._work.stop, copies)
         lock = (self._around.lock_folder, self._lock)
@@ -392,25 +327,25 @@ class _Backup:
                 stack.enter_context(self._work.stop.waking(disk.interrupt))
             yield
 
-    def _check_sizes(self, tasks: list[_Task], instant: "Instant") -> None:
+    def _check_sizes(self, tasks: list[Task], instant: "Instant") -> None:
         """Raise DiskMismatch if a disk was resized since it was looked at: an incremental was chosen for another size."""
         for task in tasks:
             size, parent = self._size_of(task, instant), task.choice.parent
             if parent is not None and parent.size_bytes != size:
                 detail = f"it had {parent.size_bytes} bytes and has {size} now; run the backup again"
-                raise DiskMismatch(disk=task.image.target, detail=detail)
+                raise DiskMismatch(disk=task.disk, detail=detail)
 
-    def _size_of(self, task: _Task, instant: "Instant") -> int:
+    def _size_of(self, task: Task, instant: "Instant") -> int:
         """Return a disk's size at the instant, in bytes."""
         if self._earlier is not None:
-            return self._earlier.note.of(task.image.target).size_bytes
-        return instant.disks[task.image.target].size_bytes
+            return self._earlier.note.of(task.disk).size_bytes
+        return instant.disks[task.disk].size_bytes
 
-    def _done(self, task: _Task) -> DiskNote | None:
+    def _done(self, task: Task) -> DiskNote | None:
         """Return what an engine before us has stored of a disk."""
-        return self._earlier.note.of(task.image.target) if self._earlier is not None else None
+        return self._earlier.note.of(task.disk) if self._earlier is not None else None
 
-    def _expect(self, tasks: list[_Task], instant: "Instant") -> None:
+    def _expect(self, tasks: list[Task], instant: "Instant") -> None:
         """Tell how much there is to do: of each disk what it will hold, which for an incremental is what is dirty."""
         total = 0
         for task in tasks:
@@ -420,7 +355,7 @@ class _Backup:
             elif task.choice.parent is None:
                 total += task.image.size_bytes
             else:
-                total += instant.disks[task.image.target].recorded_bytes()
+                total += instant.disks[task.disk].recorded_bytes()
         self._work.report.stage("read", total)
         for one in self._earlier.note.disks if self._earlier is not None else ():
             for segment in one.segments:
@@ -438,38 +373,38 @@ class _Backup:
         tell = self._work.report.warn if instant.fault or fell else self._work.report.info
         tell(f"the backup is of consistency {instant.consistency}: {instant.detail}")
 
-    def _store(self, task: _Task, instant: "Instant") -> tuple[SegmentRef, ...]:
+    def _store(self, task: Task, instant: "Instant") -> tuple[SegmentRef, ...]:
         done = self._done(task)
         before = done.segments if done is not None else ()
         if done is not None and done.complete:
             return before
-        disk: NbdDisk = instant.disks[task.image.target]
+        disk: NbdDisk = instant.disks[task.disk]
         extents = self._extents(task, instant)
         items = plan_full(extents) if task.choice.parent is None else plan_packed(extents)
-        identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.image.target)
+        identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.disk)
         return before + store(
             disk, items, self._storage, identity, self._key, self._work,
-            first=len(before), finished=partial(self._notes.finish, task.image.target),
+            first=len(before), finished=partial(self._notes.finish, task.disk),
         )  # fmt: skip
 
-    def _extents(self, task: _Task, instant: "Instant") -> Iterator[Extent]:
+    def _extents(self, task: Task, instant: "Instant") -> Iterator[Extent]:
         """Yield what is still to be stored of a disk."""
-        parent, disk = task.choice.parent, instant.disks[task.image.target]
+        parent, disk = task.choice.parent, instant.disks[task.disk]
         extents = disk.extents()
         if parent is not None and task.choice.type == "differential":
             from engine.differential import changed_since_full
 
             extents = changed_since_full(disk, self._storage, parent, self._key)
-        covered = self._earlier.covered.get(task.image.target) if self._earlier is not None else None
+        covered = self._earlier.covered.get(task.disk) if self._earlier is not None else None
         if covered is None:
             return extents
         from engine.resume import remaining
 
         return remaining(extents, covered)
 
-    def _changes(self, task: _Task, instant: "Instant") -> Iterable[Extent]:
+    def _changes(self, task: Task, instant: "Instant") -> Iterable[Extent]:
         """Return all that a backup of this disk has to hold, what is stored already included."""
-        parent, disk = task.choice.parent, instant.disks[task.image.target]
+        parent, disk = task.choice.parent, instant.disks[task.disk]
         if parent is None:
             return (Extent(0, disk.size_bytes),)
         if task.choice.type == "differential":
@@ -482,17 +417,21 @@ class _Backup:
 
     def _commit(
         self,
-        tasks: list[_Task],
+        tasks: list[Task],
         stored: dict[str, tuple[SegmentRef, ...]],
         skipped: list[SkippedDisk],
         instant: "Instant",
         definition: Definition,
     ) -> Point:
-        disks = {task.image.target: self._manifest(task, stored[task.image.target], instant) for task in tasks}
+        describe = Describer(self._around, self._spec, self._info, self._key, self._checkpoint)
+        disks = {
+            task.disk: describe.disk(task, stored[task.disk], self._size_of(task, instant), instant.recorded)
+            for task in tasks
+        }
         for one in disks.values():
             check_sizes(self._storage, one)
         data = {name: manifests.dump(one, self._key) for name, one in disks.items()}
-        server = self._server_manifest(disks, data, skipped, instant.consistency, definition)
+        server = describe.server(disks, data, skipped, instant.consistency, definition)
         server_data = manifests.dump(server, self._key)
         ask_lease(self._identity, self._work)
         check_ancestors(self._storage, disks.values())
@@ -500,87 +439,6 @@ class _Backup:
         by_name = {disks[disk].name: data[disk] for disk in disks}
         digest = commit(self._storage, by_name, (server.name, server_data))
         return Point(server, digest, disks)
-
-    def _manifest(self, task: _Task, segments: tuple[SegmentRef, ...], instant: "Instant") -> DiskManifest:
-        spec, parent, image = self._spec, task.choice.parent, task.image
-        return DiskManifest(
-            repository_id=self._target.repository_id,
-            installation_id=self._target.installation_id,
-            server_id=spec.server_id,
-            backup_id=spec.backup_id,
-            disk=image.target,
-            type=task.choice.type,
-            chain_id=parent.chain_id if parent else spec.backup_id,
-            parent_backup_id=parent.backup_id if parent else "",
-            create_time=spec.create_time,
-            size_bytes=self._size_of(task, instant),
-            checkpoint=self._checkpoint_of(task, instant),
-            reason=task.choice.reason,
-            compression_level=self._work.settings.compression_level,
-            key_id=self._key.key_id if self._key else "",
-            key_check=self._key.check.hex() if self._key else "",
-            plain_bytes=sum(segment.plain_bytes for segment in segments),
-            stored_bytes=sum(segment.stored_bytes for segment in segments),
-            sha256=layer_digest(segments),
-            layers=(*_layers_below(task.choice), Layer(spec.backup_id, segments)),
-            sealed=_about(image),
-        )
-
-    def _checkpoint_of(self, task: _Task, instant: "Instant") -> str:
-        """Return the tracking point that the next incremental counts from, "" where there is none; a copy never has one."""
-        image = task.image
-        tracked = image.holds_bitmaps or image.target in instant.recorded
-        return self._checkpoint if tracked and task.choice.type != "copy" else ""
-
-    def _server_manifest(
-        self,
-        disks: dict[str, DiskManifest],
-        data: dict[str, bytes],
-        skipped: list[SkippedDisk],
-        consistency: str,
-        definition: Definition,
-    ) -> ServerManifest:
-        spec, target = self._spec, self._target
-        return ServerManifest(
-            repository_id=target.repository_id,
-            installation_id=target.installation_id,
-            server_id=spec.server_id,
-            backup_id=spec.backup_id,
-            job_id=self._around.job.job_id,
-            host=self._around.operation.host,
-            domain_uuid=self._info.uuid,
-            domain_name=self._info.name,
-            create_time=spec.create_time,
-            consistency_asked=spec.consistency,
-            consistency_reached=consistency,
-            disks=tuple(manifests.summarize(disks[disk], data[disk]) for disk in disks),
-            skipped=tuple(skipped),
-            warnings=tuple(self._around.job_warnings()),
-            key_id=self._key.key_id if self._key else "",
-            key_check=self._key.check.hex() if self._key else "",
-            wrapped_key=target.wrapped_keys.get(target.key_id, ""),
-            sealed=definition,
-        )
-
-    def _read_definition(self, tasks: list[_Task]) -> Definition:
-        """Read what defines the domain anew, before the instant: hours later it may be another's.
-
-        It is the definition for the next start, unless a disk of the backup is not in it, having been plugged in for now only.
-        """
-        import base64
-
-        from engine.hypervisor.domains import definition, disk_names, nvram
-
-        xml = definition(self._domain)
-        plugged = sorted({task.image.target for task in tasks} - disk_names(xml))
-        if plugged:
-            xml = definition(self._domain, live=True)
-            self._work.report.warn(
-                f"not part of the domain's definition for its next start: disk {', '.join(plugged)}; the live one is kept"
-            )
-        nvram_bytes = nvram(self._domain) or b""
-        disk_map = {task.image.target: _about(task.image) for task in tasks}
-        return Definition(xml, base64.b64encode(nvram_bytes).decode(), disk_map)
 
     def _drop_checkpoints(self, history: History, point: Point) -> None:
         """Remove this repository's checkpoints that no disk's newest point needs, and another's that is one too many."""
@@ -615,14 +473,3 @@ class _Backup:
         remove_stale_bitmaps(self._domain, self._target.repository_id, keep)
         for name in remove_surplus(self._domain, self._target.repository_id):
             self._work.report.info(f"too many storages follow this server: checkpoint {name} gives way")
-
-
-def _layers_below(choice: plan.Choice) -> tuple[Layer, ...]:
-    """Return what the new layer builds upon: the whole chain so far, of a differential the full alone."""
-    if choice.parent is None:
-        return ()
-    return choice.parent.layers[:1] if choice.type == "differential" else choice.parent.layers
-
-
-def _about(image: "DiskInfo") -> dict[str, str]:
-    return {"path": image.path, "format": image.format, "bus": image.bus, "serial": image.serial}
