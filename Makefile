@@ -1,15 +1,16 @@
 # make demo    install what it needs, then see a virtual server backed up, destroyed and restored
 # make test    install what it needs, then lint and run all tests
+# make kill    the tests that kill the engine, at every one of some 700 points instead of a quarter of them
 # make bench   measure on a quiet machine; one JSON line per figure
 #
-# All three work on a fresh Debian 12 with git, make, python3 and apt, as root or with sudo, and leave nothing outside build/.
+# All of them work on a fresh Debian 12 with git, make, python3 and apt, as root or with sudo, and leave nothing outside build/.
 
 SHELL := /bin/bash
 PYTHON := build/venv/bin/python
 WORKERS ?= 3
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint unit bench generate format clean
+.PHONY: demo test lint unit kill bench generate format clean
 
 demo:
 	@.ci/bootstrap demo
@@ -27,6 +28,10 @@ lint:
 unit:
 	@.ci/bootstrap test
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
+
+kill:
+	@.ci/bootstrap test
+	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py
 
 bench:
 	@.ci/bootstrap bench
