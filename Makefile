@@ -27,7 +27,7 @@ lint:
 
 unit:
 	@.ci/bootstrap test
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
+	.ci/unit $(WORKERS)
 
 kill:
 	@.ci/bootstrap test
