@@ -156,8 +156,11 @@ class StressWorld(World):
         self.controller.config.write_text(
             "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items()), ""])
         )
+        welcomes = self.agent.log.count("welcomed session_id=")
         await self.restart_controller(kill=False)
         await self.dial_now()
+        # Its state alone would not do: the hypervisor counts as online for a while after its last word.
+        await until(lambda: self.agent.log.count("welcomed session_id=") > welcomes, "a new session")
         await self.hypervisor_is(ONLINE)
 
     def operation(self, job_id: str) -> Path:

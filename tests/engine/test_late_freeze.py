@@ -143,7 +143,7 @@ def test_an_engine_killed_while_it_waits_for_the_freeze(config: Config, guest: R
     with engine(config, guest, 30):
         mark = the_mark(config)
         wait_until(
-            lambda: "freeze" in guest.run("ps | grep '[f]sfreeze-hook'; true"), 30, "the agent to have the request"
+            lambda: "hook freeze" in guest.run("ps | grep '[f]sfreeze-hook'; true"), 30, "the agent to have the request"
         )
         assert mark.deeds == ("freeze",)
     assert_recovers(config, guest)

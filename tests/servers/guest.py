@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape, quoteattr
 
 import libvirt
@@ -268,7 +269,13 @@ class RealGuest(_Domain):
     def stop_agent(self) -> None:
         """End the agent, so that libvirt sees the channel disconnected."""
         self.run("touch /run/agent-off; kill -9 $(pidof qemu-ga)")
-        wait_until(lambda: "state='disconnected'" in self.handle.XMLDesc(), 10, "the channel to be disconnected")
+        wait_until(lambda: self._agent_channel() == "disconnected", 10, "the channel to be disconnected")
+
+    def _agent_channel(self) -> str:
+        """Return what libvirt says of the agent's channel; the guest has another one."""
+        root = ET.fromstring(self.handle.XMLDesc())
+        (target,) = root.iterfind("./devices/channel/target[@name='org.qemu.guest_agent.0']")
+        return target.get("state", "")
 
     def slow_freeze(self, seconds: float) -> None:
         """Make each freeze wait in the agent's hook first, as a guest's databases do."""
