@@ -57,7 +57,7 @@ def test_no_write_before_or_after_a_kill_is_missed(tmp_path: Path, libvirtd: Any
     """No self-heal in between: the next run alone finds the job, the copy and both records. test_kill.py has every other step."""
     with Worlds(tmp_path / "kill", libvirtd.uri) as worlds, worlds.get("mixed", running=True) as world:
         world.rig.back_up(world.uuid)
-        points = world.points(world.run(world.backup_job(consistency="pause")).steps)
+        points = world.every_point(world.run(world.backup_job(consistency="pause")).steps)
         assert {*STEPS} <= {point.step for point in points}
         for point in points:
             if point.step in STEPS:
