@@ -1,0 +1,50 @@
+"""The tables. What a column means is said here; how they came to be is in `migrations/`.
+
+    hypervisor ─┬─ domain                server ── backup ─┬─ backup_disk        storage ─┬─ secret
+                ├─ outbox_command                          └─ backup_need                 └─ storage_key
+                ├─ agent_journal ── agent_event
+                └─ slot                  job ─┬─ job_log         lease ── lease_hold
+
+Ids are text (UUIDv7). A row points to another table by id and seldom by foreign key: jobs and backups outlive servers,
+storages and hypervisors, and an index that `reindex` rebuilds must take what the storage says. Foreign keys stand where the
+rows end together. Enum values are the lower-case text of the protos; "" means not set. Portable: BIGINT and TEXT only.
+"""
+
+from controller.db.models.backups import Backup, BackupDisk, BackupNeed
+from controller.db.models.base import Table, proxy
+from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
+from controller.db.models.records import AccessToken, Audit, Event, Installation
+from controller.db.models.servers import Server
+from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
+from controller.db.models.storages import Secret, Storage, StorageKey
+from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
+
+ALL: tuple[type[Table], ...] = tuple(Table.__subclasses__())
+
+__all__ = [
+    "ALL",
+    "AccessToken",
+    "AgentEvent",
+    "AgentJournal",
+    "Audit",
+    "Backup",
+    "BackupDisk",
+    "BackupNeed",
+    "Domain",
+    "EnrollmentToken",
+    "Event",
+    "Hypervisor",
+    "Installation",
+    "Job",
+    "JobLog",
+    "Lease",
+    "LeaseHold",
+    "OutboxCommand",
+    "Secret",
+    "Server",
+    "Slot",
+    "Storage",
+    "StorageKey",
+    "Table",
+    "proxy",
+]

@@ -1,0 +1,60 @@
+"""The index of restore points."""
+
+import peewee
+from peewee import BigIntegerField, BooleanField, TextField
+
+from controller.db.fields import JsonField, OptionalTimeField, TimeField
+from controller.db.models.base import Table, id_field, number_field, text_field
+
+
+class Backup(Table):
+    """A restore point, as its manifest or its job told. `hypervisor_id` is where it was made: a local folder is only there."""
+
+    backup_id = id_field()
+    server_id = TextField(index=True)
+    storage_id = TextField(index=True)
+    hypervisor_id = text_field()
+    job_id = text_field()
+    create_time = TimeField()
+    state = TextField()
+    consistency = text_field()
+    encrypted = BooleanField(default=False)
+    stored_bytes = number_field()
+    path = text_field()
+    domain_name = text_field()
+    domain_uuid = text_field()
+    manifest_digest = text_field()
+    skipped_disks = JsonField(default=list)
+    adopt_job_id = text_field()  # the reindex that found it first; "" for one of our own jobs
+    see_time = OptionalTimeField()  # when a reindex found it last
+    delete_time = (
+        OptionalTimeField()
+    )  # a job of ours deleted it; the row stays, so that an older reading does not bring it back
+
+
+class BackupDisk(Table):
+    backup = peewee.ForeignKeyField(Backup, on_delete="CASCADE", index=False)
+    disk = TextField()
+    position = BigIntegerField()
+    type = TextField()
+    chain_id = TextField(index=True)
+    parent_backup_id = text_field()
+    size_bytes = number_field()
+    data_bytes = number_field()
+    stored_bytes = number_field()
+    sha256 = text_field()
+    fallback_reason = text_field()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("backup", "disk")
+
+
+class BackupNeed(Table):
+    """`backup` cannot be restored without `needed_backup_id` (never itself). `position` counts from the oldest."""
+
+    backup = peewee.ForeignKeyField(Backup, on_delete="CASCADE", index=False)
+    needed_backup_id = TextField(index=True)
+    position = BigIntegerField()
+
+    class Meta:
+        primary_key = peewee.CompositeKey("backup", "needed_backup_id")
