@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
+from controller import happenings
 from controller.db import models
 from controller.db.fields import to_microseconds
 from controller.db.statements import statement
@@ -208,7 +209,7 @@ def _set_banned(hypervisor_id: str, *, banned: bool, now: datetime) -> None:
     if changed != 1:
         raise HypervisorNotFound(hypervisor_id=hypervisor_id)
     kind = "hypervisor.banned" if banned else "hypervisor.unbanned"
-    models.Event.insert(time=now, kind=kind, hypervisor_id=hypervisor_id).execute()
+    happenings.record(kind, now, hypervisor_id=hypervisor_id)
 
 
 def _microseconds(offset: timedelta | None) -> int | None:

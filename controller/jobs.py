@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import leases
+from controller import happenings, leases
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
@@ -336,15 +336,18 @@ def _change(job_id: str, states: Sequence[str], now: datetime, event: str, **val
 
 def _event(kind: str, job_id: str, now: datetime) -> None:
     job = get(job_id)
-    models.Event.insert(
-        time=now,
-        kind=kind,
+    body: dict[str, Any] = {"type": job.type, "state": job.state, "version": job.version}
+    if job.failure:
+        body["reason"] = job.failure.reason
+    happenings.record(
+        kind,
+        now,
         job_id=job_id,
         server_id=job.server_id,
         storage_id=job.storage_id,
         hypervisor_id=job.hypervisor_id,
-        body={"type": job.type, "state": job.state, "version": job.version},
-    ).execute()
+        body=body,
+    )
 
 
 def _job(row: models.Job) -> Job:

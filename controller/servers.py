@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import peewee
 
-from controller import hypervisors, leases
+from controller import happenings, hypervisors, leases
 from controller.db import models
 from controller.errors import (
     EtagMismatch,
@@ -250,4 +250,4 @@ def _server(row: models.Server) -> Server:
 
 
 def _event(kind: str, server_id: str, hypervisor_id: str, now: datetime) -> None:
-    models.Event.insert(time=now, kind=kind, server_id=server_id, hypervisor_id=hypervisor_id).execute()
+    happenings.record(kind, now, server_id=server_id, hypervisor_id=hypervisor_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 import peewee
 
+from controller import happenings
 from controller.db import models, secrets
 from controller.db.secrets import Vault
 from controller.errors import (
@@ -295,4 +296,4 @@ def _storage(row: models.Storage) -> Storage:
 
 
 def _event(kind: str, storage_id: str, now: datetime) -> None:
-    models.Event.insert(time=now, kind=kind, storage_id=storage_id).execute()
+    happenings.record(kind, now, storage_id=storage_id)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
-from controller import hypervisors
+from controller import happenings, hypervisors
 from controller.db import models
 from controller.errors import (
     EnrollmentTokenInvalid,
@@ -115,7 +115,7 @@ def redeem(secret: str, agent_version: str, sign: Callable[[str], C], now: datet
         _Hypervisor.insert(hypervisor_id=token.hypervisor_id, name=token.name, create_time=now, **values).execute()
     else:
         _Hypervisor.update(**values).where(_Hypervisor.hypervisor_id == token.hypervisor_id).execute()
-    models.Event.insert(time=now, kind="hypervisor.enrolled", hypervisor_id=token.hypervisor_id).execute()
+    happenings.record("hypervisor.enrolled", now, hypervisor_id=token.hypervisor_id)
     return token.hypervisor_id, certificate
 
 
@@ -129,7 +129,7 @@ def renew(hypervisor_id: str, serial: str, sign: Callable[[str], C], now: dateti
     _Hypervisor.update(
         certificate_serial=serial, pending_serial=certificate.serial, certificate_expire_time=certificate.expire_time
     ).where(_Hypervisor.hypervisor_id == hypervisor_id).execute()
-    models.Event.insert(time=now, kind="hypervisor.renewed", hypervisor_id=hypervisor_id).execute()
+    happenings.record("hypervisor.renewed", now, hypervisor_id=hypervisor_id)
     return certificate
 
 

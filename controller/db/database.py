@@ -29,6 +29,7 @@ from playhouse.migrations import Runner
 
 from controller.db import models
 from controller.db.notes import Listener, Note, collecting
+from controller.db.numbering import number_events
 from controller.errors import CannotStart
 
 log = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class Database:
                 else:
                     stack.enter_context(self._peewee.atomic())
                 outcomes = [self._one(call, notes) for call in calls]
+                notes = number_events(self._peewee, notes)
         except Exception as error:
             log.exception("database transaction failed calls=%d", len(calls))
             self._peewee.close()  # a broken connection is made anew by the next group

@@ -12,7 +12,9 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`topic` is "job" (key: job id, value: its version) or "outbox" (key: hypervisor id, value: the command's number)."""
+    """`topic` is "job" (key: job id, value: its version), "outbox" (key: hypervisor id, value: the command's number), or
+    "event" (no key, value: the newest sequence, set at the commit).
+    """
 
     topic: str
     key: str

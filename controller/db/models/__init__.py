@@ -12,8 +12,17 @@ rows end together. Enum values are the lower-case text of the protos; "" means n
 
 from controller.db.models.backups import Backup, BackupDisk, BackupNeed
 from controller.db.models.base import Table, proxy
+from controller.db.models.events import (
+    Event,
+    EventHorizon,
+    EventPending,
+    HypervisorPresence,
+    SystemLog,
+    Webhook,
+    WebhookDelivery,
+)
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
-from controller.db.models.records import AccessToken, Audit, Event, Installation
+from controller.db.models.records import AccessToken, Audit, Installation
 from controller.db.models.servers import Server
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
 from controller.db.models.storages import Secret, Storage, StorageKey
@@ -33,7 +42,10 @@ __all__ = [
     "Domain",
     "EnrollmentToken",
     "Event",
+    "EventHorizon",
+    "EventPending",
     "Hypervisor",
+    "HypervisorPresence",
     "Installation",
     "Job",
     "JobLog",
@@ -45,6 +57,9 @@ __all__ = [
     "Slot",
     "Storage",
     "StorageKey",
+    "SystemLog",
     "Table",
+    "Webhook",
+    "WebhookDelivery",
     "proxy",
 ]

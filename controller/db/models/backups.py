@@ -14,7 +14,7 @@ class Backup(Table):
     server_id = TextField(index=True)
     storage_id = TextField(index=True)
     hypervisor_id = text_field()
-    job_id = text_field()
+    job_id = TextField(default="", index=True)
     create_time = TimeField()
     state = TextField()
     consistency = text_field()

@@ -1,4 +1,4 @@
-"""Who we are, who may call, who did what, and what happened."""
+"""Who we are, who may call, and who did what."""
 
 from peewee import BigAutoField, BigIntegerField, TextField
 
@@ -47,16 +47,3 @@ class Audit(Table):
     outcome = text_field()
     peer = text_field()
     detail = JsonField(null=True)
-
-
-class Event(Table):
-    """What happened, in order, for those who watch (N6)."""
-
-    sequence = BigAutoField()
-    time = TimeField(index=True)
-    kind = TextField()
-    job_id = text_field()
-    server_id = text_field()
-    storage_id = text_field()
-    hypervisor_id = text_field()
-    body = JsonField(null=True)
