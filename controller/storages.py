@@ -17,18 +17,32 @@ from controller.db.secrets import Vault
 from controller.errors import (
     EncryptionImmutable,
     EtagMismatch,
+    HypervisorNotFound,
     InvalidField,
     StorageExists,
     StorageImmutable,
     StorageInUse,
     StorageNotFound,
 )
+from controller.rules.retention import KEEP_LAST_DEFAULT
 from engine.format import keys
 from engine.format.crypto import StorageKey
 from engine.ids import new_id
 
 Row = models.Storage
 TABLE = "storage"  # its secrets' table name
+_CHANGEABLE = (
+    "name",
+    "config",
+    "compression",
+    "limits",
+    "enabled",
+    "read_only",
+    "encryption_enabled",
+    "retention",
+    "keep_last",
+    "delete_hypervisor_id",
+)
 _PLACE = {"local": ("path",), "sftp": ("host", "port", "path")}  # what says where backups lie (S0)
 
 
@@ -40,7 +54,9 @@ class SecretStatus:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A storage as it stands. `config`, `compression` and `limits` are JSON forms of the proto messages."""
+    """A storage as it stands. `config`, `compression` and `limits` are JSON forms of the proto messages, `retention` a policy's
+    (rules/retention.py). `delete_hypervisor_id` is "" where every hypervisor that uses the storage may delete there.
+    """
 
     storage_id: str
     name: str
@@ -53,6 +69,9 @@ class Storage:
     enabled: bool
     read_only: bool
     repository_id: str
+    retention: dict[str, Any]
+    keep_last: int
+    delete_hypervisor_id: str
     secrets: tuple[SecretStatus, ...]
     create_time: datetime
     update_time: datetime
@@ -71,6 +90,9 @@ class NewStorage:
     compression: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     encryption_enabled: bool = False
+    retention: dict[str, Any] = field(default_factory=dict)
+    keep_last: int = KEEP_LAST_DEFAULT
+    delete_hypervisor_id: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -85,6 +107,9 @@ class StorageChange:
     enabled: bool | None = None
     read_only: bool | None = None
     encryption_enabled: bool | None = None
+    retention: dict[str, Any] | None = None
+    keep_last: int | None = None
+    delete_hypervisor_id: str | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -156,7 +181,7 @@ def has_been_used(storage: Storage, hypervisor_id: str) -> bool:
 
 
 def create(new: NewStorage, key: NewKey | None, vault: Vault, now: datetime) -> Storage:
-    """Make a storage; nothing is written to it before its first use. Raises StorageExists, InvalidField."""
+    """Make a storage; nothing is written to it before its first use. Raises StorageExists, HypervisorNotFound, InvalidField."""
     if new.encryption_enabled and key is None:
         raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
     _check_name(new.name, "")
@@ -171,6 +196,9 @@ def create(new: NewStorage, key: NewKey | None, vault: Vault, now: datetime) -> 
         encryption_enabled=new.encryption_enabled,
         key_id=key.key.key_id if key else "",
         repository_id=new_id(now),
+        retention=new.retention,
+        keep_last=new.keep_last,
+        delete_hypervisor_id=_hypervisor_id(new.delete_hypervisor_id),
         create_time=now,
         update_time=now,
     ).execute()
@@ -186,7 +214,7 @@ def update(
 ) -> Storage:
     """Change a storage; `key` replaces its key (a new passphrase).
 
-    Raises StorageNotFound, EtagMismatch, StorageExists; StorageImmutable for another place and EncryptionImmutable for
+    Raises StorageNotFound, EtagMismatch, StorageExists, HypervisorNotFound; StorageImmutable for another place and EncryptionImmutable for
     another encryption while backups lie there or a job may be writing one (S0, S25).
     """
     row = Row.get_or_none(Row.storage_id == storage_id)
@@ -194,13 +222,11 @@ def update(
         raise StorageNotFound(storage_id=storage_id)
     if etag and etag != str(row.version):
         raise EtagMismatch(etag=str(row.version))
-    values: dict[str, Any] = {
-        name: getattr(change, name)
-        for name in ("name", "config", "compression", "limits", "enabled", "read_only", "encryption_enabled")
-        if getattr(change, name) is not None
-    }
+    values: dict[str, Any] = {name: getattr(change, name) for name in _CHANGEABLE if getattr(change, name) is not None}
     if change.name is not None:
         _check_name(change.name, storage_id)
+    if change.delete_hypervisor_id is not None:
+        values["delete_hypervisor_id"] = _hypervisor_id(change.delete_hypervisor_id)
     in_use = _use_count(storage_id) > 0
     _check_place(row, change, in_use=in_use)
     encryption_changes = values.get("encryption_enabled", row.encryption_enabled) != row.encryption_enabled
@@ -246,6 +272,15 @@ def pin_host_key(storage_id: str, host_key: str, now: datetime) -> bool:
 def _check_name(name: str, storage_id: str) -> None:
     if Row.select().where((Row.name == name) & (Row.storage_id != storage_id)).exists():
         raise StorageExists(name=name)
+
+
+def _hypervisor_id(reference: str) -> str:
+    """Return the id of a hypervisor that is given by id or name, "" for none. Raises HypervisorNotFound."""
+    table = models.Hypervisor
+    row = table.get_or_none(table.hypervisor_id == reference) or table.get_or_none(table.name == reference)
+    if row is None and reference:
+        raise HypervisorNotFound(hypervisor_id=reference)
+    return str(row.hypervisor_id) if row is not None else ""
 
 
 def _check_place(row: models.Storage, change: StorageChange, *, in_use: bool) -> None:

@@ -5,6 +5,7 @@ value without its prefix, "" for unspecified.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -21,12 +22,14 @@ from clients.gen.backupmanager.v1 import (
     failure_pb2,
     hypervisor_pb2,
     job_pb2,
+    retention_pb2,
     server_pb2,
     storage_pb2,
 )
 from controller.backups import Backup
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
+from controller.rules import retention as retention_rules
 from controller.security.tokens import AccessToken
 from controller.servers import Server
 from controller.storages import Storage
@@ -148,6 +151,9 @@ def storage(record: Storage) -> storage_pb2.Storage:
         enabled=record.enabled,
         read_only=record.read_only,
         repository_id=record.repository_id,
+        retention=policy(record.retention),
+        keep_last=record.keep_last,
+        delete_hypervisor_id=record.delete_hypervisor_id,
         secrets=[storage_pb2.SecretStatus(name=one.name, fingerprint=one.fingerprint) for one in record.secrets],
         capabilities=STORAGE_CAPABILITIES[record.type],
         create_time=time(record.create_time),
@@ -156,6 +162,21 @@ def storage(record: Storage) -> storage_pb2.Storage:
         stored_bytes=record.stored_bytes,
         etag=record.etag,
     )
+
+
+def policy(value: Mapping[str, Any]) -> retention_pb2.RetentionPolicy | None:
+    """Return a retention policy with its preset's numbers filled in; None for none."""
+    numbers = retention_rules.policy_of(value)
+    if numbers is None:
+        return None
+    return retention_pb2.RetentionPolicy(
+        preset=value.get("preset", ""), trim_tails=value.get("trim_tails", False), **asdict(numbers)
+    )
+
+
+def policy_json(message: retention_pb2.RetentionPolicy) -> dict[str, Any]:
+    """Return a retention policy's JSON form, checked. Raises InvalidField."""
+    return retention_rules.checked(to_json(message))
 
 
 def backup(record: Backup) -> backup_pb2.Backup:

@@ -13,12 +13,25 @@ from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
 from controller.orders import ReindexOrder, TestOrder
+from controller.rules import retention
 from controller.security.caller import current_caller
 from controller.services import check, convert, paging, storage_check
 from controller.services.parts import Context, Parts
 from controller.storages import NewKey, NewStorage, Storage, StorageChange
 
-_CHANGEABLE = ("name", "local", "sftp", "compression", "limits", "enabled", "read_only", "encryption.enabled")
+_CHANGEABLE = (
+    "name",
+    "local",
+    "sftp",
+    "compression",
+    "limits",
+    "enabled",
+    "read_only",
+    "encryption.enabled",
+    "retention",
+    "keep_last",
+    "delete_hypervisor_id",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +152,17 @@ def _new(request: messages.CreateStorageRequest) -> NewStorage:
         compression=convert.to_json(storage_check.compression(compression)),
         limits=convert.to_json(storage_check.limits(request.limits)),
         encryption_enabled=request.encryption_enabled,
+        retention=convert.policy_json(request.retention),
+        keep_last=retention.checked_keep_last(
+            request.keep_last if request.HasField("keep_last") else retention.KEEP_LAST_DEFAULT
+        ),
+        delete_hypervisor_id=_deleter(request.delete_hypervisor_id),
         secrets=given,
     )
+
+
+def _deleter(reference: str) -> str:
+    return check.reference("delete_hypervisor_id", reference, optional=True)
 
 
 def _config(kind: str, message: Any) -> storage_check.Config:
@@ -175,6 +197,9 @@ def _update(request: messages.UpdateStorageRequest) -> _Update:
         enabled=new.enabled if "enabled" in paths else None,
         read_only=new.read_only if "read_only" in paths else None,
         encryption_enabled=new.encryption.enabled if "encryption.enabled" in paths else None,
+        retention=convert.policy_json(new.retention) if "retention" in paths else None,
+        keep_last=retention.checked_keep_last(new.keep_last) if "keep_last" in paths else None,
+        delete_hypervisor_id=_deleter(new.delete_hypervisor_id) if "delete_hypervisor_id" in paths else None,
         secrets={},
     )
     return _Update(reference, check.title("storage.etag", new.etag), kind, change)

@@ -23,6 +23,7 @@ from controller.db.models.events import (
 )
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
 from controller.db.models.records import AccessToken, Audit, Installation
+from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.servers import Server
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
 from controller.db.models.storages import Secret, Storage, StorageKey
@@ -52,6 +53,9 @@ __all__ = [
     "Lease",
     "LeaseHold",
     "OutboxCommand",
+    "PruneCandidate",
+    "PruneRound",
+    "Purge",
     "Secret",
     "Server",
     "Slot",

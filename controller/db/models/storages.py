@@ -22,6 +22,9 @@ class Storage(Table):
     create_time = TimeField()
     update_time = TimeField()
     version = BigIntegerField(default=1)
+    retention = JsonField(default=dict)  # a policy, see rules/retention.py; {} prunes nothing
+    keep_last = BigIntegerField(default=2)
+    delete_hypervisor_id = text_field()  # the only one that may delete; "" for any that uses the storage
 
 
 class Secret(Table):

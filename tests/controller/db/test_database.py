@@ -8,6 +8,7 @@ import threading
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import peewee
 import pytest
@@ -233,11 +234,16 @@ def test_the_migrations_make_what_the_models_say(url: str, tmp_path: Path) -> No
     assert _schema(tmp_path / "controller.db") == _schema(tmp_path / "wanted.db")
 
 
-def _schema(path: Path) -> dict[str, str]:
-    connection = sqlite3.connect(path)
-    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    connection.close()
-    return {name: sql for name, sql in rows if "migration" not in name}
+def _schema(path: Path) -> dict[str, Any]:
+    """Return each table's columns (in whatever order: a column that came later stands last) and each index's text."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+        columns = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+        return {
+            name: set(connection.execute(columns, (name,))) if kind == "table" else sql
+            for kind, name, sql in rows
+            if "migration" not in name
+        }
 
 
 def test_a_note_outside_of_a_transaction_is_a_fault() -> None:

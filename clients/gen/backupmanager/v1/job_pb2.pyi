@@ -43,6 +43,10 @@ class _JobTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobType.Value
     """Rebuilds the catalog of a storage."""
     JOB_TYPE_TEST: _JobType.ValueType  # 6
     """Tries a storage."""
+    JOB_TYPE_PRUNE: _JobType.ValueType  # 7
+    """Deletes what retention keeps no more."""
+    JOB_TYPE_PURGE: _JobType.ValueType  # 8
+    """Deletes what is left of a server."""
 
 class JobType(_JobType, metaclass=_JobTypeEnumTypeWrapper):
     """What a job does."""
@@ -61,6 +65,10 @@ JOB_TYPE_REINDEX: JobType.ValueType  # 5
 """Rebuilds the catalog of a storage."""
 JOB_TYPE_TEST: JobType.ValueType  # 6
 """Tries a storage."""
+JOB_TYPE_PRUNE: JobType.ValueType  # 7
+"""Deletes what retention keeps no more."""
+JOB_TYPE_PURGE: JobType.ValueType  # 8
+"""Deletes what is left of a server."""
 Global___JobType: _TypeAlias = JobType  # noqa: Y015
 
 class _JobState:
@@ -287,7 +295,7 @@ class JobResult(_message.Message):
 
     @_builtins.property
     def delete(self) -> Global___DeleteResult:
-        """Of a deletion."""
+        """Of a deletion, a prune or a purge."""
 
     @_builtins.property
     def reindex(self) -> Global___ReindexResult:

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from clients.gen.backupmanager.v1 import retention_pb2 as _retention_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -71,6 +72,9 @@ class Storage(_message.Message):
     BACKUP_COUNT_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    DELETE_HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id, made by the controller."""
     name: _builtins.str
@@ -87,6 +91,10 @@ class Storage(_message.Message):
     """Bytes these take there."""
     etag: _builtins.str
     """Version of this resource, for updates."""
+    keep_last: _builtins.int
+    """So many chains beside the one that backups go on with (on PBS: so many snapshots) are kept whatever their age."""
+    delete_hypervisor_id: _builtins.str
+    """The only hypervisor that deletes there: its id; empty for any that uses the storage."""
     @_builtins.property
     def local(self) -> Global___LocalConfig:
         """A folder on each hypervisor."""
@@ -123,6 +131,10 @@ class Storage(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it was changed last."""
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.RetentionPolicy:
+        """What is kept of each server's backups, unless the schedule of its hypervisor says otherwise. Unset: nothing is pruned."""
+
     def __init__(
         self,
         *,
@@ -143,10 +155,13 @@ class Storage(_message.Message):
         backup_count: _builtins.int = ...,
         stored_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
+        retention: _retention_pb2.RetentionPolicy | None = ...,
+        keep_last: _builtins.int = ...,
+        delete_hypervisor_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "encryption", b"encryption", "limits", b"limits", "local", b"local", "sftp", b"sftp", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "encryption", b"encryption", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015

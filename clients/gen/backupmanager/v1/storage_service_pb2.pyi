@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from clients.gen.backupmanager.v1 import retention_pb2 as _retention_pb2
 from clients.gen.backupmanager.v1 import storage_pb2 as _storage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -64,12 +65,19 @@ class CreateStorageRequest(_message.Message):
     ENCRYPTION_ENABLED_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     ALLOW_LOCAL_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    DELETE_HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name; 1 to 64 letters, digits, `.`, `-` or `_`."""
     encryption_enabled: _builtins.bool
     """Encrypt new backups."""
     allow_local: _builtins.bool
     """Accepts that a local folder does not survive the hypervisor."""
+    keep_last: _builtins.int
+    """Chains that are kept whatever their age, 0 to 1000; unset means 2."""
+    delete_hypervisor_id: _builtins.str
+    """The only hypervisor that deletes there: id or name; empty for any that uses the storage."""
     @_builtins.property
     def local(self) -> _storage_pb2.LocalConfig:
         """A folder; needs `allow_local`."""
@@ -90,6 +98,10 @@ class CreateStorageRequest(_message.Message):
     def limits(self) -> _storage_pb2.StorageLimits:
         """Limits; unset means none and 4 threads."""
 
+    @_builtins.property
+    def retention(self) -> _retention_pb2.RetentionPolicy:
+        """What is kept; unset prunes nothing."""
+
     def __init__(
         self,
         *,
@@ -101,13 +113,21 @@ class CreateStorageRequest(_message.Message):
         encryption_enabled: _builtins.bool = ...,
         limits: _storage_pb2.StorageLimits | None = ...,
         allow_local: _builtins.bool = ...,
+        retention: _retention_pb2.RetentionPolicy | None = ...,
+        keep_last: _builtins.int | None = ...,
+        delete_hypervisor_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "config", b"config", "limits", b"limits", "local", b"local", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "compression", b"compression", "config", b"config", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_local", b"allow_local", "compression", b"compression", "config", b"config", "encryption_enabled", b"encryption_enabled", "limits", b"limits", "local", b"local", "name", b"name", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "allow_local", b"allow_local", "compression", b"compression", "config", b"config", "delete_hypervisor_id", b"delete_hypervisor_id", "encryption_enabled", b"encryption_enabled", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
+    _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last) -> _WhichOneofReturnType__keep_last | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
 
 Global___CreateStorageRequest: _TypeAlias = CreateStorageRequest  # noqa: Y015
@@ -251,7 +271,9 @@ class UpdateStorageRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields: name, local, sftp, compression, limits, enabled, read_only, encryption.enabled."""
+        """Which fields: name, local, sftp, compression, limits, enabled, read_only, encryption.enabled,
+        retention, keep_last, delete_hypervisor_id.
+        """
 
     @_builtins.property
     def secrets(self) -> Global___StorageSecrets:

@@ -1,0 +1,266 @@
+"""Retention of what the catalog knows: which policy applies to whose backups, what stays and why, what is about to go.
+
+    storage ──► Basis: the storage, its schedules ──► for each hypervisor the rules that apply (R21)
+    servers ──► histories(): their backups there, in three statements for hundreds of servers
+    both    ──► engine.retention.decide / explain, which know of no database
+
+A history holds all that the catalog has of one server on one storage. What is damaged or missing protects nothing and stays
+(R20). Functions that end in the database are sync, run by `Database.run`; the rest may run anywhere.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+from zoneinfo import ZoneInfo
+
+from controller import backups, storages
+from controller.db import models
+from controller.db.fields import from_microseconds
+from controller.db.statements import statement
+from controller.rules import retention as policies
+from controller.rules.retention import words
+from controller.storages import Storage
+from engine import retention as engine
+from engine.retention import Backup, DiskPoint, Rhythm, Rules, Verdict
+
+__all__ = ["Applied", "Basis", "Expiration", "Explanation", "History", "expirations", "explain", "histories", "words"]
+
+SERVERS_MAX = 200  # of one statement, and of one turn of the database's thread
+_STORAGES_MAX = 100_000
+_NO_RHYTHM = Rhythm(timedelta(0))  # nothing is made any more
+
+
+# ---- which policy (R12, R21) -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What decides about a server's backups on a storage, and where it comes from. `policy` is the JSON form."""
+
+    policy: dict[str, Any]
+    keep_last: int
+    time_zone: str
+    storage_type: str
+    schedule_id: str = ""
+    policy_origin: str = "default"
+    keep_last_origin: str = "default"
+    rhythm: Rhythm = _NO_RHYTHM
+
+    @property
+    def rules(self) -> Rules:
+        return policies.rules(self.policy, self.keep_last, ZoneInfo(self.time_zone), self.storage_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """All that decides on one storage at one moment: its own words, and by hypervisor those of the schedules that use it."""
+
+    storage: Storage
+    own: Applied
+    by_hypervisor: Mapping[str, Applied]
+
+    def applied(self, hypervisor_id: str) -> Applied:
+        """Return what applies to a server that lives on this hypervisor now ("" for nowhere)."""
+        return self.by_hypervisor.get(hypervisor_id, self.own)
+
+
+def basis(storage: Storage) -> Basis:
+    """Return what decides on a storage now."""
+    own = Applied(
+        storage.retention,
+        storage.keep_last,
+        "UTC",
+        storage.type,
+        policy_origin="storage" if storage.retention else "default",
+        keep_last_origin="default" if storage.keep_last == policies.KEEP_LAST_DEFAULT else "storage",
+    )
+    return Basis(storage, own, {})
+
+
+# ---- histories ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All backups of one server on one storage, oldest first. `hypervisor_id` is where the server lives now."""
+
+    server_id: str
+    hypervisor_id: str
+    backups: tuple[Backup, ...]
+
+
+_Rows: TypeAlias = list[tuple[Any, ...]]
+_POINTS = "SELECT backup_id, server_id, create_time, state FROM backup WHERE OF_THEM ORDER BY create_time, backup_id"
+_DISKS = (
+    "SELECT backup_disk.backup_id, disk, chain_id, type FROM backup_disk"
+    " JOIN backup ON backup.backup_id = backup_disk.backup_id WHERE OF_THEM ORDER BY position"
+)
+_NEEDS = (
+    "SELECT backup_need.backup_id, needed_backup_id FROM backup_need"
+    " JOIN backup ON backup.backup_id = backup_need.backup_id WHERE OF_THEM"
+)
+_OF_THEM = "backup.server_id IN (MARKS) AND backup.storage_id = ? AND backup.delete_time IS NULL"
+_HOMES = "SELECT server_id, hypervisor_id FROM server WHERE server_id IN (MARKS)"
+
+
+def servers_on(storage_id: str, *, after: str = "", limit: int = SERVERS_MAX) -> list[str]:
+    """Return the ids of the servers that have backups on a storage, in order, those after the id `after`."""
+    rows = statement(
+        "SELECT DISTINCT server_id FROM backup WHERE storage_id = ? AND server_id > ? AND delete_time IS NULL"
+        " ORDER BY server_id LIMIT ?",
+        storage_id,
+        after,
+        limit,
+    )
+    return [row[0] for row in rows]
+
+
+def histories(storage_id: str, server_ids: Sequence[str]) -> list[History]:
+    """Return the histories of at most SERVERS_MAX servers on a storage, in three statements however long they are."""
+    if not server_ids:
+        return []
+    marks = ", ".join("?" for _ in server_ids)
+
+    def read(sql: str, *more: str) -> _Rows:
+        return statement(sql.replace("OF_THEM", _OF_THEM).replace("MARKS", marks), *server_ids, *more)
+
+    found = _grouped(read(_POINTS, storage_id), _points_of(read(_DISKS, storage_id), read(_NEEDS, storage_id)))
+    homes: dict[str, str] = dict(read(_HOMES))
+    return [History(server_id, homes.get(server_id, ""), tuple(found[server_id])) for server_id in sorted(found)]
+
+
+def _points_of(disks: _Rows, needs: _Rows) -> dict[str, tuple[DiskPoint, ...]]:
+    """Return the disks of each backup. The catalog knows what a backup needs as a whole: its first disk has it all."""
+    needed: dict[str, list[str]] = defaultdict(list)
+    for backup_id, need in needs:
+        needed[backup_id].append(need)
+    found: dict[str, list[DiskPoint]] = defaultdict(list)
+    for backup_id, disk, chain_id, kind in disks:
+        own = found[backup_id]
+        own.append(
+            DiskPoint(
+                disk, chain_id or backup_id, frozenset(() if own else needed.get(backup_id, ())), copy=kind == "copy"
+            )
+        )
+    return {backup_id: tuple(points) for backup_id, points in found.items()}
+
+
+def _grouped(rows: _Rows, points: Mapping[str, tuple[DiskPoint, ...]]) -> dict[str, list[Backup]]:
+    """Return the backups of each server, oldest first; tracked is the newest point of each disk that is no copy (R13)."""
+    found: dict[str, list[Backup]] = defaultdict(list)
+    newest: dict[tuple[str, str], str] = {}
+    for backup_id, server_id, _, _ in rows:
+        for point in points.get(backup_id, ()):
+            if not point.copy:
+                newest[server_id, point.disk] = backup_id
+    tracked = set(newest.values())
+    for backup_id, server_id, create_time, state in rows:
+        found[server_id].append(
+            Backup(
+                backup_id,
+                from_microseconds(create_time),
+                points.get(backup_id, ()),
+                damaged=state != backups.AVAILABLE,
+                tracked=backup_id in tracked,
+            )
+        )
+    return found
+
+
+# ---- what stays, and until when (R16, R18) -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a backup stays and when it is expected to go, by the policy that applies."""
+
+    server_id: str
+    storage_id: str
+    verdict: Verdict
+    applied: Applied
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expiration:
+    """A backup that is expected to go at `expire_time`."""
+
+    backup_id: str
+    server_id: str
+    storage_id: str
+    create_time: datetime
+    expire_time: datetime
+
+
+def going(history: History, applied: Applied, now: datetime) -> list[str]:
+    """Return the backups that nothing keeps, newest first. Pure."""
+    reasons = engine.decide(history.backups, applied.rules, now)
+    return [one.backup_id for one in reversed(history.backups) if not reasons[one.backup_id]]
+
+
+def explain(backup_id: str, now: datetime) -> Explanation:
+    """Return why a backup stays. Raises BackupNotFound."""
+    backup = backups.get(backup_id)
+    verdicts, applied = verdicts_of(backup.server_id, backup.storage_id, now)
+    verdict = next(one for one in verdicts if one.backup_id == backup_id)
+    return Explanation(backup.server_id, backup.storage_id, verdict, applied, backup.stored_bytes)
+
+
+def verdicts_of(server_id: str, storage_id: str, now: datetime) -> tuple[list[Verdict], Applied]:
+    """Return the verdicts on all backups of a server on a storage, oldest first, and what they go by."""
+    found = histories(storage_id, [server_id])
+    history = found[0] if found else History(server_id, _home(server_id), ())
+    applied = basis(storages.find(storage_id)).applied(history.hypervisor_id)
+    return engine.explain(history.backups, applied.rules, now, applied.rhythm), applied
+
+
+def expirations(now: datetime, days: int, *, storage_id: str = "", server_ids: Iterable[str] = ()) -> list[Expiration]:
+    """Return what is expected to go within `days`, also what may go at once, soonest first; of one storage, of some servers.
+
+    Takes about a millisecond for each server; `storage_id` and `server_ids` keep a call short.
+    """
+    found: list[Expiration] = []
+    for storage in [storages.find(storage_id)] if storage_id else storages.list_storages(limit=_STORAGES_MAX):
+        bases = basis(storage)
+        if not prunes(bases):
+            continue
+        for chunk in _chunks(storage.storage_id, sorted(set(server_ids))):
+            for history in histories(storage.storage_id, chunk):
+                found += coming(history, bases.applied(history.hypervisor_id), storage.storage_id, now, days)
+    return sorted(found, key=lambda one: (one.expire_time, one.backup_id))
+
+
+def _chunks(storage_id: str, wanted: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the wanted servers, or all that have backups on a storage, SERVERS_MAX at a time."""
+    if wanted:
+        yield from (wanted[start : start + SERVERS_MAX] for start in range(0, len(wanted), SERVERS_MAX))
+        return
+    chunk = servers_on(storage_id)
+    while chunk:
+        yield chunk
+        chunk = servers_on(storage_id, after=chunk[-1])
+
+
+def coming(history: History, applied: Applied, storage_id: str, now: datetime, days: int) -> list[Expiration]:
+    """Return what of a history is expected to go within `days`, at `now` what nothing keeps any more. Pure."""
+    if policies.policy_of(applied.policy) is None:
+        return []
+    verdicts = engine.explain(history.backups, applied.rules, now, applied.rhythm, horizon=timedelta(days=days))
+    times = ((one, now if not one.kept else one.expire_time) for one in verdicts)
+    return [
+        Expiration(one.backup_id, history.server_id, storage_id, one.create_time, time)
+        for one, time in times
+        if time is not None
+    ]
+
+
+def prunes(bases: Basis) -> bool:
+    """Tell whether anything on a storage may be pruned at all. Pure."""
+    return any(policies.policy_of(one.policy) is not None for one in (bases.own, *bases.by_hypervisor.values()))
+
+
+def _home(server_id: str) -> str:
+    row = models.Server.get_or_none(models.Server.server_id == server_id)
+    return "" if row is None else str(row.hypervisor_id)
