@@ -6,6 +6,7 @@ damaged.json      written by a verification that found damage: nobody builds on 
 deleted.json      written before data goes: from here on nobody starts to build on it
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import ManifestUnsupported, RepositoryUnsupported
@@ -87,9 +88,7 @@ class Damaged:
     def load(cls, data: bytes, name: str) -> "Damaged":
         """Return the marker that lies under `name`. Raises ManifestCorrupt, ManifestUnsupported."""
         value = load_plain(cls, "damaged", data, name)
-        check_ids(name, server_id=value.server_id, backup_id=value.backup_id)
-        expect(names.is_disk(value.disk), name, "disk is not a disk's name")
-        _check_place(names.damaged_name(value.server_id, value.backup_id, value.disk), name, value.find_time)
+        _check_disk(names.damaged_name, value, name, value.find_time)
         return value
 
 
@@ -111,12 +110,16 @@ class Deleted:
     def load(cls, data: bytes, name: str) -> "Deleted":
         """Return the marker that lies under `name`. Raises ManifestCorrupt, ManifestUnsupported."""
         value = load_plain(cls, "deleted", data, name)
-        check_ids(name, server_id=value.server_id, backup_id=value.backup_id)
-        expect(names.is_disk(value.disk), name, "disk is not a disk's name")
-        _check_place(names.deleted_name(value.server_id, value.backup_id, value.disk), name, value.delete_time)
+        _check_disk(names.deleted_name, value, name, value.delete_time)
         return value
 
 
 def _check_place(own_name: str, name: str, time: str) -> None:
     documents.expect(own_name == name, name, f"is really {own_name}")
     expect(is_time(time), name, "the time is not a time")
+
+
+def _check_disk(own_name: Callable[[str, str, str], str], value: Damaged | Deleted, name: str, time: str) -> None:
+    check_ids(name, server_id=value.server_id, backup_id=value.backup_id)
+    expect(names.is_disk(value.disk), name, "disk is not a disk's name")
+    _check_place(own_name(value.server_id, value.backup_id, value.disk), name, time)

@@ -116,7 +116,7 @@ class StorageServiceServicer:
     def TestStorage(self, request, context):
         """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
         of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
-        HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,7 @@ class StorageServiceStub:
     TestStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.TestStorageRequest, _storage_service_pb2.TestStorageResponse]
     """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
     of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
-    HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+    HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
     """
     ReindexStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ReindexStorageRequest, _storage_service_pb2.ReindexStorageResponse]
     """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
@@ -95,7 +95,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_storage_service_pb2.TestStorageResponse]:
         """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
         of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
-        HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
