@@ -15,6 +15,7 @@ from typing import Any
 import peewee
 
 from controller.db import models
+from controller.db.statements import chunks
 from controller.errors import BackupNotFound
 
 AVAILABLE, DAMAGED, MISSING = "available", "damaged", "missing"
@@ -265,7 +266,7 @@ def pass_on(storage_id: str, server_id: str) -> None:
     if server_id:
         broken = broken.where(Row.server_id == server_id)
     ids = [row[0] for row in _tuples(broken)]
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         _mark(set(dependents(chunk)) - set(ids), DAMAGED)
 
 
@@ -276,7 +277,7 @@ def adopted_count(job_id: str) -> int:
 
 def mark_deleted(backup_ids: Sequence[str], now: datetime) -> None:
     """Take backups out of the catalog that a job deleted."""
-    for chunk in _chunks(backup_ids):
+    for chunk in chunks(backup_ids):
         Row.update(delete_time=now).where(Row.backup_id.in_(chunk) & Row.delete_time.is_null()).execute()
 
 
@@ -294,7 +295,7 @@ def mark_verified(backup_id: str) -> None:
 
 
 def _mark(backup_ids: Iterable[str], state: str) -> None:
-    for chunk in _chunks(backup_ids):
+    for chunk in chunks(backup_ids):
         Row.update(state=state).where(Row.backup_id.in_(chunk)).execute()
 
 
@@ -333,7 +334,7 @@ def _insert(
 def _foreign(backup_ids: Sequence[str], server_id: str, storage_id: str) -> set[str]:
     """Return those of the backups that are known to belong to another server or storage."""
     found: set[str] = set()
-    for chunk in _chunks(backup_ids):
+    for chunk in chunks(backup_ids):
         rows = Row.select(Row.backup_id).where(
             Row.backup_id.in_(chunk) & ((Row.server_id != server_id) | (Row.storage_id != storage_id))
         )
@@ -356,9 +357,3 @@ def _backup(row: models.Backup) -> Backup:
 def _tuples(query: Any) -> list[tuple[str, ...]]:
     """Return a query's rows as plain tuples, which peewee's types do not know of."""
     return list(query.tuples())
-
-
-def _chunks(ids: Iterable[str]) -> list[list[str]]:
-    """Cut a list for databases that take so many parameters in a statement."""
-    wanted = list(ids)
-    return [wanted[start : start + 500] for start in range(0, len(wanted), 500)]

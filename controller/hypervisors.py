@@ -4,7 +4,7 @@ Online is no column: a hypervisor is online while its last sign of life is young
 through a short break of its stream, and nothing has to be written when it falls silent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from controller import happenings
 from controller.db import models
 from controller.db.fields import to_microseconds
-from controller.db.statements import statement
+from controller.db.statements import chunks, statement
 from controller.errors import (
     ClockSkew,
     HypervisorBanned,
@@ -102,6 +102,17 @@ def find_domain(hypervisor_id: str, *, domain_uuid: str = "", name: str = "") ->
     which = (domain.domain_uuid == domain_uuid) if domain_uuid else (domain.name == name)
     row = domain.get_or_none((domain.hypervisor_id == hypervisor_id) & which)
     return None if row is None else _domain(row, "")
+
+
+def find_domains(wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Domain]:
+    """Return domains by (hypervisor_id, domain_uuid), those of the wanted ones that are reported."""
+    domain = models.Domain
+    found: dict[tuple[str, str], Domain] = {}
+    for chunk in chunks(sorted({domain_uuid for _, domain_uuid in wanted})):
+        for row in domain.select().where(domain.domain_uuid.in_(chunk)):
+            if (row.hypervisor_id, row.domain_uuid) in wanted:
+                found[row.hypervisor_id, row.domain_uuid] = _domain(row, "")
+    return found
 
 
 def inventory_time(hypervisor_id: str) -> datetime | None:

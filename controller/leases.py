@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import peewee
 
 from controller.db.models import Lease, LeaseHold, Slot
+from controller.db.statements import chunks
 
 
 def server_resource(server_id: str) -> str:
@@ -74,6 +75,15 @@ def holders(resource: str) -> list[str]:
     """Return the jobs that have a resource, alone or together, oldest first."""
     rows = LeaseHold.select(LeaseHold.job_id).where(LeaseHold.resource == resource).order_by(LeaseHold.job_id)
     return [row.job_id for row in rows]
+
+
+def first_holders(resources: Sequence[str]) -> dict[str, str]:
+    """Return the oldest job that has each of these resources; those that nobody has are left out."""
+    found: dict[str, str] = {}
+    for chunk in chunks(resources):
+        for row in LeaseHold.select().where(LeaseHold.resource.in_(chunk)).order_by(LeaseHold.job_id):
+            found.setdefault(row.resource, row.job_id)
+    return found
 
 
 def chains_of(job_ids: Sequence[str]) -> dict[str, frozenset[str]]:

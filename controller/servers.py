@@ -4,6 +4,7 @@ A server's id is made here and never again, also when a panel uses its own id fo
 place are attributes. Its domain's state and disks are looked up in the hypervisor's last report, and are not kept here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import peewee
 
 from controller import happenings, hypervisors, leases
 from controller.db import models
+from controller.db.statements import chunks
 from controller.errors import (
     EtagMismatch,
     HypervisorNotFound,
@@ -20,14 +22,21 @@ from controller.errors import (
     ServerExists,
     ServerNotFound,
 )
+from controller.hypervisors import Domain
+from controller.rules.access import Lock
 from engine.ids import new_id
 
+OF_HYPERVISOR_MAX = 10_000  # servers that one hypervisor can have: as many as an inventory may name
 Row = models.Server
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server as it stands. `disks` are JSON forms of Disk; `hypervisor_id` is "" for one that lives nowhere (any more)."""
+    """A server as it stands. `disks` are JSON forms of Disk; `hypervisor_id` is "" for one that lives nowhere (any more).
+
+    `lock` may have expired; `access_override` is "" where the package or the schedule decides. The owner sees no backup that
+    is older than `history_time`, and a portal token older than `owner_time` was another owner's.
+    """
 
     server_id: str
     external_id: str
@@ -44,6 +53,20 @@ class Server:
     delete_time: datetime | None
     last_backup_time: datetime | None
     etag: str
+    package_id: str = ""
+    access_override: str = ""
+    commissioned: bool = True
+    owner: str = ""
+    owner_time: datetime | None = None
+    history_time: datetime | None = None
+    lock: Lock | None = None
+    place_state: str = ""
+    rival_hypervisor_ids: tuple[str, ...] = ()
+
+    @property
+    def conflict(self) -> bool:
+        """More than one hypervisor claims to have it: nothing is dispatched until one gives up, or the panel decides (N1)."""
+        return bool(self.rival_hypervisor_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +91,8 @@ def find(reference: str) -> Server:
 def list_servers(
     *,
     hypervisor_id: str = "",
+    package_id: str = "",
+    commissioned: bool | None = None,
     include_deleted: bool = False,
     after: tuple[str, str] | None = None,
     limit: int = 101,
@@ -76,12 +101,16 @@ def list_servers(
     query = Row.select()
     if hypervisor_id:
         query = query.where(Row.hypervisor_id == hypervisor_id)
+    if package_id:
+        query = query.where(Row.package_id == package_id)
+    if commissioned is not None:
+        query = query.where(Row.commissioned == commissioned)
     if not include_deleted:
         query = query.where(Row.delete_time.is_null())
     if after:
         name, server_id = after
         query = query.where((Row.name > name) | ((Row.name == name) & (Row.server_id > server_id)))
-    return [_server(row) for row in query.order_by(Row.name, Row.server_id).limit(limit)]
+    return _servers(list(query.order_by(Row.name, Row.server_id).limit(limit)))
 
 
 # ---- changing -----------------------------------------------------------------------------------------------------------
@@ -225,11 +254,32 @@ def _hypervisor_id(reference: str) -> str:
 
 
 def _server(row: models.Server) -> Server:
-    domain = hypervisors.find_domain(row.hypervisor_id, domain_uuid=row.domain_uuid) if row.hypervisor_id else None
-    backup = models.Backup
-    newest = backup.select(peewee.fn.MAX(backup.create_time)).where(
-        (backup.server_id == row.server_id) & (backup.state == "available") & backup.delete_time.is_null()
-    )
+    return _servers([row])[0]
+
+
+def _servers(rows: Sequence[models.Server]) -> list[Server]:
+    """Return records of rows, with as many statements for a thousand as for one."""
+    ids = [row.server_id for row in rows]
+    domains = hypervisors.find_domains({(row.hypervisor_id, row.domain_uuid) for row in rows if row.hypervisor_id})
+    newest = _newest_backups(ids)
+    busy = leases.first_holders([leases.server_resource(one) for one in ids])
+    rivals = _rivals(ids)
+    return [
+        _record(
+            row,
+            domains.get((row.hypervisor_id, row.domain_uuid)),
+            newest.get(row.server_id),
+            busy.get(leases.server_resource(row.server_id), ""),
+            tuple(rivals.get(row.server_id, ())),
+        )
+        for row in rows
+    ]
+
+
+def _record(
+    row: models.Server, domain: Domain | None, newest: datetime | None, busy_job_id: str, rivals: tuple[str, ...]
+) -> Server:
+    lock = None if row.lock_time is None else Lock(row.lock_reason, row.lock_time, row.lock_expire_time)
     return Server(
         server_id=row.server_id,
         external_id=row.external_id,
@@ -241,12 +291,45 @@ def _server(row: models.Server) -> Server:
         disks=domain.disks if domain else (),
         guest_agent=domain.guest_agent if domain else "",
         state="active" if row.delete_time is None else "deleted",
-        busy_job_id=_busy_job(row.server_id),
+        busy_job_id=busy_job_id,
         create_time=row.create_time,
         delete_time=row.delete_time,
-        last_backup_time=newest.scalar(),
+        last_backup_time=newest,
         etag=str(row.version),
+        package_id=row.package_id,
+        access_override=row.access_override,
+        commissioned=row.commissioned,
+        owner=row.owner,
+        owner_time=row.owner_time,
+        history_time=row.history_time,
+        lock=lock,
+        place_state=row.place_state,
+        rival_hypervisor_ids=rivals,
     )
+
+
+def _newest_backups(server_ids: Sequence[str]) -> dict[str, datetime]:
+    backup = models.Backup
+    newest = peewee.fn.MAX(backup.create_time).alias("newest")
+    found: dict[str, datetime] = {}
+    for chunk in chunks(server_ids):
+        rows: Any = (
+            backup.select(backup.server_id, newest)
+            .where(backup.server_id.in_(chunk) & (backup.state == "available") & backup.delete_time.is_null())
+            .group_by(backup.server_id)
+        )
+        found.update({row.server_id: row.newest for row in rows})
+    return found
+
+
+def _rivals(server_ids: Sequence[str]) -> dict[str, list[str]]:
+    claim = models.ServerClaim
+    found: dict[str, list[str]] = {}
+    for chunk in chunks(server_ids):
+        rows = claim.select().where(claim.server_id.in_(chunk) & ~claim.refused).order_by(claim.hypervisor_id)
+        for row in rows:
+            found.setdefault(row.server_id, []).append(row.hypervisor_id)
+    return found
 
 
 def _event(kind: str, server_id: str, hypervisor_id: str, now: datetime) -> None:

@@ -1,8 +1,8 @@
 """The tables. What a column means is said here; how they came to be is in `migrations/`.
 
-    hypervisor ─┬─ domain                server ── backup ─┬─ backup_disk        storage ─┬─ secret
-                ├─ outbox_command                          └─ backup_need                 └─ storage_key
-                ├─ agent_journal ── agent_event
+    hypervisor ─┬─ domain                server ─┬─ backup ─┬─ backup_disk       storage ─┬─ secret
+                ├─ outbox_command    package ┘   │          └─ backup_need                └─ storage_key
+                ├─ agent_journal ── agent_event  └─ server_claim
                 └─ slot                  job ─┬─ job_log         lease ── lease_hold
 
 Ids are text (UUIDv7). A row points to another table by id and seldom by foreign key: jobs and backups outlive servers,
@@ -24,7 +24,7 @@ from controller.db.models.events import (
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
 from controller.db.models.records import AccessToken, Audit, Installation
 from controller.db.models.retention import PruneCandidate, PruneRound, Purge
-from controller.db.models.servers import Server
+from controller.db.models.servers import Package, Server, ServerClaim
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
 from controller.db.models.storages import Secret, Storage, StorageKey
 from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
@@ -56,8 +56,10 @@ __all__ = [
     "PruneCandidate",
     "PruneRound",
     "Purge",
+    "Package",
     "Secret",
     "Server",
+    "ServerClaim",
     "Slot",
     "Storage",
     "StorageKey",
