@@ -14,6 +14,7 @@ from typing import Any
 
 import peewee
 
+from controller import happenings
 from controller.db import models
 from controller.db.statements import chunks
 from controller.errors import BackupNotFound
@@ -213,6 +214,7 @@ def record(made: BackupRecord, storage_id: str, hypervisor_id: str, now: datetim
     """
     Row.delete().where((Row.backup_id == made.backup_id) & (Row.storage_id == storage_id)).execute()
     _insert(made, storage_id, hypervisor_id, AVAILABLE, "", now)
+    _event("backup.created", Row.get(Row.backup_id == made.backup_id), now)
 
 
 def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, since: datetime, now: datetime) -> bool:
@@ -221,6 +223,7 @@ def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, 
     state = DAMAGED if seen.unreadable_disks else AVAILABLE
     if row is None:
         _insert(seen, storage_id, hypervisor_id, state, job_id, now)
+        _event("backup.found", Row.get(Row.backup_id == seen.backup_id), now)
         return True
     if row.storage_id != storage_id or row.server_id != seen.server_id:
         return False  # a copy of another storage, or a forged manifest: what we know stays
@@ -233,11 +236,20 @@ def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, 
     Row.update(
         state=state, see_time=now, delete_time=None, manifest_digest=row.manifest_digest or seen.manifest_digest
     ).where(Row.backup_id == seen.backup_id).execute()
+    if state != row.state or row.delete_time is not None:
+        _event(f"backup.{state}", row, now)
     return False
 
 
 def sweep(
-    storage_id: str, hypervisor_id: str, server_id: str, since: datetime, unreadable: Sequence[str], *, local: bool
+    storage_id: str,
+    hypervisor_id: str,
+    server_id: str,
+    since: datetime,
+    unreadable: Sequence[str],
+    now: datetime,
+    *,
+    local: bool,
 ) -> None:
     """Mark what a complete reindex, begun at `since`, did not see: damaged where its manifest was unreadable, else missing.
 
@@ -255,10 +267,10 @@ def sweep(
         query = query.where(Row.hypervisor_id == hypervisor_id)
     for row in list(query):
         damaged = any(row.backup_id in name for name in unreadable)
-        Row.update(state=DAMAGED if damaged else MISSING).where(Row.backup_id == row.backup_id).execute()
+        _mark([row.backup_id], DAMAGED if damaged else MISSING, now)
 
 
-def pass_on(storage_id: str, server_id: str) -> None:
+def pass_on(storage_id: str, server_id: str, now: datetime) -> None:
     """Mark as damaged what needs a backup that is damaged or missing, of one server or of all."""
     broken = Row.select(Row.backup_id).where(
         (Row.storage_id == storage_id) & Row.delete_time.is_null() & Row.state.in_((DAMAGED, MISSING))
@@ -267,7 +279,7 @@ def pass_on(storage_id: str, server_id: str) -> None:
         broken = broken.where(Row.server_id == server_id)
     ids = [row[0] for row in _tuples(broken)]
     for chunk in chunks(ids):
-        _mark(set(dependents(chunk)) - set(ids), DAMAGED)
+        _mark(set(dependents(chunk)) - set(ids), DAMAGED, now)
 
 
 def adopted_count(job_id: str) -> int:
@@ -278,25 +290,41 @@ def adopted_count(job_id: str) -> int:
 def mark_deleted(backup_ids: Sequence[str], now: datetime) -> None:
     """Take backups out of the catalog that a job deleted."""
     for chunk in chunks(backup_ids):
-        Row.update(delete_time=now).where(Row.backup_id.in_(chunk) & Row.delete_time.is_null()).execute()
+        gone = Row.update(delete_time=now).where(Row.backup_id.in_(chunk) & Row.delete_time.is_null())
+        for row in list(gone.returning(Row).execute()):
+            _event("backup.deleted", row, now)
 
 
-def mark_damaged(backup_ids: Iterable[str]) -> None:
+def mark_damaged(backup_ids: Iterable[str], now: datetime) -> None:
     """Mark backups as damaged, and with them all that need them."""
-    _mark(dependents(backup_ids), DAMAGED)
+    _mark(dependents(backup_ids), DAMAGED, now)
 
 
-def mark_verified(backup_id: str) -> None:
+def mark_verified(backup_id: str, now: datetime) -> None:
     """Mark a backup and all that it needs as usable: every frame was read and found good."""
-    _mark(needs(backup_id), AVAILABLE)
+    _mark(needs(backup_id), AVAILABLE, now)
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------------
 
 
-def _mark(backup_ids: Iterable[str], state: str) -> None:
+def _mark(backup_ids: Iterable[str], state: str, now: datetime) -> None:
     for chunk in chunks(backup_ids):
-        Row.update(state=state).where(Row.backup_id.in_(chunk)).execute()
+        changed = Row.update(state=state).where(Row.backup_id.in_(chunk) & (Row.state != state)).returning(Row)
+        for row in list(changed.execute()):
+            _event(f"backup.{state}", row, now)
+
+
+def _event(kind: str, row: models.Backup, now: datetime) -> None:
+    happenings.record(
+        kind,
+        now,
+        job_id=row.job_id,
+        server_id=row.server_id,
+        storage_id=row.storage_id,
+        hypervisor_id=row.hypervisor_id,
+        body={"backup_id": row.backup_id},
+    )
 
 
 def _insert(

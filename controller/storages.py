@@ -263,6 +263,7 @@ def pin_host_key(storage_id: str, host_key: str, now: datetime) -> bool:
     Row.update(config={**row.config, "host_key": host_key}, update_time=now, version=Row.version + 1).where(
         Row.storage_id == storage_id
     ).execute()
+    _event("storage.host_key_pinned", storage_id, now)
     return True
 
 

@@ -81,6 +81,7 @@ def create_token(
         create_time=now,
         expire_time=expire_time,
     ).execute()
+    happenings.record("hypervisor.invited", now, hypervisor_id=hypervisor_id, body={"name": name})
     body = json.dumps({"secret": secret, "ca": authority_fingerprint}, separators=(",", ":"))
     token = PREFIX + base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
     return NewToken(token, expire_time, hypervisor_id)

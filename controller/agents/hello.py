@@ -18,7 +18,7 @@ from controller import jobs
 from controller.agents import events, outbox
 from controller.agents.convert import Greeting
 from controller.agents.outbox import Stamp
-from controller.cycle import dispatch
+from controller.cycle import dispatch, presence
 from controller.db import models
 from controller.errors import InvalidField, OperationLost, StaleGeneration, Unsupported
 from controller.installation import Installation
@@ -71,6 +71,7 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, no
     if len(greeting.command_ids) > COMMAND_IDS_MAX:
         raise InvalidField(field="hello.command_ids", problem=f"are more than {COMMAND_IDS_MAX}")
     session_id = _register(hypervisor_id, greeting, protocol, now)
+    presence.arrived(hypervisor_id, now)
     outbox.receive_all(hypervisor_id, greeting.command_ids, now)
     stored = _stored_sequence(hypervisor_id, greeting, now)
     closed = stored > greeting.last_sequence

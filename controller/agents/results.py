@@ -42,14 +42,14 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
         case "backup" if completed:
             warnings = _backup(job, finished.record, now)
         case "verify":
-            _verify(job, result.get("verify", {}), completed=completed)
+            _verify(job, result.get("verify", {}), now, completed=completed)
         case "restore" if result.get("restore", {}).get("server_started"):
             # A preview before the next inventory would else sign that no server is stopped, and be stale with it.
             hypervisors.set_domain_state(job.hypervisor_id, job.spec["domain_uuid"], "running")
         case "delete":
             _delete(job, result.get("delete", {}), now)
         case "reindex" if completed:
-            _reindex(job, result.setdefault("reindex", {}))
+            _reindex(job, result.setdefault("reindex", {}), now)
         case "test" if completed:
             storages.pin_host_key(job.storage_id, host_key(result.get("test", {}).get("host_key", "")), now)
     return (result or None), warnings
@@ -65,14 +65,14 @@ def _backup(job: Job, record: BackupRecord | None, now: datetime) -> tuple[str, 
     return ()
 
 
-def _verify(job: Job, result: dict[str, Any], *, completed: bool) -> None:
+def _verify(job: Job, result: dict[str, Any], now: datetime, *, completed: bool) -> None:
     """Mark what is damaged, with all that needs it; or mark as usable what was read without a fault."""
     known = set(backups.needs(job.backup_id))
     damaged = {one.get("backup_id", "") for one in result.get("damaged", [])} & known
     if int(result.get("damaged_count", 0)):
-        backups.mark_damaged(damaged | {job.backup_id})
+        backups.mark_damaged(damaged | {job.backup_id}, now)
     elif completed and result:
-        backups.mark_verified(job.backup_id)
+        backups.mark_verified(job.backup_id, now)
 
 
 def _delete(job: Job, result: dict[str, Any], now: datetime) -> None:
@@ -81,13 +81,13 @@ def _delete(job: Job, result: dict[str, Any], now: datetime) -> None:
     backups.mark_deleted(sorted(gone), now)
 
 
-def _reindex(job: Job, result: dict[str, Any]) -> None:
+def _reindex(job: Job, result: dict[str, Any], now: datetime) -> None:
     unreadable = result.get("unreadable", [])
     local = storages.find(job.storage_id).type == "local"
     since = jobs.get(job.job_id).start_time or job.create_time
     if len(unreadable) < UNREADABLE_MAX:
-        backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, local=local)
-    backups.pass_on(job.storage_id, job.server_id)
+        backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, now, local=local)
+    backups.pass_on(job.storage_id, job.server_id, now)
     count = backups.adopted_count(job.job_id)
     if count:
         result["added_count"] = str(count)  # the JSON form of an int64

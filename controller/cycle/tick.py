@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from controller.clock import Clock
-from controller.cycle import dispatch, stale
+from controller.cycle import dispatch, presence, stale
 from controller.db.database import Database
 from controller.limits import Limits
 
@@ -43,6 +43,7 @@ class Tick:
         for job_id in await self._database.run(stale.candidates, limits, since, now):
             await self._database.run(stale.settle, job_id, limits, since, now)
         await self._database.run(dispatch.run, limits, now)
+        await self._database.run(presence.run, limits, since, now)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
 
-from controller import servers
+from controller import happenings, servers
 from controller.db import models
 from controller.errors import AccessTokenNotFound, InvalidField, Unauthenticated
 from controller.security.caller import Caller
@@ -73,6 +73,7 @@ def create(
         expire_time=None if lifetime is None else now + lifetime,
         creator=creator,
     )
+    happenings.record("token.created", now, body={"access_token_id": row.access_token_id, "name": name, "scope": scope})
     return NewAccessToken(_record(row), secret)
 
 
@@ -89,7 +90,9 @@ def list_tokens(*, after: tuple[str, str] | None = None, limit: int = 101) -> li
 def revoke(access_token_id: str, now: datetime) -> AccessToken:
     """End a token at once; one that is revoked stays as it is. Raises AccessTokenNotFound."""
     table = models.AccessToken
-    table.update(revoke_time=now).where(table.access_token_id == access_token_id, table.revoke_time.is_null()).execute()
+    live = (table.access_token_id == access_token_id) & table.revoke_time.is_null()
+    if table.update(revoke_time=now).where(live).execute():
+        happenings.record("token.revoked", now, body={"access_token_id": access_token_id})
     row = table.get_or_none(table.access_token_id == access_token_id)
     if row is None:
         raise AccessTokenNotFound(access_token_id=access_token_id)
