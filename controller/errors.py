@@ -165,7 +165,8 @@ class StorageReadOnly(ControllerError):
 
 class StorageInUse(ControllerError):
     reason = "STORAGE_IN_USE"
-    template = "storage {storage_id} is in use, {backup_count} backups lie there"
+    template = "storage {storage_id} is in use: {backup_count} backups lie there, {schedule_count} schedules use it"
+    remedy = "Delete the backups and the schedules first"
 
 
 class EncryptionImmutable(ControllerError):
@@ -176,6 +177,41 @@ class EncryptionImmutable(ControllerError):
 class StorageImmutable(ControllerError):
     reason = "STORAGE_IMMUTABLE"
     template = "{field} of a storage cannot be changed"
+
+
+# ---- schedules ----------------------------------------------------------------------------------------------------------
+
+
+class ScheduleNotFound(ControllerError):
+    """No schedule has this id, or the hypervisor of this name has none."""
+
+    reason = "SCHEDULE_NOT_FOUND"
+    template = "no schedule {schedule_id}"
+
+
+class ScheduleExists(ControllerError):
+    reason = "SCHEDULE_EXISTS"
+    template = "hypervisor {hypervisor_id} has schedule {schedule_id} already"
+    remedy = "Change that one, or delete it first"
+
+
+class ScheduleDeleted(ControllerError):
+    reason = "SCHEDULE_DELETED"
+    template = "schedule {schedule_id} is deleted"
+    remedy = "Undelete it first"
+
+
+class BindAddressUnsupported(ControllerError):
+    """The source address of its connections cannot be chosen, for the reason that `problem` gives (D19)."""
+
+    reason = "BIND_ADDRESS_UNSUPPORTED"
+    template = "a {type} storage takes no bind address: {problem}"
+    remedy = "Leave the bind address out"
+
+
+class PresetNotFound(ControllerError):
+    reason = "PRESET_NOT_FOUND"
+    template = "no preset {preset}; there are {known}"
 
 
 # ---- backups, jobs, tokens ----------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ _CHANGEABLE = (
     "retention",
     "keep_last",
     "delete_hypervisor_id",
+    "defaults",
 )
 _PLACE = {"local": ("path",), "sftp": ("host", "port", "path")}  # what says where backups lie (S0)
 
@@ -56,6 +57,8 @@ class SecretStatus:
 class Storage:
     """A storage as it stands. `config`, `compression` and `limits` are JSON forms of the proto messages, `retention` a policy's
     (rules/retention.py). `delete_hypervisor_id` is "" where every hypervisor that uses the storage may delete there.
+
+    `defaults` is what its jobs go by where no schedule says otherwise, by the names of `rules/settings.py`; absent is unset.
     """
 
     storage_id: str
@@ -78,6 +81,7 @@ class Storage:
     backup_count: int
     stored_bytes: int
     etag: str
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ class NewStorage:
     retention: dict[str, Any] = field(default_factory=dict)
     keep_last: int = KEEP_LAST_DEFAULT
     delete_hypervisor_id: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -110,6 +115,7 @@ class StorageChange:
     retention: dict[str, Any] | None = None
     keep_last: int | None = None
     delete_hypervisor_id: str | None = None
+    defaults: dict[str, Any] | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -199,6 +205,7 @@ def create(new: NewStorage, key: NewKey | None, vault: Vault, now: datetime) -> 
         retention=new.retention,
         keep_last=new.keep_last,
         delete_hypervisor_id=_hypervisor_id(new.delete_hypervisor_id),
+        defaults=new.defaults,
         create_time=now,
         update_time=now,
     ).execute()
@@ -247,8 +254,9 @@ def update(
 def delete(storage_id: str, now: datetime) -> None:
     """Forget a storage, its secrets and keys; what lies there stays. Raises StorageNotFound, StorageInUse."""
     storage = find(storage_id)
-    if _use_count(storage_id):
-        raise StorageInUse(storage_id=storage_id, backup_count=storage.backup_count)
+    schedules = _schedule_count(storage_id)
+    if schedules or _use_count(storage_id):
+        raise StorageInUse(storage_id=storage_id, backup_count=storage.backup_count, schedule_count=schedules)
     secrets.remove_all(TABLE, storage_id)
     models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
     Row.delete().where(Row.storage_id == storage_id).execute()
@@ -292,12 +300,26 @@ def _check_place(row: models.Storage, change: StorageChange, *, in_use: bool) ->
             raise StorageImmutable(field=f"{row.type}.{name}")
 
 
-def _use_count(storage_id: str) -> int:
-    """Return how many backups and unfinished jobs refer to a storage."""
+def _use_count(storage_id: str, hypervisor_id: str = "") -> int:
+    """Return how many backups and unfinished jobs refer to a storage, of one hypervisor or of all."""
     backup, job = models.Backup, models.Job
-    backups = backup.select().where((backup.storage_id == storage_id) & backup.delete_time.is_null()).count()
-    live = job.select().where((job.storage_id == storage_id) & job.end_time.is_null()).count()
-    return int(backups + live)
+    backups = backup.select().where((backup.storage_id == storage_id) & backup.delete_time.is_null())
+    live = job.select().where((job.storage_id == storage_id) & job.end_time.is_null())
+    if hypervisor_id:
+        backups = backups.where(backup.hypervisor_id == hypervisor_id)
+        live = live.where(job.hypervisor_id == hypervisor_id)
+    return int(backups.count() + live.count())
+
+
+def _schedule_count(storage_id: str) -> int:
+    """Return how many schedules back up to a storage; deleted ones do not hold it."""
+    row = models.Schedule
+    return int(row.select().where((row.storage_id == storage_id) & row.delete_time.is_null()).count())
+
+
+def is_in_use(storage_id: str, hypervisor_id: str) -> bool:
+    """Tell whether backups that a hypervisor made lie on a storage, or a job of it may be writing one."""
+    return _use_count(storage_id, hypervisor_id) > 0
 
 
 def _put_secrets(storage_id: str, given: Mapping[str, str], vault: Vault, now: datetime) -> None:
@@ -321,9 +343,12 @@ def _storage(row: models.Storage) -> Storage:
         .scalar(as_tuple=True)
     )
     known = secrets.fingerprints(TABLE, row.storage_id)
-    names = [name for name in Storage.__dataclass_fields__ if hasattr(row, name) and name != "secrets"]
+    names = [
+        name for name in Storage.__dataclass_fields__ if hasattr(row, name) and name not in {"secrets", "defaults"}
+    ]
     return Storage(
         **{name: getattr(row, name) for name in names},
+        defaults=row.defaults or {},
         secrets=tuple(SecretStatus(name, fingerprint) for name, fingerprint in known.items()),
         backup_count=int(count),
         stored_bytes=int(stored),

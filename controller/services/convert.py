@@ -29,6 +29,7 @@ from clients.gen.backupmanager.v1 import (
 from controller.backups import Backup
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
+from controller.rules import capabilities
 from controller.rules import retention as retention_rules
 from controller.security.tokens import AccessToken
 from controller.servers import Server
@@ -37,8 +38,10 @@ from controller.storages import Storage
 M = TypeVar("M", bound=Message)
 
 STORAGE_CAPABILITIES = {
-    "local": storage_pb2.StorageCapabilities(incremental=True, encryption=True, bind_address=False, usage=True),
-    "sftp": storage_pb2.StorageCapabilities(incremental=True, encryption=True, bind_address=True, usage=True),
+    kind: storage_pb2.StorageCapabilities(
+        incremental=one.incremental, encryption=one.encryption, bind_address=one.bind_address, usage=one.usage
+    )
+    for kind, one in capabilities.BY_TYPE.items()
 }
 
 # ---- scalars -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     hypervisor ─┬─ domain                server ─┬─ backup ─┬─ backup_disk       storage ─┬─ secret
                 ├─ outbox_command    package ┘   │          └─ backup_need                └─ storage_key
                 ├─ agent_journal ── agent_event  └─ server_claim
-                └─ slot                  job ─┬─ job_log         lease ── lease_hold
+                ├─ slot                  job ─┬─ job_log         lease ── lease_hold
+                └─ schedule
 
 Ids are text (UUIDv7). A row points to another table by id and seldom by foreign key: jobs and backups outlive servers,
 storages and hypervisors, and an index that `reindex` rebuilds must take what the storage says. Foreign keys stand where the
@@ -24,6 +25,7 @@ from controller.db.models.events import (
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
 from controller.db.models.records import AccessToken, Audit, Installation
 from controller.db.models.retention import PruneCandidate, PruneRound, Purge
+from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
 from controller.db.models.storages import Secret, Storage, StorageKey
@@ -45,6 +47,7 @@ __all__ = [
     "Event",
     "EventHorizon",
     "EventPending",
+    "GlobalSettings",
     "Hypervisor",
     "HypervisorPresence",
     "Installation",
@@ -57,6 +60,7 @@ __all__ = [
     "PruneCandidate",
     "PruneRound",
     "Purge",
+    "Schedule",
     "Secret",
     "Server",
     "ServerClaim",

@@ -25,6 +25,7 @@ class Storage(Table):
     retention = JsonField(default=dict)  # a policy, see rules/retention.py; {} prunes nothing
     keep_last = BigIntegerField(default=2)
     delete_hypervisor_id = text_field()  # the only one that may delete; "" for any that uses the storage
+    defaults = JsonField(null=True, default=dict)  # see `rules/settings.py`
 
 
 class Secret(Table):

@@ -75,7 +75,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_READ_ONLY: _ErrorReason.ValueType  # 43
     """FAILED_PRECONDITION. The storage is read-only; `storage_id`."""
     ERROR_REASON_STORAGE_IN_USE: _ErrorReason.ValueType  # 44
-    """FAILED_PRECONDITION. Backups refer to the storage; `storage_id`, `backup_count`."""
+    """FAILED_PRECONDITION. Backups or schedules refer to the storage; `storage_id`, `backup_count`, `schedule_count`."""
     ERROR_REASON_ENCRYPTION_IMMUTABLE: _ErrorReason.ValueType  # 45
     """FAILED_PRECONDITION. Encryption cannot be changed while the storage holds backups; `storage_id`."""
     ERROR_REASON_STORAGE_IMMUTABLE: _ErrorReason.ValueType  # 46
@@ -186,6 +186,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A job's end: the place to restore to cannot be written; `target`, `detail`."""
     ERROR_REASON_VERIFY_FAILED: _ErrorReason.ValueType  # 130
     """A job's end: verification found damage; `backup_id`, `damaged`."""
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 140
+    """NOT_FOUND. `schedule_id`."""
+    ERROR_REASON_SCHEDULE_EXISTS: _ErrorReason.ValueType  # 141
+    """ALREADY_EXISTS. The hypervisor has a schedule, and can have one; `hypervisor_id`, `schedule_id`."""
+    ERROR_REASON_SCHEDULE_DELETED: _ErrorReason.ValueType  # 142
+    """FAILED_PRECONDITION. The schedule is deleted; `schedule_id`."""
+    ERROR_REASON_BIND_ADDRESS_UNSUPPORTED: _ErrorReason.ValueType  # 143
+    """FAILED_PRECONDITION. Connections to this type of storage have no source address to choose; `type`, `problem`."""
+    ERROR_REASON_PRESET_NOT_FOUND: _ErrorReason.ValueType  # 144
+    """NOT_FOUND. `preset`, `known`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -250,7 +260,7 @@ ERROR_REASON_STORAGE_DISABLED: ErrorReason.ValueType  # 42
 ERROR_REASON_STORAGE_READ_ONLY: ErrorReason.ValueType  # 43
 """FAILED_PRECONDITION. The storage is read-only; `storage_id`."""
 ERROR_REASON_STORAGE_IN_USE: ErrorReason.ValueType  # 44
-"""FAILED_PRECONDITION. Backups refer to the storage; `storage_id`, `backup_count`."""
+"""FAILED_PRECONDITION. Backups or schedules refer to the storage; `storage_id`, `backup_count`, `schedule_count`."""
 ERROR_REASON_ENCRYPTION_IMMUTABLE: ErrorReason.ValueType  # 45
 """FAILED_PRECONDITION. Encryption cannot be changed while the storage holds backups; `storage_id`."""
 ERROR_REASON_STORAGE_IMMUTABLE: ErrorReason.ValueType  # 46
@@ -361,4 +371,14 @@ ERROR_REASON_TARGET_FAILED: ErrorReason.ValueType  # 129
 """A job's end: the place to restore to cannot be written; `target`, `detail`."""
 ERROR_REASON_VERIFY_FAILED: ErrorReason.ValueType  # 130
 """A job's end: verification found damage; `backup_id`, `damaged`."""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 140
+"""NOT_FOUND. `schedule_id`."""
+ERROR_REASON_SCHEDULE_EXISTS: ErrorReason.ValueType  # 141
+"""ALREADY_EXISTS. The hypervisor has a schedule, and can have one; `hypervisor_id`, `schedule_id`."""
+ERROR_REASON_SCHEDULE_DELETED: ErrorReason.ValueType  # 142
+"""FAILED_PRECONDITION. The schedule is deleted; `schedule_id`."""
+ERROR_REASON_BIND_ADDRESS_UNSUPPORTED: ErrorReason.ValueType  # 143
+"""FAILED_PRECONDITION. Connections to this type of storage have no source address to choose; `type`, `problem`."""
+ERROR_REASON_PRESET_NOT_FOUND: ErrorReason.ValueType  # 144
+"""NOT_FOUND. `preset`, `known`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from clients.gen.backupmanager.v1 import disk_pb2 as _disk_pb2
 from clients.gen.backupmanager.v1 import retention_pb2 as _retention_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -20,6 +21,50 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Weekday:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WeekdayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Weekday.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WEEKDAY_UNSPECIFIED: _Weekday.ValueType  # 0
+    """Not set; refused."""
+    WEEKDAY_MONDAY: _Weekday.ValueType  # 1
+    """Monday."""
+    WEEKDAY_TUESDAY: _Weekday.ValueType  # 2
+    """Tuesday."""
+    WEEKDAY_WEDNESDAY: _Weekday.ValueType  # 3
+    """Wednesday."""
+    WEEKDAY_THURSDAY: _Weekday.ValueType  # 4
+    """Thursday."""
+    WEEKDAY_FRIDAY: _Weekday.ValueType  # 5
+    """Friday."""
+    WEEKDAY_SATURDAY: _Weekday.ValueType  # 6
+    """Saturday."""
+    WEEKDAY_SUNDAY: _Weekday.ValueType  # 7
+    """Sunday."""
+
+class Weekday(_Weekday, metaclass=_WeekdayEnumTypeWrapper):
+    """A day of the week, numbered as in ISO 8601."""
+
+WEEKDAY_UNSPECIFIED: Weekday.ValueType  # 0
+"""Not set; refused."""
+WEEKDAY_MONDAY: Weekday.ValueType  # 1
+"""Monday."""
+WEEKDAY_TUESDAY: Weekday.ValueType  # 2
+"""Tuesday."""
+WEEKDAY_WEDNESDAY: Weekday.ValueType  # 3
+"""Wednesday."""
+WEEKDAY_THURSDAY: Weekday.ValueType  # 4
+"""Thursday."""
+WEEKDAY_FRIDAY: Weekday.ValueType  # 5
+"""Friday."""
+WEEKDAY_SATURDAY: Weekday.ValueType  # 6
+"""Saturday."""
+WEEKDAY_SUNDAY: Weekday.ValueType  # 7
+"""Sunday."""
+Global___Weekday: _TypeAlias = Weekday  # noqa: Y015
 
 class _WorkPriority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -75,6 +120,7 @@ class Storage(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     KEEP_LAST_FIELD_NUMBER: _builtins.int
     DELETE_HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id, made by the controller."""
     name: _builtins.str
@@ -135,6 +181,10 @@ class Storage(_message.Message):
     def retention(self) -> _retention_pb2.RetentionPolicy:
         """What is kept of each server's backups, unless the schedule of its hypervisor says otherwise. Unset: nothing is pruned."""
 
+    @_builtins.property
+    def defaults(self) -> Global___StorageDefaults:
+        """What its jobs go by beside `compression`, `encryption` and `limits`, where no schedule says otherwise."""
+
     def __init__(
         self,
         *,
@@ -158,10 +208,11 @@ class Storage(_message.Message):
         retention: _retention_pb2.RetentionPolicy | None = ...,
         keep_last: _builtins.int = ...,
         delete_hypervisor_id: _builtins.str = ...,
+        defaults: Global___StorageDefaults | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "encryption", b"encryption", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
@@ -326,6 +377,115 @@ class StorageLimits(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StorageLimits: _TypeAlias = StorageLimits  # noqa: Y015
+
+@_typing.final
+class StorageDefaults(_message.Message):
+    """What the jobs of a storage go by where no schedule says otherwise. What is not set is as the comments say."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_HOURS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    FULL_INTERVAL_DAYS_FIELD_NUMBER: _builtins.int
+    BACKUP_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    ALLOWED_DAYS_FIELD_NUMBER: _builtins.int
+    interval_hours: _builtins.int
+    """Hours from one scheduled run to the next; 24 is daily, 0 means by hand only. Unset: 24. At most 8760."""
+    consistency: _disk_pb2.ConsistencyMode.ValueType
+    """How consistent guests are made. Unset: freeze, else pause."""
+    full_interval_days: _builtins.int
+    """Days after which a chain ends and a new full is made; 1 to 365. Unset: 7."""
+    backup_concurrency: _builtins.int
+    """Servers of one hypervisor that are worked on at once; 1 to 64. Unset: 1."""
+    @_builtins.property
+    def window(self) -> Global___TimeWindow:
+        """When servers may begin. Unset: at any time."""
+
+    @_builtins.property
+    def allowed_days(self) -> Global___AllowedDays:
+        """On which days runs may start. Unset: on all."""
+
+    def __init__(
+        self,
+        *,
+        interval_hours: _builtins.int | None = ...,
+        consistency: _disk_pb2.ConsistencyMode.ValueType = ...,
+        full_interval_days: _builtins.int | None = ...,
+        backup_concurrency: _builtins.int | None = ...,
+        window: Global___TimeWindow | None = ...,
+        allowed_days: Global___AllowedDays | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_backup_concurrency", b"_backup_concurrency", "_full_interval_days", b"_full_interval_days", "_interval_hours", b"_interval_hours", "allowed_days", b"allowed_days", "backup_concurrency", b"backup_concurrency", "full_interval_days", b"full_interval_days", "interval_hours", b"interval_hours", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_backup_concurrency", b"_backup_concurrency", "_full_interval_days", b"_full_interval_days", "_interval_hours", b"_interval_hours", "allowed_days", b"allowed_days", "backup_concurrency", b"backup_concurrency", "consistency", b"consistency", "full_interval_days", b"full_interval_days", "interval_hours", b"interval_hours", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__backup_concurrency: _TypeAlias = _typing.Literal["backup_concurrency"]  # noqa: Y015
+    _WhichOneofArgType__backup_concurrency: _TypeAlias = _typing.Literal["_backup_concurrency", b"_backup_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__full_interval_days: _TypeAlias = _typing.Literal["full_interval_days"]  # noqa: Y015
+    _WhichOneofArgType__full_interval_days: _TypeAlias = _typing.Literal["_full_interval_days", b"_full_interval_days"]  # noqa: Y015
+    _WhichOneofReturnType__interval_hours: _TypeAlias = _typing.Literal["interval_hours"]  # noqa: Y015
+    _WhichOneofArgType__interval_hours: _TypeAlias = _typing.Literal["_interval_hours", b"_interval_hours"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__backup_concurrency) -> _WhichOneofReturnType__backup_concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__full_interval_days) -> _WhichOneofReturnType__full_interval_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_hours) -> _WhichOneofReturnType__interval_hours | None: ...
+
+Global___StorageDefaults: _TypeAlias = StorageDefaults  # noqa: Y015
+
+@_typing.final
+class TimeWindow(_message.Message):
+    """A time of day, every day, by the wall clock of a time zone. A window may cross midnight, and belongs to the day it opens on.
+    Minutes that a change of the clocks skips never open; those that it repeats both count.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """From here on, `HH:MM`."""
+    end: _builtins.str
+    """Until just before this, `HH:MM`. The same as `start` means at any time."""
+    def __init__(
+        self,
+        *,
+        start: _builtins.str = ...,
+        end: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TimeWindow: _TypeAlias = TimeWindow  # noqa: Y015
+
+@_typing.final
+class AllowedDays(_message.Message):
+    """Days of the week."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def days(self) -> _containers.RepeatedScalarFieldContainer[Global___Weekday.ValueType]:
+        """Which; none means all."""
+
+    def __init__(
+        self,
+        *,
+        days: _abc.Iterable[Global___Weekday.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowedDays: _TypeAlias = AllowedDays  # noqa: Y015
 
 @_typing.final
 class SecretStatus(_message.Message):

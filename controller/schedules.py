@@ -1,0 +1,452 @@
+"""Schedules: one for a hypervisor, saying where its servers' backups go, how often, and what differs from the storage.
+
+    created, enabled ──► due at once ──► started ──► due again: an interval after it was due, or after its start if it had to wait
+                                           ▲  │
+                                           └──┘          interval 0: never due by itself (D21)
+
+    deleted ──► listed among the deleted; the backups stay (D22, D23) ──► undeleted: disabled, until somebody enables it
+
+What a schedule does not say comes from its storage (`rules/settings.py`). When a run may start is asked of `rules/schedule.py`,
+by the dispatcher (`due`, `started`) as well as by the preview (`next_runs`). Sync functions, run by `Database.run`.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import peewee
+
+from controller import happenings, settings, storages
+from controller.db import models
+from controller.errors import (
+    ControllerError,
+    EncryptionImmutable,
+    EtagMismatch,
+    HypervisorNotFound,
+    InvalidField,
+    ScheduleDeleted,
+    ScheduleExists,
+    ScheduleNotFound,
+)
+from controller.rules import capabilities
+from controller.rules import schedule as rules
+from controller.rules import settings as resolution
+from controller.rules.schedule import Hours, Run
+from controller.rules.settings import Keeper, Resolved, Silent, Window
+from controller.storages import Storage
+from engine.ids import new_id
+
+log = logging.getLogger(__name__)
+
+Row = models.Schedule
+CLONES_MAX = 1000
+RUNS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule as it stands, with what holds for it by `resolved`. `due_time` is None where nothing is due by itself.
+
+    `overrides` has only what differs from the storage, as JSON; `own_time_zone` is "" for the installation's.
+    """
+
+    schedule_id: str
+    hypervisor_id: str
+    storage_id: str
+    enabled: bool
+    default_access: str
+    own_time_zone: str
+    overrides: dict[str, Any]
+    due_time: datetime | None
+    anchor_time: datetime | None
+    last_start_time: datetime | None
+    create_time: datetime
+    update_time: datetime
+    delete_time: datetime | None
+    etag: str
+    resolved: Resolved
+
+    @property
+    def interval_hours(self) -> int:
+        """Hours from one run to the next; 0 for by hand only."""
+        return self.resolved.interval_hours.value
+
+    @property
+    def interval(self) -> timedelta:
+        return timedelta(hours=self.interval_hours)
+
+    @property
+    def window(self) -> Window:
+        return self.resolved.window.value
+
+    @property
+    def allowed_days(self) -> frozenset[int]:
+        """ISO weekdays on which runs may start; none for all."""
+        return self.resolved.allowed_days.value
+
+    @property
+    def time_zone(self) -> str:
+        """The IANA time zone of window, days and retention."""
+        return self.resolved.time_zone.value
+
+    @property
+    def hours(self) -> Hours:
+        """When servers may begin."""
+        return self.resolved.hours
+
+    @property
+    def live(self) -> bool:
+        return self.delete_time is None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """What is asked for; `hypervisor` and `storage` are ids or names."""
+
+    hypervisor: str
+    storage: str
+    default_access: str
+    enabled: bool = True
+    time_zone: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleChange:
+    """New values; None keeps the old. In `overrides`, a value None drops the override, and a name that is absent keeps it."""
+
+    storage: str | None = None
+    default_access: str | None = None
+    time_zone: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """What cloning made, the hypervisors it passed over (with the schedules they have), and the address it left out (D4)."""
+
+    schedules: tuple[Schedule, ...]
+    passed_over: tuple[tuple[str, str], ...]
+    bind_address: str
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def get(schedule_id: str) -> Schedule:
+    """Return a schedule, also a deleted one. Raises ScheduleNotFound."""
+    row = Row.get_or_none(Row.schedule_id == schedule_id)
+    if row is None:
+        raise ScheduleNotFound(schedule_id=schedule_id)
+    return _all([row])[0]
+
+
+def find(reference: str) -> Schedule:
+    """Return the schedule with this id, or the live one of the hypervisor with this id or name. Raises ScheduleNotFound."""
+    row = Row.get_or_none(Row.schedule_id == reference)
+    if row is not None:
+        return _all([row])[0]
+    try:
+        found = of_hypervisor(_hypervisor_id(reference))
+    except HypervisorNotFound:
+        found = None
+    if found is None:
+        raise ScheduleNotFound(schedule_id=reference)
+    return found
+
+
+def of_hypervisor(hypervisor_id: str) -> Schedule | None:
+    """Return a hypervisor's live schedule."""
+    row = Row.get_or_none((Row.hypervisor_id == hypervisor_id) & Row.delete_time.is_null())
+    return None if row is None else _all([row])[0]
+
+
+def list_schedules(
+    *,
+    storage_id: str = "",
+    hypervisor_id: str = "",
+    enabled: bool | None = None,
+    deleted: bool = False,
+    after: tuple[str] | None = None,
+    limit: int | None = 101,
+) -> list[Schedule]:
+    """Return schedules by id (oldest first), those after the id in `after`: live ones, or those that are deleted."""
+    query = Row.select().where(Row.delete_time.is_null(not deleted))
+    if storage_id:
+        query = query.where(Row.storage_id == storage_id)
+    if hypervisor_id:
+        query = query.where(Row.hypervisor_id == hypervisor_id)
+    if enabled is not None:
+        query = query.where(Row.enabled == enabled)
+    if after:
+        query = query.where(Row.schedule_id > after[0])
+    return _all(query.order_by(Row.schedule_id).limit(limit))
+
+
+def due(now: datetime) -> list[Schedule]:
+    """Return the schedules whose run may start now, longest overdue first: enabled, due, and within their hours."""
+    rows = Row.select().where(Row.delete_time.is_null() & Row.enabled & (Row.due_time <= now))
+    return [one for one in _all(rows.order_by(Row.due_time, Row.schedule_id)) if _may_start(one, now)]
+
+
+def resolve(storage: Storage, hypervisor_id: str = "") -> Resolved:
+    """Return what holds for work of a hypervisor on a storage: its schedule counts if it is for this storage (R21)."""
+    schedule = of_hypervisor(hypervisor_id) if hypervisor_id else None
+    if schedule is not None and schedule.storage_id == storage.storage_id:
+        return schedule.resolved
+    return resolution.resolve(storage, None, settings.get().time_zone)
+
+
+def next_runs(schedule: Schedule, count: int, now: datetime) -> list[Run]:
+    """Return the next runs as the dispatcher will see them; those of a disabled schedule are as if it were enabled now."""
+    due_time = (schedule.due_time if schedule.enabled and schedule.live else None) or now
+    runs = rules.next_runs(schedule.hours, due_time, now, schedule.interval)
+    return list(itertools.islice(runs, min(count, RUNS_MAX)))
+
+
+# ---- changing -----------------------------------------------------------------------------------------------------------
+
+
+def create(new: NewSchedule, now: datetime) -> Schedule:
+    """Make a schedule; an enabled one is due at once (D28).
+
+    Raises HypervisorNotFound, StorageNotFound, ScheduleExists, BindAddressUnsupported, EncryptionImmutable, InvalidField.
+    """
+    schedule_id, hypervisor_id = new_id(now), _hypervisor_id(new.hypervisor)
+    storage = storages.find(new.storage)
+    resolved = check_overrides(storage, new.overrides, new.time_zone)
+    _check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
+    try:
+        with models.proxy.atomic():
+            Row.insert(
+                schedule_id=schedule_id,
+                hypervisor_id=hypervisor_id,
+                storage_id=storage.storage_id,
+                enabled=new.enabled,
+                default_access=new.default_access,
+                time_zone=new.time_zone,
+                overrides=dict(new.overrides),
+                due_time=_first_due(resolved, now) if new.enabled else None,
+                create_time=now,
+                update_time=now,
+            ).execute()
+    except peewee.IntegrityError:
+        raise _exists(hypervisor_id) from None
+    made = get(schedule_id)
+    _record("schedule.created", made, now)
+    return made
+
+
+def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -> Schedule:
+    """Change a schedule. Another interval counts from where the old one did.
+
+    Raises ScheduleNotFound, ScheduleDeleted, EtagMismatch, StorageNotFound, BindAddressUnsupported, EncryptionImmutable,
+    InvalidField.
+    """
+    present = get_live(schedule_id)
+    storage = storages.find(present.storage_id if change.storage is None else change.storage)
+    merged = {**present.overrides, **change.overrides}
+    overrides = {name: value for name, value in merged.items() if value is not None}
+    time_zone = present.own_time_zone if change.time_zone is None else change.time_zone
+    same_place = storage.storage_id == present.storage_id
+    before = present.resolved.encryption.value if same_place else storage.encryption_enabled
+    resolved = check_overrides(storage, overrides, time_zone)
+    _check_encryption(storage, present.hypervisor_id, resolved, before=before)
+    values = {
+        "storage_id": storage.storage_id,
+        "default_access": present.default_access if change.default_access is None else change.default_access,
+        "time_zone": time_zone,
+        "overrides": overrides,
+    }
+    _save(present, values, etag or present.etag, "schedule.updated", now)
+    _rearm(present, resolved.interval_hours.value, now)
+    return get(schedule_id)
+
+
+def set_enabled(schedule_id: str, now: datetime, *, enabled: bool) -> Schedule:
+    """Switch a schedule on, which makes it due at once, or off; again changes nothing. Raises ScheduleNotFound, ScheduleDeleted."""
+    present = get_live(schedule_id)
+    if present.enabled == enabled:
+        return present
+    due_time = _first_due(present.resolved, now) if enabled else None
+    values = {"enabled": enabled, "due_time": due_time, "anchor_time": None}
+    _save(present, values, present.etag, "schedule.enabled" if enabled else "schedule.disabled", now)
+    return get(schedule_id)
+
+
+def delete(schedule_id: str, now: datetime) -> Schedule:
+    """Put a schedule among the deleted; its backups stay (D22, D23). Raises ScheduleNotFound, ScheduleDeleted."""
+    present = get_live(schedule_id)
+    values = {"delete_time": now, "enabled": False, "due_time": None, "anchor_time": None}
+    _save(present, values, present.etag, "schedule.deleted", now)
+    return get(schedule_id)
+
+
+def undelete(schedule_id: str, now: datetime) -> Schedule:
+    """Bring a deleted schedule back, disabled. One that is live stays as it is.
+
+    Raises ScheduleNotFound, ScheduleExists when its hypervisor got another one meanwhile, StorageNotFound when its storage
+    is gone.
+    """
+    present = get(schedule_id)
+    if present.live:
+        return present
+    storages.find(present.storage_id)
+    try:
+        with models.proxy.atomic():
+            values = {"delete_time": None, "enabled": False}
+            _save(present, values, present.etag, "schedule.undeleted", now)
+    except peewee.IntegrityError:
+        raise _exists(present.hypervisor_id) from None
+    return get(schedule_id)
+
+
+def clone(schedule_id: str, hypervisors: Sequence[str], now: datetime) -> Cloned:
+    """Give hypervisors (ids or names) the same schedule, but for the bind address, which is one host's own (D4).
+
+    A hypervisor that has a schedule is passed over. Raises ScheduleNotFound, ScheduleDeleted, HypervisorNotFound, and what
+    `create` does: all are cloned or none.
+    """
+    source = get_live(schedule_id)
+    overrides = {name: value for name, value in source.overrides.items() if name != "bind_address"}
+    made, passed = [], []
+    for hypervisor_id in dict.fromkeys(_hypervisor_id(one) for one in hypervisors):
+        other = of_hypervisor(hypervisor_id)
+        if other is not None:
+            passed.append((hypervisor_id, other.schedule_id))
+            continue
+        new = NewSchedule(
+            hypervisor_id, source.storage_id, source.default_access, source.enabled, source.own_time_zone, overrides
+        )
+        made.append(create(new, now))
+    return Cloned(tuple(made), tuple(passed), source.overrides.get("bind_address", ""))
+
+
+def started(schedule_id: str, now: datetime) -> Schedule:
+    """Note that a run has started; if one was due, it is this one, and the next is due an interval later (D28).
+
+    A run that somebody forces before it is due leaves the rhythm alone. Raises ScheduleNotFound.
+    """
+    present = get(schedule_id)
+    values: dict[str, Any] = {"last_start_time": now}
+    if present.due_time is not None and present.due_time <= now:
+        next_due = rules.next_due(present.due_time, now, present.interval)
+        values |= {"due_time": next_due, "anchor_time": next_due - present.interval}
+    Row.update(**values).where(Row.schedule_id == schedule_id).execute()
+    return get(schedule_id)
+
+
+def storage_changed(storage_id: str, now: datetime) -> None:
+    """Let schedules follow their storage's interval. Called in the transaction that changed the storage."""
+    for schedule in list_schedules(storage_id=storage_id, limit=None):
+        _rearm(schedule, schedule.interval_hours, now)
+
+
+def get_live(schedule_id: str) -> Schedule:
+    """Return a schedule. Raises ScheduleNotFound, ScheduleDeleted."""
+    schedule = get(schedule_id)
+    if not schedule.live:
+        raise ScheduleDeleted(schedule_id=schedule_id)
+    return schedule
+
+
+# ---- inside -------------------------------------------------------------------------------------------------------------
+
+
+def check_overrides(storage: Storage, overrides: Mapping[str, Any], time_zone: str) -> Resolved:
+    """Return what overrides amount to on a storage. Raises BindAddressUnsupported (D19), InvalidField."""
+    resolved = resolution.resolve_overrides(storage, overrides, time_zone, settings.get().time_zone)
+    if overrides.get("bind_address"):
+        capabilities.check_bind_address(storage.type)
+    if resolved.encryption.value and not storage.key_id:
+        problem = "needs a key: give the storage an encryption passphrase first"
+        raise InvalidField(field="overrides.encryption", problem=problem)
+    return resolved
+
+
+def _check_encryption(storage: Storage, hypervisor_id: str, resolved: Resolved, *, before: bool) -> None:
+    """Raise EncryptionImmutable where this would switch the encryption of backups that a hypervisor has there (S25)."""
+    if resolved.encryption.value != before and storages.is_in_use(storage.storage_id, hypervisor_id):
+        raise EncryptionImmutable(storage_id=storage.storage_id)
+
+
+def _first_due(resolved: Resolved, now: datetime) -> datetime | None:
+    return now if resolved.interval_hours.value else None
+
+
+def _rearm(before: Schedule, hours: int, now: datetime) -> None:
+    """Bring the due time in line with an interval that may be new."""
+    if not before.enabled or not hours:
+        due_time = None
+    elif before.anchor_time is not None:
+        due_time = before.anchor_time + timedelta(hours=hours)
+    elif before.due_time is not None:
+        return  # due at once, whatever the interval
+    else:
+        due_time = max(now, before.last_start_time + timedelta(hours=hours)) if before.last_start_time else now
+    if due_time != before.due_time:
+        Row.update(due_time=due_time).where(Row.schedule_id == before.schedule_id).execute()
+
+
+def _may_start(schedule: Schedule, now: datetime) -> bool:
+    if schedule.due_time is None:
+        return False
+    try:
+        run = rules.next_run(schedule.hours, schedule.due_time, now)
+    except ControllerError:  # a time zone that this host's files lost: the others must not wait for it
+        log.exception("schedule cannot be read schedule_id=%s", schedule.schedule_id)
+        return False
+    return run is not None and run.start_time <= now
+
+
+def _save(present: Schedule, values: Mapping[str, Any], etag: str, kind: str, now: datetime) -> None:
+    """Write values if the schedule is still the version of `etag`. Raises EtagMismatch."""
+    same = (Row.schedule_id == present.schedule_id) & (Row.version == int(present.etag))
+    if etag != present.etag or not Row.update(**values, update_time=now, version=Row.version + 1).where(same).execute():
+        raise EtagMismatch(etag=present.etag)
+    _record(kind, present, now)
+
+
+def _exists(hypervisor_id: str) -> ScheduleExists:
+    other = of_hypervisor(hypervisor_id)
+    return ScheduleExists(hypervisor_id=hypervisor_id, schedule_id=other.schedule_id if other else "")
+
+
+def _hypervisor_id(reference: str) -> str:
+    row = models.Hypervisor
+    found = row.get_or_none(row.hypervisor_id == reference) or row.get_or_none(row.name == reference)
+    if found is None or not reference:
+        raise HypervisorNotFound(hypervisor_id=reference)
+    return found.hypervisor_id
+
+
+def _all(rows: Iterable[models.Schedule]) -> list[Schedule]:
+    """Return rows as schedules; each storage and the time zone are read once for all of them."""
+    found = list(rows)
+    if not found:
+        return []
+    zone = settings.get().time_zone
+    table = models.Storage
+    chosen = table.select().where(table.storage_id.in_({row.storage_id for row in found}))
+    known = {storage.storage_id: storage for storage in chosen}
+    return [_schedule(row, known.get(row.storage_id, Silent()), zone) for row in found]
+
+
+def _schedule(row: models.Schedule, storage: Keeper, zone: str) -> Schedule:
+    names = [name for name in Schedule.__dataclass_fields__ if hasattr(row, name)]
+    given = {name: getattr(row, name) for name in names}
+    resolved = resolution.resolve_overrides(storage, row.overrides, row.time_zone, zone)
+    return Schedule(**given, own_time_zone=row.time_zone, etag=str(row.version), resolved=resolved)
+
+
+def _record(kind: str, schedule: Schedule, now: datetime) -> None:
+    happenings.record(
+        kind,
+        now,
+        schedule_id=schedule.schedule_id,
+        hypervisor_id=schedule.hypervisor_id,
+        storage_id=schedule.storage_id,
+    )
