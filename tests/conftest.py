@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tests.servers.guest import BlankDomain, RealGuest
     from tests.servers.libvirtd import Libvirtd
+    from tests.servers.postgres import Postgres
 
 _FOLDER: "pytest.StashKey[str]" = pytest.StashKey()
 
@@ -63,6 +64,15 @@ def _world_of(nodeid: str) -> str:
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def postgres() -> "Iterator[Postgres]":
+    """A private PostgreSQL, started when the first test of this process asks; each test takes a database of its own from it."""
+    from tests.servers.postgres import Postgres
+
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@
 
 Many callers share one commit, so that an fsync per commit costs little, and the event loop never waits for a disk. A function
 that raises is rolled back alone; its caller gets the exception. A future is resolved only after the commit: what a caller was
-told is durable. SQLite takes one controller, by a lock file; PostgreSQL takes several, migrations there are serialized.
+told is durable. SQLite takes one controller, by a lock file; PostgreSQL takes several, one transaction at a time (`postgres.py`).
 """
 
 import asyncio
@@ -16,9 +16,9 @@ import os
 import queue
 import sqlite3
 import threading
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar
@@ -27,7 +27,7 @@ from urllib.parse import unquote
 import peewee
 from playhouse.migrations import Runner
 
-from controller.db import models
+from controller.db import models, postgres
 from controller.db.notes import Listener, Note, collecting
 from controller.db.numbering import number_events
 from controller.errors import CannotStart
@@ -38,7 +38,6 @@ GROUP_MAX = (
     200  # functions in one transaction: 5200 a second with an fsync each group, and no caller waits for more than these
 )
 MIGRATIONS = Path(__file__).parent / "migrations"
-_ADVISORY_KEY = 0x626D_6D67  # any number, the same in all our controllers
 _PRAGMAS = {"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "busy_timeout": 5000}
 
 P = ParamSpec("P")
@@ -55,12 +54,15 @@ class _Call:
 class Database:
     """The database of one controller. `run`, `call` and `subscribe` may be used from any thread."""
 
-    def __init__(self, connection: Any, lock: int | None) -> None:
+    def __init__(self, connection: Any, lock: int | None, url: str = "") -> None:
         self._peewee = connection
         self._lock = lock
+        self._speaker = uuid.uuid4().hex
+        self._ear = postgres.Ear(url, self._speaker, self._tell) if url else None
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._listeners: list[Listener] = []
         self._closed = False
+        self._committing = False  # what becomes of the transaction is the database's to say
         self._gate = threading.Lock()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._work, name="database", daemon=True)
@@ -77,14 +79,21 @@ class Database:
             lock = _lock_file(path)
             database = cls(peewee.SqliteDatabase(str(path), pragmas=_PRAGMAS), lock)
         else:
-            database = cls(_postgres(url), None)
+            database = cls(postgres.connect(url), None, url)
         database._thread.start()
         try:
             database._ready.result()
         except Exception as error:
             database._release()
             raise CannotStart(f"the database cannot be used: {type(error).__name__}: {error}") from error
+        if database._ear is not None:
+            database._ear.start()
         return database
+
+    @property
+    def exclusive(self) -> bool:
+        """No other controller can be using it."""
+        return self._ear is None
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function on the database thread in a transaction and return its value once that is committed.
@@ -99,7 +108,10 @@ class Database:
         return self._submit(lambda: function(*args, **kwargs)).result()
 
     def subscribe(self, listener: Listener) -> None:
-        """Have `listener` called with the notes of each commit, on the database thread; it must be quick and not raise."""
+        """Have `listener` called with the notes of each commit, also of other controllers'; it must be quick and not raise.
+
+        It is called on the database's threads.
+        """
         self._listeners.append(listener)
 
     def close(self) -> None:
@@ -109,6 +121,8 @@ class Database:
                 return
             self._closed = True
             self._queue.put(None)
+        if self._ear is not None:
+            self._ear.stop()
         self._thread.join()
         self._release()
 
@@ -144,9 +158,8 @@ class Database:
     def _connect(self) -> None:
         self._peewee.connect(reuse_if_open=True)
         models.proxy.initialize(self._peewee)
-        postgres = isinstance(self._peewee, peewee.PostgresqlDatabase)
-        if postgres:  # two runners at once would both apply the same file
-            self._peewee.execute_sql("SELECT pg_advisory_lock(%s)", (_ADVISORY_KEY,))
+        if not self.exclusive:
+            postgres.lock_migrations(self._peewee)
         try:
             untyped: Any = Runner  # playhouse has no types
             runner = untyped(self._peewee, str(MIGRATIONS))
@@ -156,8 +169,8 @@ class Database:
             for name in runner.up():
                 log.info("migration applied name=%s", name)
         finally:
-            if postgres:
-                self._peewee.execute_sql("SELECT pg_advisory_unlock(%s)", (_ADVISORY_KEY,))
+            if not self.exclusive:
+                postgres.unlock_migrations(self._peewee)
 
     def _take(self) -> tuple[list[_Call], bool]:
         """Wait for calls; return those that are there, and whether the end was among them."""
@@ -176,16 +189,9 @@ class Database:
 
     def _serve(self, calls: list[_Call]) -> None:
         outcomes: list[_Outcome]
-        notes: list[Note] = []
+        notes: list[Note]
         try:
-            self._peewee.connect(reuse_if_open=True)
-            with ExitStack() as stack:
-                if isinstance(self._peewee, peewee.SqliteDatabase):
-                    stack.enter_context(self._peewee.atomic("IMMEDIATE"))
-                else:
-                    stack.enter_context(self._peewee.atomic())
-                outcomes = [self._one(call, notes) for call in calls]
-                notes = number_events(self._peewee, notes)
+            outcomes, notes = self._transact_again(calls)
         except Exception as error:
             log.exception("database transaction failed calls=%d", len(calls))
             self._peewee.close()  # a broken connection is made anew by the next group
@@ -197,16 +203,47 @@ class Database:
             else:
                 call.future.set_exception(failure)
 
+    def _transact_again(self, calls: list[_Call]) -> tuple[list[_Outcome], list[Note]]:
+        """Run a group; once more on a new connection when the old one turns out to be gone before the commit was asked for."""
+        self._committing = False
+        try:
+            return self._transact(calls)
+        except Exception as error:
+            if self.exclusive or self._committing or not postgres.is_lost(self._peewee):
+                raise
+            log.warning("connection to the database lost, connecting anew error=%s", type(error).__name__)
+        self._peewee.close()
+        return self._transact(calls)
+
+    def _transact(self, calls: list[_Call]) -> tuple[list[_Outcome], list[Note]]:
+        notes: list[Note] = []
+        self._peewee.connect(reuse_if_open=True)
+        with self._peewee.atomic(*(["IMMEDIATE"] if self.exclusive else [])):
+            if not self.exclusive:
+                postgres.enter_lane(self._peewee)
+            outcomes = [self._one(call, notes) for call in calls]
+            notes = number_events(self._peewee, notes)
+            if not self.exclusive:
+                postgres.announce(self._peewee, self._speaker, notes)
+            self._committing = True
+        return outcomes, notes
+
     def _one(self, call: _Call, notes: list[Note]) -> _Outcome:
         try:
             with collecting() as noted, self._peewee.atomic():
                 value = call.function()
         except Exception as error:
-            if _rolled_back(self._peewee):
-                raise  # a full or failing disk rolls back the whole transaction: what came before this is gone as well
+            if self._rolled_back():
+                raise  # a full disk or a lost connection rolls back the whole transaction: what came before is gone as well
             return None, error
         notes += noted
         return value, None
+
+    def _rolled_back(self) -> bool:
+        """Tell whether the database has ended the transaction by itself."""
+        if self.exclusive:
+            return not _connection(self._peewee).in_transaction
+        return postgres.is_lost(self._peewee)
 
     def _tell(self, notes: list[Note]) -> None:
         if not notes:
@@ -216,11 +253,6 @@ class Database:
                 listener(notes)
             except Exception:
                 log.exception("a listener to the database failed")
-
-
-def _rolled_back(database: Any) -> bool:
-    """Tell whether SQLite has ended the transaction by itself."""
-    return isinstance(database, peewee.SqliteDatabase) and not _connection(database).in_transaction
 
 
 def _connection(database: Any) -> sqlite3.Connection:
@@ -242,10 +274,3 @@ def _lock_file(path: Path) -> int:
     if not path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # sealed secrets or not, it is nobody else's
     return descriptor
-
-
-def _postgres(url: str) -> Any:
-    from playhouse import db_url
-
-    untyped: Any = db_url
-    return untyped.connect(f"psycopg3://{url.partition('://')[2]}")

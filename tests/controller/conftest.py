@@ -1,17 +1,41 @@
-"""What the controller's tests share."""
+"""What the controller's tests share: a database of each kind, and a world on it.
+
+Tests that take `world` or `database_url` run twice, on SQLite and on a real PostgreSQL. Which do: all that try what is kept and
+who gets what (jobs, leases, sessions, catalog, stale work, enrollment, secrets) and all of `db/`. Not twice: the pure rules, which see no
+database, and what lies above these functions (services over gRPC, bmctl, whole paths), which reaches the database through them alone.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from controller.db.database import Database
 from tests.controller.world import World
+
+DATABASES = ("sqlite", "postgresql")
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new database that has its tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/controller.db"
+        return
+    postgres = request.getfixturevalue("postgres")
+    url = postgres.database(migrate)
+    yield url
+    postgres.drop(url)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World.open(tmp_path / "controller")
+def world(database_url: str, tmp_path: Path) -> Iterator[World]:
+    world = World.open(tmp_path / "controller", url=database_url)
     try:
         yield world
     finally:
         world.close()
+
+
+def migrate(url: str) -> None:
+    Database.open(url).close()

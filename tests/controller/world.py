@@ -49,12 +49,14 @@ class World:
     clock: FakeClock
     limits: Limits = field(default_factory=Limits)
     serials: int = 0
+    url: str = ""
 
     @classmethod
-    def open(cls, folder: Path, limits: Limits | None = None) -> "World":
+    def open(cls, folder: Path, limits: Limits | None = None, url: str = "") -> "World":
+        """Open a world on the database at `url`, a new SQLite if there is none."""
         folder.mkdir(parents=True, exist_ok=True)
-        vault = Vault.create(folder / "master.key")
-        world = cls(folder, Database.open(f"sqlite:///{folder}/controller.db"), vault, FakeClock(), limits or Limits())
+        vault, url = Vault.create(folder / "master.key"), url or f"sqlite:///{folder}/controller.db"
+        world = cls(folder, Database.open(url), vault, FakeClock(), limits or Limits(), url=url)
         world.run(installation.create, world.now())
         return world
 
@@ -64,7 +66,7 @@ class World:
     def restart(self) -> None:
         """Stop the controller and start it again, as far as its memory goes."""
         self.database.close()
-        self.database = Database.open(f"sqlite:///{self.folder}/controller.db")
+        self.database = Database.open(self.url)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self.database.call(function, *args, **kwargs)
