@@ -237,6 +237,35 @@ class JobEnded(ControllerError):
     template = "job {job_id} has ended: {state}"
 
 
+class BatchNotFound(ControllerError):
+    reason = "BATCH_NOT_FOUND"
+    template = "no batch {batch_id}"
+
+
+class BatchEnded(ControllerError):
+    reason = "BATCH_ENDED"
+    template = "batch {batch_id} has ended: {state}"
+
+
+class BatchWaiting(ControllerError):
+    """At most one batch of a schedule waits at a time."""
+
+    reason = "BATCH_WAITING"
+    template = "batch {batch_id} of schedule {schedule_id} waits already: {wait}"
+    remedy = "Wait for that batch, or cancel it"
+
+
+class NothingToRetry(ControllerError):
+    reason = "NOTHING_TO_RETRY"
+    template = "no server of batch {batch_id} failed"
+
+
+class DispatchPaused(ControllerError):
+    reason = "DISPATCH_PAUSED"
+    template = "the dispatcher is paused"
+    remedy = "Resume it in the settings"
+
+
 class AccessTokenNotFound(ControllerError):
     reason = "ACCESS_TOKEN_NOT_FOUND"
     template = "no access token {access_token_id}"

@@ -21,12 +21,13 @@ from controller.db.notes import note
 from controller.db.statements import statement
 from controller.errors import JobCancelled, JobNotFound, JobStale
 from controller.limits import Limits
+from controller.rules import states
 from engine.errors import BackupManagerError
 
-QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
-COMPLETED, COMPLETED_WITH_WARNINGS, FAILED, CANCELLED = "completed", "completed_with_warnings", "failed", "cancelled"
-LIVE = (QUEUED, DISPATCHED, RUNNING)
-SENT = (DISPATCHED, RUNNING)
+QUEUED, PENDING, DISPATCHED, RUNNING = states.QUEUED, states.PENDING, states.DISPATCHED, states.RUNNING
+COMPLETED, COMPLETED_WITH_WARNINGS = states.COMPLETED, states.COMPLETED_WITH_WARNINGS
+FAILED, CANCELLED, SKIPPED = states.FAILED, states.CANCELLED, states.SKIPPED
+LIVE, SENT = states.LIVE, states.SENT
 Row = models.Job
 
 
@@ -71,6 +72,7 @@ class Job:
     cancel_reason: str
     requester: str
     version: int
+    batch_id: str
 
     @property
     def ended(self) -> bool:
@@ -100,6 +102,7 @@ class NewJob:
     requester: str = ""
     request_id: str = ""
     request_hash: str = ""
+    batch_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ class JobFilter:
     server_id: str = ""
     storage_id: str = ""
     hypervisor_id: str = ""
+    batch_id: str = ""
     states: Sequence[str] = ()
     types: Sequence[str] = ()
     start_time: datetime | None = None
@@ -153,6 +157,8 @@ def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int 
             query = query.where(column == value)
     if wanted.hypervisor_id:
         query = query.where(Row.hypervisor_id == wanted.hypervisor_id)
+    if wanted.batch_id:
+        query = query.where(Row.batch_id == wanted.batch_id)
     if wanted.states:
         query = query.where(Row.state.in_(list(wanted.states)))
     if wanted.types:

@@ -52,6 +52,7 @@ from controller.audit import Audit
 from controller.changes import Changes
 from controller.clock import Clock, SystemClock
 from controller.config import Settings
+from controller.cycle.steps import STEPS
 from controller.cycle.tick import Tick
 from controller.db.database import Database
 from controller.db.secrets import Vault
@@ -148,7 +149,7 @@ class Controller:
         changes = Changes()
         database.subscribe(changes.publish)
         limits, version = limits_of(settings), importlib.metadata.version("backup-manager")
-        tick = Tick(database, clock, limits, settings.tick_seconds)
+        tick = Tick(database, vault, clock, lambda: limits, settings.tick_seconds, STEPS)
         sessions = Sessions(database, vault, clock, limits, changes, known, version)
         parts = Parts(database, vault, clock, limits, authority, known, changes, sessions, version)
         self._parts = parts

@@ -368,3 +368,11 @@ class VerifyFailed(EngineError):
     def __init__(self, result: dict[str, object], **facts: object) -> None:
         self.result = result
         super().__init__(**facts)
+
+
+class WindowClosed(EngineError):
+    """A job of a batch whose turn did not come before the schedule's window ended (D14). Nothing was done."""
+
+    reason = "WINDOW_CLOSED"
+    template = "the schedule's window ended before this server's turn came"
+    remedy = "Widen the window, raise the backup concurrency, or run the schedule by hand"

@@ -9,6 +9,7 @@ all that it wants or nothing. Jobs of an offline hypervisor wait for it.
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from controller import backups, hypervisors, jobs, leases, servers, storages
 from controller.db import models
@@ -20,9 +21,17 @@ from controller.rules import admission
 from controller.rules.exclusion import GROUPS, Group, Outcome, Work, decide_all
 from engine.errors import BackupManagerError
 
+if TYPE_CHECKING:
+    from controller.cycle.tick import Round
+
 
 class _NotNow(Exception):
     """Something that a job wants is taken; what it took so far is given back."""
+
+
+async def step(around: "Round") -> None:
+    """Look at everything that waits."""
+    await around.database.run(run, around.limits, around.now)
 
 
 def run(limits: Limits, now: datetime, hypervisor_id: str = "") -> int:

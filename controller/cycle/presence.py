@@ -5,13 +5,21 @@ statement whose outcome is the answer, so of two controllers one tells it.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from controller import happenings
 from controller.db import models
 from controller.limits import Limits
 
+if TYPE_CHECKING:
+    from controller.cycle.tick import Round
+
 _Presence, _Hypervisor = models.HypervisorPresence, models.Hypervisor
+
+
+async def step(around: "Round") -> None:
+    """Look who came and who went."""
+    await around.database.run(run, around.limits, around.listening_since, around.now)
 
 
 def arrived(hypervisor_id: str, now: datetime) -> None:

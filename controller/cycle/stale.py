@@ -2,6 +2,7 @@
 
 import logging
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from controller import installation, jobs
 from controller.agents import outbox
@@ -12,7 +13,18 @@ from controller.limits import Limits
 from controller.rules import stale
 from controller.rules.stale import Ages, Verdict
 
+if TYPE_CHECKING:
+    from controller.cycle.tick import Round
+
 log = logging.getLogger(__name__)
+
+
+async def step(around: "Round") -> None:
+    """End what the clock ends."""
+    run, limits, since, now = around.database.run, around.limits, around.listening_since, around.now
+    await run(fail_earlier_epochs, limits, now)
+    for job_id in await run(candidates, limits, since, now):
+        await run(settle, job_id, limits, since, now)
 
 
 def candidates(limits: Limits, listening_since: datetime, now: datetime) -> list[str]:

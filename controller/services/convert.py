@@ -234,6 +234,7 @@ def job(record: Job) -> job_pb2.Job:
         cancel_requested=record.cancel_requested,
         requester=record.requester,
         version=record.version,
+        batch_id=record.batch_id,
     )
 
 

@@ -13,6 +13,7 @@ rows end together. Enum values are the lower-case text of the protos; "" means n
 
 from controller.db.models.backups import Backup, BackupDisk, BackupNeed
 from controller.db.models.base import Table, proxy
+from controller.db.models.batches import Batch, Turn
 from controller.db.models.events import (
     Event,
     EventHorizon,
@@ -42,6 +43,7 @@ __all__ = [
     "Backup",
     "BackupDisk",
     "BackupNeed",
+    "Batch",
     "Domain",
     "EnrollmentToken",
     "Event",
@@ -69,6 +71,7 @@ __all__ = [
     "StorageKey",
     "SystemLog",
     "Table",
+    "Turn",
     "Webhook",
     "WebhookDelivery",
     "proxy",

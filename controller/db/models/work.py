@@ -8,7 +8,7 @@ from controller.db.models.base import Table, id_field, number_field, text_field
 
 
 class Job(Table):
-    """One piece of work. `spec` is what was asked, without secrets; `wait` says what a queued one waits for."""
+    """One piece of work. `spec` is what was asked, without secrets; `batch_id` is "" for a single."""
 
     job_id = id_field()
     type = TextField()
@@ -36,9 +36,15 @@ class Job(Table):
     warnings = JsonField(default=list)
     result = JsonField(null=True)
     log_bytes = number_field()
+    batch_id = text_field()
 
     class Meta:
-        indexes = ((("state", "hypervisor_id"), False), (("server_id",), False), (("storage_id",), False))
+        indexes = (
+            (("state", "hypervisor_id"), False),
+            (("server_id",), False),
+            (("storage_id",), False),
+            (("batch_id",), False),
+        )
 
 
 class JobLog(Table):

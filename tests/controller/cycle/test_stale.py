@@ -6,7 +6,6 @@ import pytest
 
 from controller import installation, leases
 from controller.cycle import stale
-from controller.cycle.tick import Tick
 from controller.db import models
 from controller.jobs import Job
 from controller.limits import STALE_GRACE
@@ -136,29 +135,6 @@ def test_work_of_an_earlier_epoch_is_lost(world: World, agent: Agent) -> None:
     assert (late.state, reason(late)) == ("failed", "OPERATION_LOST")
     assert world.run(installation.get).epoch == 2
     assert free(world, job)
-
-
-async def test_the_tick_does_all_of_it_and_survives_a_fault(
-    world: World, agent: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = world.backup(world.server(agent, "web"), world.storage())
-    tick = Tick(world.database, world.clock, world.limits, 0.01)
-    world.clock.advance(121)
-    with monkeypatch.context() as patch:
-        patch.setattr(stale, "settle", _fail)
-        with pytest.raises(RuntimeError):
-            await tick.once()
-    assert world.job(job.job_id).state == "dispatched"
-
-    await tick.once()
-    assert reason(world.job(job.job_id)) == "COMMAND_NOT_ACCEPTED"
-    tick.start()
-    await tick.stop()
-    await Tick(world.database, world.clock, world.limits, 60).stop()  # never started
-
-
-def _fail(*_: object) -> None:
-    raise RuntimeError
 
 
 @pytest.mark.parametrize(

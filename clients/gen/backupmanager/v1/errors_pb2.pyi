@@ -196,6 +196,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. Connections to this type of storage have no source address to choose; `type`, `problem`."""
     ERROR_REASON_PRESET_NOT_FOUND: _ErrorReason.ValueType  # 144
     """NOT_FOUND. `preset`, `known`."""
+    ERROR_REASON_BATCH_NOT_FOUND: _ErrorReason.ValueType  # 150
+    """NOT_FOUND. `batch_id`."""
+    ERROR_REASON_BATCH_ENDED: _ErrorReason.ValueType  # 151
+    """FAILED_PRECONDITION. The batch has ended already; `batch_id`, `state`."""
+    ERROR_REASON_BATCH_WAITING: _ErrorReason.ValueType  # 152
+    """FAILED_PRECONDITION. A batch of this schedule waits already; `batch_id`, `schedule_id`, `wait`."""
+    ERROR_REASON_NOTHING_TO_RETRY: _ErrorReason.ValueType  # 153
+    """FAILED_PRECONDITION. No server of the batch failed; `batch_id`."""
+    ERROR_REASON_WINDOW_CLOSED: _ErrorReason.ValueType  # 154
+    """A job's end: the schedule's window ended before the server's turn came."""
+    ERROR_REASON_DISPATCH_PAUSED: _ErrorReason.ValueType  # 155
+    """FAILED_PRECONDITION. The dispatcher is paused; no batch begins until it is not."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -381,4 +393,16 @@ ERROR_REASON_BIND_ADDRESS_UNSUPPORTED: ErrorReason.ValueType  # 143
 """FAILED_PRECONDITION. Connections to this type of storage have no source address to choose; `type`, `problem`."""
 ERROR_REASON_PRESET_NOT_FOUND: ErrorReason.ValueType  # 144
 """NOT_FOUND. `preset`, `known`."""
+ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 150
+"""NOT_FOUND. `batch_id`."""
+ERROR_REASON_BATCH_ENDED: ErrorReason.ValueType  # 151
+"""FAILED_PRECONDITION. The batch has ended already; `batch_id`, `state`."""
+ERROR_REASON_BATCH_WAITING: ErrorReason.ValueType  # 152
+"""FAILED_PRECONDITION. A batch of this schedule waits already; `batch_id`, `schedule_id`, `wait`."""
+ERROR_REASON_NOTHING_TO_RETRY: ErrorReason.ValueType  # 153
+"""FAILED_PRECONDITION. No server of the batch failed; `batch_id`."""
+ERROR_REASON_WINDOW_CLOSED: ErrorReason.ValueType  # 154
+"""A job's end: the schedule's window ended before the server's turn came."""
+ERROR_REASON_DISPATCH_PAUSED: ErrorReason.ValueType  # 155
+"""FAILED_PRECONDITION. The dispatcher is paused; no batch begins until it is not."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

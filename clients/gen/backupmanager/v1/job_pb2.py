@@ -28,39 +28,39 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kupmanager/v1/job.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1e\x62\x61\x63kupmanager/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.backupmanager.v1.JobType\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.backupmanager.v1.JobState\x12\x11\n\tserver_id\x18\x04 \x01(\t\x12\x12\n\nstorage_id\x18\x05 \x01(\t\x12\x15\n\rhypervisor_id\x18\x06 \x01(\t\x12\x11\n\tbackup_id\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08progress\x18\x0c \x01(\x0b\x32\x1d.backupmanager.v1.JobProgress\x12*\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12+\n\x06result\x18\x0f \x01(\x0b\x32\x1b.backupmanager.v1.JobResult\x12\x18\n\x10\x63\x61ncel_requested\x18\x10 \x01(\x08\x12\x11\n\trequester\x18\x11 \x01(\t\x12\x0f\n\x07version\x18\x12 \x01(\x03\"\xd4\x01\n\x0bJobProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x14\n\x0c\x62ytes_stored\x18\x04 \x01(\x03\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x03\x12,\n\tremaining\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0breport_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x02\n\tJobResult\x12\x30\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x1e.backupmanager.v1.BackupResultH\x00\x12\x32\n\x07restore\x18\x02 \x01(\x0b\x32\x1f.backupmanager.v1.RestoreResultH\x00\x12\x30\n\x06verify\x18\x03 \x01(\x0b\x32\x1e.backupmanager.v1.VerifyResultH\x00\x12\x30\n\x06\x64\x65lete\x18\x04 \x01(\x0b\x32\x1e.backupmanager.v1.DeleteResultH\x00\x12\x32\n\x07reindex\x18\x05 \x01(\x0b\x32\x1f.backupmanager.v1.ReindexResultH\x00\x12\x33\n\x04test\x18\x06 \x01(\x0b\x32#.backupmanager.v1.StorageTestResultH\x00\x42\x08\n\x06result\"\xf4\x01\n\x0c\x42\x61\x63kupResult\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12+\n\x05\x64isks\x18\x02 \x03(\x0b\x32\x1c.backupmanager.v1.DiskBackup\x12\x34\n\rskipped_disks\x18\x03 \x03(\x0b\x32\x1d.backupmanager.v1.SkippedDisk\x12\x39\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32$.backupmanager.v1.ConsistencyReached\x12\x33\n\x10quiesce_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\rRestoreResult\x12\r\n\x05\x64isks\x18\x01 \x03(\t\x12\x15\n\rbytes_written\x18\x02 \x01(\x03\x12\x16\n\x0eserver_started\x18\x03 \x01(\x08\x12\r\n\x05\x66iles\x18\x04 \x03(\t\"|\n\x0cVerifyResult\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12/\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x1e.backupmanager.v1.DamagedFrame\x12\x15\n\rdamaged_count\x18\x04 \x01(\x03\"\x7f\n\x0c\x44\x61magedFrame\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x13\n\x0bobject_name\x18\x03 \x01(\t\x12\r\n\x05\x66rame\x18\x04 \x01(\x03\x12\r\n\x05start\x18\x05 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"7\n\x0c\x44\x65leteResult\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\"N\n\rReindexResult\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x02 \x01(\x03\x12\x12\n\nunreadable\x18\x03 \x03(\t\"W\n\x11StorageTestResult\x12\x30\n\x05steps\x18\x01 \x03(\x0b\x32!.backupmanager.v1.StorageTestStep\x12\x10\n\x08host_key\x18\x02 \x01(\t\"f\n\x0fStorageTestStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x62ytes_per_second\x18\x03 \x01(\x03\"i\n\x0bJobLogEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*\xc9\x01\n\x07JobType\x12\x18\n\x14JOB_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fJOB_TYPE_BACKUP\x10\x01\x12\x14\n\x10JOB_TYPE_RESTORE\x10\x02\x12\x13\n\x0fJOB_TYPE_VERIFY\x10\x03\x12\x13\n\x0fJOB_TYPE_DELETE\x10\x04\x12\x14\n\x10JOB_TYPE_REINDEX\x10\x05\x12\x11\n\rJOB_TYPE_TEST\x10\x06\x12\x12\n\x0eJOB_TYPE_PRUNE\x10\x07\x12\x12\n\x0eJOB_TYPE_PURGE\x10\x08*\xdb\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x18\n\x14JOB_STATE_DISPATCHED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x04\x12%\n!JOB_STATE_COMPLETED_WITH_WARNINGS\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kupmanager/v1/job.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1e\x62\x61\x63kupmanager/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0e\x32\x19.backupmanager.v1.JobType\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.backupmanager.v1.JobState\x12\x11\n\tserver_id\x18\x04 \x01(\t\x12\x12\n\nstorage_id\x18\x05 \x01(\t\x12\x15\n\rhypervisor_id\x18\x06 \x01(\t\x12\x11\n\tbackup_id\x18\x07 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\x05\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x08progress\x18\x0c \x01(\x0b\x32\x1d.backupmanager.v1.JobProgress\x12*\n\x07\x66\x61ilure\x18\r \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\x10\n\x08warnings\x18\x0e \x03(\t\x12+\n\x06result\x18\x0f \x01(\x0b\x32\x1b.backupmanager.v1.JobResult\x12\x18\n\x10\x63\x61ncel_requested\x18\x10 \x01(\x08\x12\x11\n\trequester\x18\x11 \x01(\t\x12\x0f\n\x07version\x18\x12 \x01(\x03\x12\x10\n\x08\x62\x61tch_id\x18\x14 \x01(\t\"\xd4\x01\n\x0bJobProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x12\n\nbytes_done\x18\x02 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x03 \x01(\x03\x12\x14\n\x0c\x62ytes_stored\x18\x04 \x01(\x03\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x03\x12,\n\tremaining\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0breport_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc8\x02\n\tJobResult\x12\x30\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x1e.backupmanager.v1.BackupResultH\x00\x12\x32\n\x07restore\x18\x02 \x01(\x0b\x32\x1f.backupmanager.v1.RestoreResultH\x00\x12\x30\n\x06verify\x18\x03 \x01(\x0b\x32\x1e.backupmanager.v1.VerifyResultH\x00\x12\x30\n\x06\x64\x65lete\x18\x04 \x01(\x0b\x32\x1e.backupmanager.v1.DeleteResultH\x00\x12\x32\n\x07reindex\x18\x05 \x01(\x0b\x32\x1f.backupmanager.v1.ReindexResultH\x00\x12\x33\n\x04test\x18\x06 \x01(\x0b\x32#.backupmanager.v1.StorageTestResultH\x00\x42\x08\n\x06result\"\xf4\x01\n\x0c\x42\x61\x63kupResult\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12+\n\x05\x64isks\x18\x02 \x03(\x0b\x32\x1c.backupmanager.v1.DiskBackup\x12\x34\n\rskipped_disks\x18\x03 \x03(\x0b\x32\x1d.backupmanager.v1.SkippedDisk\x12\x39\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32$.backupmanager.v1.ConsistencyReached\x12\x33\n\x10quiesce_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\rRestoreResult\x12\r\n\x05\x64isks\x18\x01 \x03(\t\x12\x15\n\rbytes_written\x18\x02 \x01(\x03\x12\x16\n\x0eserver_started\x18\x03 \x01(\x08\x12\r\n\x05\x66iles\x18\x04 \x03(\t\"|\n\x0cVerifyResult\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12/\n\x07\x64\x61maged\x18\x03 \x03(\x0b\x32\x1e.backupmanager.v1.DamagedFrame\x12\x15\n\rdamaged_count\x18\x04 \x01(\x03\"\x7f\n\x0c\x44\x61magedFrame\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x0c\n\x04\x64isk\x18\x02 \x01(\t\x12\x13\n\x0bobject_name\x18\x03 \x01(\t\x12\r\n\x05\x66rame\x18\x04 \x01(\x03\x12\r\n\x05start\x18\x05 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x06 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"7\n\x0c\x44\x65leteResult\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x03\"N\n\rReindexResult\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x02 \x01(\x03\x12\x12\n\nunreadable\x18\x03 \x03(\t\"W\n\x11StorageTestResult\x12\x30\n\x05steps\x18\x01 \x03(\x0b\x32!.backupmanager.v1.StorageTestStep\x12\x10\n\x08host_key\x18\x02 \x01(\t\"f\n\x0fStorageTestStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x62ytes_per_second\x18\x03 \x01(\x03\"i\n\x0bJobLogEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05level\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t*\xc9\x01\n\x07JobType\x12\x18\n\x14JOB_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0fJOB_TYPE_BACKUP\x10\x01\x12\x14\n\x10JOB_TYPE_RESTORE\x10\x02\x12\x13\n\x0fJOB_TYPE_VERIFY\x10\x03\x12\x13\n\x0fJOB_TYPE_DELETE\x10\x04\x12\x14\n\x10JOB_TYPE_REINDEX\x10\x05\x12\x11\n\rJOB_TYPE_TEST\x10\x06\x12\x12\n\x0eJOB_TYPE_PRUNE\x10\x07\x12\x12\n\x0eJOB_TYPE_PURGE\x10\x08*\x89\x02\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x18\n\x14JOB_STATE_DISPATCHED\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x04\x12%\n!JOB_STATE_COMPLETED_WITH_WARNINGS\x10\x05\x12\x14\n\x10JOB_STATE_FAILED\x10\x06\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x07\x12\x15\n\x11JOB_STATE_PENDING\x10\x08\x12\x15\n\x11JOB_STATE_SKIPPED\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBTYPE']._serialized_start=2321
-  _globals['_JOBTYPE']._serialized_end=2522
-  _globals['_JOBSTATE']._serialized_start=2525
-  _globals['_JOBSTATE']._serialized_end=2744
+  _globals['_JOBTYPE']._serialized_start=2339
+  _globals['_JOBTYPE']._serialized_end=2540
+  _globals['_JOBSTATE']._serialized_start=2543
+  _globals['_JOBSTATE']._serialized_end=2808
   _globals['_JOB']._serialized_start=175
-  _globals['_JOB']._serialized_end=739
-  _globals['_JOBPROGRESS']._serialized_start=742
-  _globals['_JOBPROGRESS']._serialized_end=954
-  _globals['_JOBRESULT']._serialized_start=957
-  _globals['_JOBRESULT']._serialized_end=1285
-  _globals['_BACKUPRESULT']._serialized_start=1288
-  _globals['_BACKUPRESULT']._serialized_end=1532
-  _globals['_RESTORERESULT']._serialized_start=1534
-  _globals['_RESTORERESULT']._serialized_end=1626
-  _globals['_VERIFYRESULT']._serialized_start=1628
-  _globals['_VERIFYRESULT']._serialized_end=1752
-  _globals['_DAMAGEDFRAME']._serialized_start=1754
-  _globals['_DAMAGEDFRAME']._serialized_end=1881
-  _globals['_DELETERESULT']._serialized_start=1883
-  _globals['_DELETERESULT']._serialized_end=1938
-  _globals['_REINDEXRESULT']._serialized_start=1940
-  _globals['_REINDEXRESULT']._serialized_end=2018
-  _globals['_STORAGETESTRESULT']._serialized_start=2020
-  _globals['_STORAGETESTRESULT']._serialized_end=2107
-  _globals['_STORAGETESTSTEP']._serialized_start=2109
-  _globals['_STORAGETESTSTEP']._serialized_end=2211
-  _globals['_JOBLOGENTRY']._serialized_start=2213
-  _globals['_JOBLOGENTRY']._serialized_end=2318
+  _globals['_JOB']._serialized_end=757
+  _globals['_JOBPROGRESS']._serialized_start=760
+  _globals['_JOBPROGRESS']._serialized_end=972
+  _globals['_JOBRESULT']._serialized_start=975
+  _globals['_JOBRESULT']._serialized_end=1303
+  _globals['_BACKUPRESULT']._serialized_start=1306
+  _globals['_BACKUPRESULT']._serialized_end=1550
+  _globals['_RESTORERESULT']._serialized_start=1552
+  _globals['_RESTORERESULT']._serialized_end=1644
+  _globals['_VERIFYRESULT']._serialized_start=1646
+  _globals['_VERIFYRESULT']._serialized_end=1770
+  _globals['_DAMAGEDFRAME']._serialized_start=1772
+  _globals['_DAMAGEDFRAME']._serialized_end=1899
+  _globals['_DELETERESULT']._serialized_start=1901
+  _globals['_DELETERESULT']._serialized_end=1956
+  _globals['_REINDEXRESULT']._serialized_start=1958
+  _globals['_REINDEXRESULT']._serialized_end=2036
+  _globals['_STORAGETESTRESULT']._serialized_start=2038
+  _globals['_STORAGETESTRESULT']._serialized_end=2125
+  _globals['_STORAGETESTSTEP']._serialized_start=2127
+  _globals['_STORAGETESTSTEP']._serialized_end=2229
+  _globals['_JOBLOGENTRY']._serialized_start=2231
+  _globals['_JOBLOGENTRY']._serialized_end=2336
 # @@protoc_insertion_point(module_scope)

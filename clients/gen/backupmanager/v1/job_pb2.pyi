@@ -93,6 +93,10 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     """It failed; see `failure`."""
     JOB_STATE_CANCELLED: _JobState.ValueType  # 7
     """A person asked for its end."""
+    JOB_STATE_PENDING: _JobState.ValueType  # 8
+    """In a batch: its turn has not come yet."""
+    JOB_STATE_SKIPPED: _JobState.ValueType  # 9
+    """In a batch: nothing was done for this server, and that is no failure; `failure` says why."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """Where a job stands."""
@@ -113,6 +117,10 @@ JOB_STATE_FAILED: JobState.ValueType  # 6
 """It failed; see `failure`."""
 JOB_STATE_CANCELLED: JobState.ValueType  # 7
 """A person asked for its end."""
+JOB_STATE_PENDING: JobState.ValueType  # 8
+"""In a batch: its turn has not come yet."""
+JOB_STATE_SKIPPED: JobState.ValueType  # 9
+"""In a batch: nothing was done for this server, and that is no failure; `failure` says why."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 @_typing.final
@@ -139,6 +147,7 @@ class Job(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Id; ids sort by time."""
     type: Global___JobType.ValueType
@@ -161,6 +170,8 @@ class Job(_message.Message):
     """Who asked for it: the access token's name."""
     version: _builtins.int
     """Grows with every change of this job; the cursor of WatchJob and PollJob."""
+    batch_id: _builtins.str
+    """The batch it is part of; empty for a single."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -210,10 +221,11 @@ class Job(_message.Message):
         cancel_requested: _builtins.bool = ...,
         requester: _builtins.str = ...,
         version: _builtins.int = ...,
+        batch_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "progress", b"progress", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backup_id", b"backup_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "hypervisor_id", b"hypervisor_id", "job_id", b"job_id", "progress", b"progress", "requester", b"requester", "result", b"result", "server_id", b"server_id", "start_time", b"start_time", "state", b"state", "storage_id", b"storage_id", "type", b"type", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "backup_id", b"backup_id", "batch_id", b"batch_id", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "hypervisor_id", b"hypervisor_id", "job_id", b"job_id", "progress", b"progress", "requester", b"requester", "result", b"result", "server_id", b"server_id", "start_time", b"start_time", "state", b"state", "storage_id", b"storage_id", "type", b"type", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,199 @@
+"""Batches: one firing over a hypervisor's servers, and looking at them.
+
+    insert ──► deferred ──start──► dispatched ──its first job runs──► running ──its last job ended──► (end)
+                  └─ waits for the hypervisor, a cap, a window; never more than one of a schedule
+
+As with jobs, each step is one conditional UPDATE whose outcome is the answer. What makes and starts batches is
+`cycle/batch_dispatch.py`; here is their memory. Sync functions, run by `Database.run`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+import peewee
+
+from controller import leases
+from controller.db import models
+from controller.db.notes import note
+from controller.errors import BatchNotFound
+from controller.rules import states
+
+Row = models.Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a deferred batch waits for: `reason` is a word for programs, `text` a sentence, `since` when deferral began."""
+
+    reason: str
+    text: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it stands. `failure` has the fields of `jobs.Failure`."""
+
+    batch_id: str
+    schedule_id: str
+    hypervisor_id: str
+    storage_id: str
+    origin: str
+    origin_batch_id: str
+    state: str
+    wait: dict[str, Any] | None
+    spec: dict[str, Any]
+    requester: str
+    epoch: int
+    version: int
+    due_time: datetime | None
+    create_time: datetime
+    start_time: datetime | None
+    accept_time: datetime | None
+    close_time: datetime | None
+    end_time: datetime | None
+    cancel_time: datetime | None
+    cancel_reason: str
+    error_time: datetime | None
+    failure: dict[str, Any] | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in states.BATCH_LIVE
+
+    @property
+    def at_work(self) -> bool:
+        return self.state in states.BATCH_AT_WORK
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """What a batch begins with."""
+
+    batch_id: str
+    hypervisor_id: str
+    storage_id: str
+    origin: str
+    schedule_id: str = ""
+    origin_batch_id: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    due_time: datetime | None = None
+    requester: str = ""
+    request_id: str = ""
+    request_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFilter:
+    """Which batches; empty means all. `job_id`: the one that this job is of. `start_time` <= create_time < `end_time`."""
+
+    states: Sequence[str] = ()
+    schedule_id: str = ""
+    hypervisor_id: str = ""
+    storage_id: str = ""
+    job_id: str = ""
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+# ---- looking ------------------------------------------------------------------------------------------------------------
+
+
+def find(batch_id: str) -> Batch | None:
+    row = Row.get_or_none(Row.batch_id == batch_id)
+    return None if row is None else _batch(row)
+
+
+def get(batch_id: str) -> Batch:
+    """Return a batch. Raises BatchNotFound."""
+    batch = find(batch_id)
+    if batch is None:
+        raise BatchNotFound(batch_id=batch_id)
+    return batch
+
+
+def list_batches(
+    wanted: BatchFilter | None = None, *, after: tuple[str] | None = None, limit: int = 101
+) -> list[Batch]:
+    """Return batches, newest first, those after the batch id in `after`."""
+    chosen, query = wanted or BatchFilter(), Row.select()
+    for column, value in (
+        (Row.schedule_id, chosen.schedule_id),
+        (Row.hypervisor_id, chosen.hypervisor_id),
+        (Row.storage_id, chosen.storage_id),
+    ):
+        if value:
+            query = query.where(column == value)
+    if chosen.states:
+        query = query.where(Row.state.in_(list(chosen.states)))
+    if chosen.job_id:
+        of_job = models.Job.select(models.Job.batch_id).where(models.Job.job_id == chosen.job_id)
+        query = query.where(Row.batch_id.in_(of_job))
+    if chosen.start_time:
+        query = query.where(Row.create_time >= chosen.start_time)
+    if chosen.end_time:
+        query = query.where(Row.create_time < chosen.end_time)
+    if after:
+        query = query.where(Row.batch_id < after[0])
+    return [_batch(row) for row in query.order_by(Row.batch_id.desc()).limit(limit)]
+
+
+def live(*, hypervisor_id: str = "", schedule_id: str = "", within: Sequence[str] = states.BATCH_LIVE) -> list[Batch]:
+    """Return batches that have not ended, oldest first."""
+    query = Row.select().where(Row.state.in_(list(within)))
+    if hypervisor_id:
+        query = query.where(Row.hypervisor_id == hypervisor_id)
+    if schedule_id:
+        query = query.where(Row.schedule_id == schedule_id)
+    return [_batch(row) for row in query.order_by(Row.batch_id)]
+
+
+def counts(batch_ids: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return for each of these batches how many of its jobs are in each state."""
+    job = models.Job
+    count = peewee.fn.COUNT(job.job_id)
+    chosen: Any = job.select(job.batch_id, job.state, count).where(job.batch_id.in_(list(batch_ids)))
+    found: dict[str, dict[str, int]] = {batch_id: {} for batch_id in batch_ids}
+    for batch_id, state, number in chosen.group_by(job.batch_id, job.state).tuples():
+        found[batch_id][state] = int(number)
+    return found
+
+
+def find_request(request_id: str) -> tuple[str, str] | None:
+    """Return batch id and body hash of a request id, or None when it is new."""
+    row = Row.get_or_none(Row.request_id == request_id)
+    return None if row is None else (row.batch_id, row.request_hash)
+
+
+# ---- living -------------------------------------------------------------------------------------------------------------
+
+
+def insert(new: NewBatch, epoch: int, now: datetime) -> None:
+    """Add a deferred batch. Raises peewee.IntegrityError when one of its schedule waits, or its request_id is taken."""
+    values = {**asdict(new), "request_id": new.request_id or None}
+    Row.insert(**values, state=states.DEFERRED, epoch=epoch, create_time=now).execute()
+    note("batch", new.batch_id, 1)
+
+
+def change(batch_id: str, within: Sequence[str], **values: Any) -> bool:
+    """Change a batch that is in one of these states; tell whether there was one."""
+    condition = (Row.batch_id == batch_id) & Row.state.in_(list(within))
+    rows = Row.update(version=Row.version + 1, **values).where(condition).returning(Row.version).execute()
+    for row in list(rows):
+        note("batch", batch_id, row.version)
+        return True
+    return False
+
+
+def end(batch_id: str, state: str, now: datetime, failure: dict[str, Any] | None = None) -> bool:
+    """End a live batch and give back what it held. False when it has ended already."""
+    changed = change(batch_id, states.BATCH_LIVE, state=state, end_time=now, wait=None, failure=failure)
+    if changed:
+        leases.release_all(batch_id)
+    return changed
+
+
+def _batch(row: models.Batch) -> Batch:
+    return Batch(**{name: getattr(row, name) for name in Batch.__dataclass_fields__})
