@@ -121,8 +121,6 @@ class Database:
                 return
             self._closed = True
             self._queue.put(None)
-        if self._ear is not None:
-            self._ear.stop()
         self._thread.join()
         self._release()
 
@@ -135,6 +133,8 @@ class Database:
         return call.future
 
     def _release(self) -> None:
+        if self._ear is not None:
+            self._ear.stop()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -14,6 +14,8 @@ NOTIFY only makes it quick. Whoever waits for something looks again by himself a
 
 import json
 import logging
+import select
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,7 +29,6 @@ log = logging.getLogger(__name__)
 CHANNEL = "backup_manager"
 PAYLOAD_BYTES_MAX = 7900  # of the 8000 that PostgreSQL allows
 IDLE_SECONDS_MAX = 30  # between two statements of a transaction, which holds the lane meanwhile
-LOOK_SECONDS = 0.5  # how late the ear notices that it is to end
 RECONNECT_SECONDS = 2.0
 _MIGRATIONS_KEY = 0x626D_6D67  # any numbers, the same in all our controllers
 _LANE_KEY = 0x626D_6C6E
@@ -97,16 +98,19 @@ class Ear:
         self._speaker = speaker
         self._heard = heard
         self._ended = threading.Event()
+        self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="database-ear", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread. Never started is no error."""
+        """End the thread. Never started is no error; twice is once."""
         self._ended.set()
+        self._wake.close()  # which the other end sees
         if self._thread.ident is not None:
             self._thread.join()
+        self._woken.close()
 
     def _run(self) -> None:
         import psycopg
@@ -116,8 +120,9 @@ class Ear:
                 with psycopg.connect(self._url, autocommit=True, **_CONNECT) as connection:
                     connection.execute(f"LISTEN {CHANNEL}")
                     while not self._ended.is_set():
-                        for notification in connection.notifies(timeout=LOOK_SECONDS):
+                        for notification in connection.notifies(timeout=0):
                             self._take(notification.payload)
+                        select.select([connection.fileno(), self._woken.fileno()], [], [])
             except psycopg.Error as error:
                 log.warning("not hearing other controllers, looking instead error=%s", type(error).__name__)
                 self._ended.wait(RECONNECT_SECONDS)

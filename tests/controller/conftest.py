@@ -17,20 +17,18 @@ DATABASES = ("sqlite", "postgresql")
 
 
 @pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a new database that has its tables."""
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without rows; for SQLite, of a file that is not there yet."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/controller.db"
-        return
-    postgres = request.getfixturevalue("postgres")
-    url = postgres.database(migrate)
-    yield url
-    postgres.drop(url)
+        return f"sqlite:///{tmp_path}/controller.db"
+    url: str = request.getfixturevalue("postgres").emptied(migrate)
+    return url
 
 
 @pytest.fixture
 def world(database_url: str, tmp_path: Path) -> Iterator[World]:
-    world = World.open(tmp_path / "controller", url=database_url)
+    url = "" if database_url.startswith("sqlite") else database_url
+    world = World.open(tmp_path / "controller", url=url)
     try:
         yield world
     finally:

@@ -4,9 +4,11 @@
 session after the other would bring it. The stream itself is tried in `agents/`.
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,6 +41,15 @@ class Certificate:
     expire_time: datetime
 
 
+@cache
+def _migrated() -> bytes:
+    """Return a SQLite database that has its tables: made once, since making them takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "controller.db"
+        Database.open(f"sqlite:///{file}").close()
+        return file.read_bytes()
+
+
 @dataclass
 class World:
     """Open it with `World.open(folder)`, and close it."""
@@ -55,7 +66,10 @@ class World:
     def open(cls, folder: Path, limits: Limits | None = None, url: str = "") -> "World":
         """Open a world on the database at `url`, a new SQLite if there is none."""
         folder.mkdir(parents=True, exist_ok=True)
-        vault, url = Vault.create(folder / "master.key"), url or f"sqlite:///{folder}/controller.db"
+        vault = Vault.create(folder / "master.key")
+        if not url:
+            (folder / "controller.db").write_bytes(_migrated())
+            url = f"sqlite:///{folder}/controller.db"
         world = cls(folder, Database.open(url), vault, FakeClock(), limits or Limits(), url=url)
         world.run(installation.create, world.now())
         return world
