@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 from controller.db.notes import Note
 
-JOB, OUTBOX = "job", "outbox"
+JOB, OUTBOX, EVENT = "job", "outbox", "event"
 
 
 class Watch:
-    """What one waiter knows of one job (or outbox). Used on the event loop only."""
+    """What one waiter knows of one job, outbox or log. Used on the event loop only."""
 
     def __init__(self, changes: "Changes") -> None:
         self._changes = changes
@@ -63,6 +63,12 @@ class Changes:
     def watch_outbox(self, hypervisor_id: str) -> Iterator[Watch]:
         """Watch a hypervisor's commands; versions are numbers of the outbox, so `wait(watch.newest, …)` waits for the next."""
         with self._watching(OUTBOX, hypervisor_id) as watch:
+            yield watch
+
+    @contextmanager
+    def watch_events(self) -> Iterator[Watch]:
+        """Watch the log of events; versions are its sequences."""
+        with self._watching(EVENT, "") as watch:
             yield watch
 
     def publish(self, notes: Sequence[Note]) -> None:

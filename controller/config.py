@@ -6,6 +6,7 @@ A key that is not known, and a value that does not fit, are refused with the key
 is silently ignored is found on the day it was needed.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -35,6 +36,13 @@ def _host(text: str) -> str:
     if not is_host(text):
         raise ValueError("is neither a host name nor an address")
     return text
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("is not a network such as 10.0.0.0/8") from None
 
 
 def _database(text: str) -> str:
@@ -94,6 +102,11 @@ class Settings(BaseModel):
         default=60.0, ge=0.05, le=3600, description="how often waiting and stale work is looked at"
     )
 
+    webhook_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        default=(),
+        description="networks such as `10.0.0.0/8` that webhooks may be sent to beside public addresses",
+    )
+
     @property
     def authority_folder(self) -> Path:
         return self.state_folder / "authority"
@@ -138,7 +151,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _from_text(key: str, text: str) -> Any:
     """Return a variable's text as what the key wants; a list is separated by commas."""
-    if key == "host_names":
+    if key in {"host_names", "webhook_networks"}:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 

@@ -271,6 +271,33 @@ class AccessTokenNotFound(ControllerError):
     template = "no access token {access_token_id}"
 
 
+# ---- events and webhooks ------------------------------------------------------------------------------------------------
+
+
+class CursorExpired(ControllerError):
+    """Events between the cursor and the oldest that is kept are gone; or the cursor is ahead of a log that was put back."""
+
+    reason = "CURSOR_EXPIRED"
+    template = "the log of events does not go on at {cursor}: it has {oldest} to {newest}"
+    remedy = "Read what you keep anew, and go on from the newest"
+
+
+class WebhookNotFound(ControllerError):
+    reason = "WEBHOOK_NOT_FOUND"
+    template = "no webhook {webhook_id}"
+
+
+class WebhookExists(ControllerError):
+    reason = "WEBHOOK_EXISTS"
+    template = "there is a webhook {name} already"
+
+
+class WebhookDeliveryNotFound(ControllerError):
+    reason = "WEBHOOK_DELIVERY_NOT_FOUND"
+    template = "webhook {webhook_id} has no dead delivery {delivery_id}"
+    remedy = "Only what was given up can be sent again; what waits is tried by itself"
+
+
 # ---- ends of jobs, and of sessions --------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ No event is lost by a stop: an event is acknowledged once it is committed, and a
 import asyncio
 import contextlib
 import importlib.metadata
+import ipaddress
 import logging
 import os
 from collections.abc import Callable
@@ -32,8 +33,12 @@ from clients.gen.backupmanager.agent.v1 import (
 from clients.gen.backupmanager.v1 import (
     access_token_service_pb2,
     access_token_service_pb2_grpc,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
     backup_service_pb2,
     backup_service_pb2_grpc,
+    event_service_pb2,
+    event_service_pb2_grpc,
     hypervisor_service_pb2,
     hypervisor_service_pb2_grpc,
     job_service_pb2,
@@ -42,8 +47,12 @@ from clients.gen.backupmanager.v1 import (
     server_service_pb2_grpc,
     storage_service_pb2,
     storage_service_pb2_grpc,
+    system_log_service_pb2,
+    system_log_service_pb2_grpc,
     system_service_pb2,
     system_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
 )
 from controller import installation
 from controller.addresses import join_address, split_address
@@ -52,6 +61,7 @@ from controller.audit import Audit
 from controller.changes import Changes
 from controller.clock import Clock, SystemClock
 from controller.config import Settings
+from controller.courier import Courier
 from controller.cycle.steps import STEPS
 from controller.cycle.tick import Tick
 from controller.db.database import Database
@@ -63,8 +73,10 @@ from controller.security.authority import Authority
 from controller.security.identity import Identity
 from controller.security.interceptors import Chain
 from controller.services.access_tokens import AccessTokenServicer
+from controller.services.audit import AuditServicer
 from controller.services.backups import BackupServicer
 from controller.services.enrollment import EnrollmentServicer
+from controller.services.events import EventServicer
 from controller.services.hypervisors import HypervisorServicer
 from controller.services.jobs import JobServicer
 from controller.services.parts import Parts
@@ -72,6 +84,8 @@ from controller.services.servers import ServerServicer
 from controller.services.session import SessionServicer
 from controller.services.storages import StorageServicer
 from controller.services.system import SystemServicer
+from controller.services.system_log import SystemLogServicer
+from controller.services.webhooks import WebhookServicer
 from engine.units import MIB
 
 log = logging.getLogger(__name__)
@@ -81,12 +95,16 @@ STOP_SECONDS = 2.0  # for calls under way; the longest makes a storage key, in 0
 MAINTAIN_SECONDS = 3600.0
 _PUBLIC = (
     access_token_service_pb2.DESCRIPTOR,
+    audit_service_pb2.DESCRIPTOR,
     backup_service_pb2.DESCRIPTOR,
+    event_service_pb2.DESCRIPTOR,
     hypervisor_service_pb2.DESCRIPTOR,
     job_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
     storage_service_pb2.DESCRIPTOR,
+    system_log_service_pb2.DESCRIPTOR,
     system_service_pb2.DESCRIPTOR,
+    webhook_service_pb2.DESCRIPTOR,
     enrollment_service_pb2.DESCRIPTOR,
 )
 PUBLIC_SERVICES = tuple(service.full_name for file in _PUBLIC for service in file.services_by_name.values())
@@ -149,9 +167,11 @@ class Controller:
         changes = Changes()
         database.subscribe(changes.publish)
         limits, version = limits_of(settings), importlib.metadata.version("backup-manager")
+        networks = tuple(ipaddress.ip_network(one) for one in settings.webhook_networks)
+        courier = Courier(database, vault, clock, changes, networks, version)
         tick = Tick(database, vault, clock, lambda: limits, settings.tick_seconds, STEPS)
         sessions = Sessions(database, vault, clock, limits, changes, known, version)
-        parts = Parts(database, vault, clock, limits, authority, known, changes, sessions, version)
+        parts = Parts(database, vault, clock, limits, authority, known, changes, sessions, version, courier, networks)
         self._parts = parts
 
         chain = Chain(Identity(database, clock), Audit(database, clock), clock)
@@ -169,6 +189,8 @@ class Controller:
 
         stack.push_async_callback(tick.stop)
         tick.start()
+        stack.push_async_callback(courier.stop)
+        courier.start()
         maintenance = asyncio.create_task(_maintain(authority, clock, self._maintain_seconds), name="authority")
         stack.push_async_callback(_cancel, maintenance)
         stack.push_async_callback(server.stop, STOP_SECONDS)
@@ -212,6 +234,10 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)
+    event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(parts), server)
+    system_log_service_pb2_grpc.add_SystemLogServiceServicer_to_server(SystemLogServicer(parts), server)
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(parts), server)
+    webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(WebhookServicer(parts), server)
     job_service_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
     access_token_service_pb2_grpc.add_AccessTokenServiceServicer_to_server(AccessTokenServicer(parts), server)
     system_service_pb2_grpc.add_SystemServiceServicer_to_server(SystemServicer(parts), server)

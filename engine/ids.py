@@ -19,6 +19,11 @@ def new_id(now: datetime) -> str:
     return str(uuid.UUID(int=value))
 
 
+def first_id(time: datetime) -> str:
+    """Return what all ids made before the millisecond of `time` sort below, and all made since do not."""
+    return str(uuid.UUID(int=max(0, int(time.timestamp() * 1000)) << 80))
+
+
 def is_id(text: str) -> bool:
     """Tell whether `text` is an id in canonical form."""
     try:

@@ -20,6 +20,8 @@ TITLE_CHARACTERS_MAX = 128
 DOMAIN_NAME_CHARACTERS_MAX = 255  # libvirt keeps a file per domain, and file systems end there
 PATH_BYTES_MAX = 1024  # of Linux's 4096: our own names come below it
 DISKS_MAX = 256
+KINDS_MAX = 50
+_KIND = re.compile(r"[a-z][a-z_]{0,31}\.([a-z][a-z_]{0,31})?")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DISK = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -87,6 +89,14 @@ def identifiers(field: str, texts: Sequence[str], most: int) -> tuple[str, ...]:
     _expect(bool(texts), field, "is missing")
     _expect(len(texts) <= most, field, f"has more than {most} entries")
     return tuple(dict.fromkeys(identifier(field, text) for text in texts))
+
+
+def kinds(field: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """At most 50 kinds of events, or things with their dot, each once."""
+    _expect(len(texts) <= KINDS_MAX, field, f"has more than {KINDS_MAX} entries")
+    for one in texts:
+        _expect(_KIND.fullmatch(one) is not None, field, "holds what is neither a kind such as job.failed nor job.")
+    return tuple(dict.fromkeys(texts))
 
 
 def number(field: str, value: int, least: int, most: int) -> int:

@@ -17,16 +17,23 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.v1 import (
     access_token_pb2,
+    audit_pb2,
     backup_pb2,
     disk_pb2,
+    event_pb2,
     failure_pb2,
     hypervisor_pb2,
     job_pb2,
     retention_pb2,
     server_pb2,
     storage_pb2,
+    system_log_pb2,
+    webhook_pb2,
 )
+from controller.audit_log import AuditEntry
 from controller.backups import Backup
+from controller.deliveries import Delivery
+from controller.events import Event
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
 from controller.rules import capabilities
@@ -34,6 +41,8 @@ from controller.rules import retention as retention_rules
 from controller.security.tokens import AccessToken
 from controller.servers import Server
 from controller.storages import Storage
+from controller.system_log import LogEntry as SystemLogEntry
+from controller.webhooks import Webhook
 
 M = TypeVar("M", bound=Message)
 
@@ -245,6 +254,89 @@ def failure(record: Failure) -> failure_pb2.Failure:
 def log_entry(record: LogEntry) -> job_pb2.JobLogEntry:
     return job_pb2.JobLogEntry(
         sequence=record.position, time=time(record.time), level=record.level, message=record.message
+    )
+
+
+def event(record: Event) -> event_pb2.Event:
+    return event_pb2.Event(
+        sequence=record.sequence,
+        time=time(record.time),
+        kind=record.kind,
+        job_id=record.job_id,
+        server_id=record.server_id,
+        storage_id=record.storage_id,
+        hypervisor_id=record.hypervisor_id,
+        schedule_id=record.schedule_id,
+        batch_id=record.batch_id,
+        facts=record.facts,
+    )
+
+
+def system_log_entry(record: SystemLogEntry) -> system_log_pb2.SystemLogEntry:
+    return system_log_pb2.SystemLogEntry(
+        sequence=record.sequence,
+        time=time(record.time),
+        level=enum_number(system_log_pb2.LogLevel.DESCRIPTOR, record.level),
+        source=enum_number(system_log_pb2.LogSource.DESCRIPTOR, record.source),
+        message=record.message,
+        schedule_id=record.schedule_id,
+        storage_id=record.storage_id,
+        hypervisor_id=record.hypervisor_id,
+        server_id=record.server_id,
+        batch_id=record.batch_id,
+        job_id=record.job_id,
+    )
+
+
+def audit_entry(record: AuditEntry) -> audit_pb2.AuditEntry:
+    return audit_pb2.AuditEntry(
+        sequence=record.sequence,
+        time=time(record.time),
+        access_token_id=record.access_token_id,
+        caller=record.caller,
+        method=record.method,
+        resource=record.resource,
+        made=record.made,
+        outcome=record.outcome,
+        peer=record.peer,
+    )
+
+
+def webhook(record: Webhook) -> webhook_pb2.Webhook:
+    return webhook_pb2.Webhook(
+        webhook_id=record.webhook_id,
+        name=record.name,
+        url=record.url,
+        kinds=record.kinds,
+        ca_certificate=record.ca_certificate,
+        enabled=record.enabled,
+        secret_fingerprint=record.secret_fingerprint,
+        create_time=time(record.create_time),
+        update_time=time(record.update_time),
+        success_time=time(record.success_time),
+        failure_time=time(record.failure_time),
+        failure=record.failure,
+        delivered_count=record.delivered_count,
+        waiting_count=record.waiting_count,
+        dead_count=record.dead_count,
+        missed_count=record.missed_count,
+        etag=record.etag,
+    )
+
+
+def webhook_delivery(record: Delivery) -> webhook_pb2.WebhookDelivery:
+    waiting = record.state == "waiting"
+    return webhook_pb2.WebhookDelivery(
+        delivery_id=record.delivery_id,
+        webhook_id=record.webhook_id,
+        sequence=record.sequence,
+        kind=record.kind,
+        state=enum_number(webhook_pb2.WebhookDeliveryState.DESCRIPTOR, record.state),
+        attempts=record.attempts,
+        create_time=time(record.create_time),
+        attempt_time=time(record.attempt_time),
+        due_time=time(record.due_time) if waiting else None,
+        failure=record.failure,
     )
 
 

@@ -79,6 +79,16 @@ def fill(wanted: Page, rows: Sequence[Row], message: Callable[[Row], M], key: Ca
     return Filled(messages, wanted.token(key(rows[len(messages) - 1])) if more else "")
 
 
+def fitting(messages: Sequence[M]) -> list[M]:
+    """Return as many of the messages, from the first on, as fit together in one reply; the first always does."""
+    room = PAGE_BYTES_MAX
+    for count, one in enumerate(messages):
+        room -= one.ByteSize() + _FRAME_BYTES
+        if count and room < 0:
+            return list(messages[:count])
+    return list(messages)
+
+
 def fits(messages: Iterable[Message]) -> bool:
     """Tell whether messages fit together in one reply."""
     return sum(one.ByteSize() + _FRAME_BYTES for one in messages) <= PAGE_BYTES_MAX

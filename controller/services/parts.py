@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from controller.agents.sessions import Sessions
 from controller.changes import Changes
 from controller.clock import Clock
+from controller.courier import Courier
 from controller.db.database import Database
 from controller.db.secrets import Vault
 from controller.installation import Installation
 from controller.limits import Limits
+from controller.rules.targets import Network
 from controller.security.authority import Authority
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class Parts:
     changes: Changes
     sessions: Sessions
     version: str
+    courier: Courier
+    webhook_networks: tuple[Network, ...]
 
     def now(self) -> datetime:
         return self.clock.now()

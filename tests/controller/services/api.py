@@ -14,7 +14,9 @@ from grpc import aio
 from clients import errors
 from clients.gen.backupmanager.v1 import (
     access_token_service_pb2_grpc,
+    audit_service_pb2_grpc,
     backup_service_pb2_grpc,
+    event_service_pb2_grpc,
     hypervisor_service_pb2_grpc,
     job_pb2,
     job_service_pb2,
@@ -25,7 +27,9 @@ from clients.gen.backupmanager.v1 import (
     storage_pb2,
     storage_service_pb2,
     storage_service_pb2_grpc,
+    system_log_service_pb2_grpc,
     system_service_pb2_grpc,
+    webhook_service_pb2_grpc,
 )
 
 _count = itertools.count(1)
@@ -36,6 +40,10 @@ class Api:
 
     def __init__(self, channel: aio.Channel) -> None:
         self.channel = channel
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
+        self.events = event_service_pb2_grpc.EventServiceStub(channel)
+        self.system_log = system_log_service_pb2_grpc.SystemLogServiceStub(channel)
+        self.webhooks = webhook_service_pb2_grpc.WebhookServiceStub(channel)
         self.tokens = access_token_service_pb2_grpc.AccessTokenServiceStub(channel)
         self.backups = backup_service_pb2_grpc.BackupServiceStub(channel)
         self.hypervisors = hypervisor_service_pb2_grpc.HypervisorServiceStub(channel)

@@ -20,6 +20,7 @@ METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method for service in _services for method in service.methods
 }
 CALL_SECONDS = 10.0
+ENDLESS = {"/backupmanager.v1.EventService/WatchEvents"}  # their first answer comes at once
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,11 @@ async def call(channel: aio.Channel, path: str, data: bytes = b"", metadata: Seq
             async for _ in stream:
                 pass
         elif method.server_streaming:
-            async for _ in raw.unary_stream(path, **plain)(data, metadata=metadata, timeout=CALL_SECONDS):
-                pass
+            answers = raw.unary_stream(path, **plain)(data, metadata=metadata, timeout=CALL_SECONDS)
+            async for _ in answers:
+                if path in ENDLESS:
+                    answers.cancel()
+                    break
         else:
             await raw.unary_unary(path, **plain)(data, metadata=metadata, timeout=CALL_SECONDS)
     except aio.AioRpcError as error:

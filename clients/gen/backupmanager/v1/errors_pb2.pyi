@@ -208,6 +208,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A job's end: the schedule's window ended before the server's turn came."""
     ERROR_REASON_DISPATCH_PAUSED: _ErrorReason.ValueType  # 155
     """FAILED_PRECONDITION. The dispatcher is paused; no batch begins until it is not."""
+    ERROR_REASON_CURSOR_EXPIRED: _ErrorReason.ValueType  # 180
+    """OUT_OF_RANGE. The events after this cursor are no longer kept, or it is of another log than this: the database was put
+    back to an older one. Read what you keep anew, then go on from `newest`; `cursor`, `oldest`, `newest`.
+    """
+    ERROR_REASON_WEBHOOK_NOT_FOUND: _ErrorReason.ValueType  # 181
+    """NOT_FOUND. `webhook_id`."""
+    ERROR_REASON_WEBHOOK_EXISTS: _ErrorReason.ValueType  # 182
+    """ALREADY_EXISTS. `name`."""
+    ERROR_REASON_WEBHOOK_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 183
+    """NOT_FOUND. No such dead delivery of the webhook; `delivery_id`, `webhook_id`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -405,4 +415,14 @@ ERROR_REASON_WINDOW_CLOSED: ErrorReason.ValueType  # 154
 """A job's end: the schedule's window ended before the server's turn came."""
 ERROR_REASON_DISPATCH_PAUSED: ErrorReason.ValueType  # 155
 """FAILED_PRECONDITION. The dispatcher is paused; no batch begins until it is not."""
+ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 180
+"""OUT_OF_RANGE. The events after this cursor are no longer kept, or it is of another log than this: the database was put
+back to an older one. Read what you keep anew, then go on from `newest`; `cursor`, `oldest`, `newest`.
+"""
+ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 181
+"""NOT_FOUND. `webhook_id`."""
+ERROR_REASON_WEBHOOK_EXISTS: ErrorReason.ValueType  # 182
+"""ALREADY_EXISTS. `name`."""
+ERROR_REASON_WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 183
+"""NOT_FOUND. No such dead delivery of the webhook; `delivery_id`, `webhook_id`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
