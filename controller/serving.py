@@ -56,12 +56,14 @@ from clients.gen.backupmanager.v1 import (
 )
 from controller import installation
 from controller.addresses import join_address, split_address
+from controller.agents.ownership import Ownership
 from controller.agents.sessions import Sessions
 from controller.audit import Audit
 from controller.changes import Changes
 from controller.clock import Clock, SystemClock
 from controller.config import Settings
 from controller.courier import Courier
+from controller.cycle import turn
 from controller.cycle.steps import STEPS
 from controller.cycle.tick import Tick
 from controller.db.database import Database
@@ -170,7 +172,12 @@ class Controller:
         networks = tuple(ipaddress.ip_network(one) for one in settings.webhook_networks)
         courier = Courier(database, vault, clock, changes, networks, version)
         tick = Tick(database, vault, clock, lambda: limits, settings.tick_seconds, STEPS)
-        sessions = Sessions(database, vault, clock, limits, changes, known, version)
+        if database.exclusive:
+            await database.run(turn.clear, all_turns=True)  # of a controller that was killed; nobody waits for those
+        ownership = Ownership(database)
+        stack.push_async_callback(ownership.stop)
+        await ownership.start()
+        sessions = Sessions(database, vault, clock, limits, changes, known, ownership, version)
         parts = Parts(database, vault, clock, limits, authority, known, changes, sessions, version, courier, networks)
         self._parts = parts
 

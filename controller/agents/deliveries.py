@@ -6,7 +6,7 @@ from datetime import datetime
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from controller import jobs
-from controller.agents import commands, hello, outbox
+from controller.agents import commands, outbox, ownership
 from controller.agents.outbox import Pending
 from controller.cycle import dispatch
 from controller.db.secrets import BoxDamaged, Vault
@@ -26,7 +26,7 @@ def take(
 
     Raises StaleGeneration when a newer session of the hypervisor has begun: only its owner sends.
     """
-    hello.check_session(hypervisor_id, session_id)
+    ownership.check(hypervisor_id, session_id)
     messages = []
     for pending in outbox.pending(hypervisor_id):
         if pending.command_id in sent:

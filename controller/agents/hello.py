@@ -15,12 +15,12 @@ from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from controller import jobs
-from controller.agents import events, outbox
+from controller.agents import events, outbox, ownership
 from controller.agents.convert import Greeting
 from controller.agents.outbox import Stamp
 from controller.cycle import dispatch, presence
 from controller.db import models
-from controller.errors import InvalidField, OperationLost, StaleGeneration, Unsupported
+from controller.errors import InvalidField, OperationLost, Unsupported
 from controller.installation import Installation
 from controller.jobs import DISPATCHED, SENT, End
 from controller.limits import CLOCK_OFFSET_WARNED, Limits
@@ -61,8 +61,8 @@ class Welcome:
     time: datetime
 
 
-def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, now: datetime) -> Welcome:
-    """Begin a session. Raises Unsupported, InvalidField."""
+def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, owner: str, now: datetime) -> Welcome:
+    """Begin a session of the controller that is `owner`. Raises Unsupported, InvalidField."""
     protocol = _protocol(greeting)
     if not 0 < len(greeting.journal_id) <= JOURNAL_CHARACTERS_MAX:
         raise InvalidField(field="hello.journal_id", problem=f"must have 1 to {JOURNAL_CHARACTERS_MAX} characters")
@@ -71,6 +71,7 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, no
     if len(greeting.command_ids) > COMMAND_IDS_MAX:
         raise InvalidField(field="hello.command_ids", problem=f"are more than {COMMAND_IDS_MAX}")
     session_id = _register(hypervisor_id, greeting, protocol, now)
+    ownership.begin(hypervisor_id, session_id, owner)
     presence.arrived(hypervisor_id, now)
     outbox.receive_all(hypervisor_id, greeting.command_ids, now)
     stored = _stored_sequence(hypervisor_id, greeting, now)
@@ -105,15 +106,6 @@ def judge(hypervisor_id: str, suspects: tuple[Suspect, ...], limits: Limits, now
             lost.append(job.job_id)
             dispatch.after_end(job, limits, now)
     return lost
-
-
-def check_session(hypervisor_id: str, session_id: str) -> None:
-    """Raise StaleGeneration when a newer session of the hypervisor has begun, here or at another controller."""
-    row = _Hypervisor.get_or_none(_Hypervisor.hypervisor_id == hypervisor_id)
-    if row is None or row.session_id != session_id:
-        raise StaleGeneration(
-            problem="a newer session of this hypervisor has begun", generation=row.session_count if row else 0
-        )
 
 
 def _protocol(greeting: Greeting) -> int:

@@ -24,6 +24,7 @@ from controller.agents import convert, events, hello, outbox
 from controller.agents.deliveries import take
 from controller.agents.hello import Suspect, Welcome
 from controller.agents.outbox import Stamp
+from controller.agents.ownership import Ownership
 from controller.changes import Changes
 from controller.clock import Clock
 from controller.cycle import dispatch
@@ -68,6 +69,7 @@ class Parts:
     limits: Limits
     changes: Changes
     installation: Installation
+    ownership: Ownership
     controller_version: str
 
 
@@ -239,7 +241,7 @@ class Session:
         parts = self._parts
         greeting = convert.greeting(message)
         welcome = await parts.database.run(
-            hello.greet, self.hypervisor_id, greeting, parts.installation, parts.clock.now()
+            hello.greet, self.hypervisor_id, greeting, parts.installation, parts.ownership.owner, parts.clock.now()
         )
         self.session_id, self._greeting, self._suspects = welcome.session_id, greeting, welcome.suspects
         await self._queue.put(Response(welcome=self._welcome(welcome)))

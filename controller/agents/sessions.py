@@ -12,6 +12,7 @@ from contextlib import aclosing
 from clients.gen.backupmanager.agent.v1 import session_service_pb2
 from controller import hypervisors
 from controller.agents import enrollment
+from controller.agents.ownership import Ownership
 from controller.agents.session import Parts, Session
 from controller.changes import Changes
 from controller.clock import Clock
@@ -35,9 +36,10 @@ class Sessions:
         limits: Limits,
         changes: Changes,
         installation: Installation,
+        ownership: Ownership,
         controller_version: str,
     ) -> None:
-        self._parts = Parts(database, vault, clock, limits, changes, installation, controller_version)
+        self._parts = Parts(database, vault, clock, limits, changes, installation, ownership, controller_version)
         self._all: set[Session] = set()
         self._live: dict[str, Session] = {}
         self._stopping = False

@@ -13,11 +13,13 @@ import peewee
 from peewee import SQL
 
 from controller.db.models import Turn, proxy
+from controller.db.statements import statement
 
 TURN = timedelta(seconds=30)
 _MICROSECOND = timedelta(microseconds=1)
 _SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 _POSTGRES_NOW = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+_LASTS = "SELECT 1 FROM turn WHERE name = ? AND holder = ? AND expire_time >= {now}"
 
 
 def take(name: str, holder: str, span: timedelta = TURN) -> bool:
@@ -34,6 +36,24 @@ def take(name: str, holder: str, span: timedelta = TURN) -> bool:
         .execute()
     )
     return bool(list(rows))
+
+
+def keep(name: str, holder: str, span: timedelta = TURN) -> bool:
+    """Keep a turn that lasts. False when it ran out or is another's."""
+    until = _now() + span // _MICROSECOND
+    held = (Turn.name == name) & (Turn.holder == holder) & (Turn.expire_time >= _now())
+    return bool(Turn.update(expire_time=until).where(held).execute())
+
+
+def lasts(name: str, holder: str) -> bool:
+    """Tell whether a turn is the holder's now."""
+    return bool(statement(_LASTS.format(now=_now().sql), name, holder))
+
+
+def clear(*, all_turns: bool) -> None:
+    """Forget turns that ran out an hour ago; or all of them, where nobody else can be using the database."""
+    old = Turn.expire_time < _now() - timedelta(hours=1) // _MICROSECOND
+    Turn.delete().where((Turn.name != "") if all_turns else old).execute()
 
 
 def give_back(name: str, holder: str) -> None:

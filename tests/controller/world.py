@@ -193,7 +193,7 @@ class Agent:
         now = self.world.now()
         greeting = Greeting("0.1.0", 1, "boot", self.journal_id, self.sequence, operations, command_ids, {}, now)
         own = self.world.run(installation.get)
-        return self.world.run(hello.greet, self.hypervisor_id, replace(greeting, **values), own, now)
+        return self.world.run(hello.greet, self.hypervisor_id, replace(greeting, **values), own, "nobody", now)
 
     def report(self) -> None:
         session_id = self.hello().session_id

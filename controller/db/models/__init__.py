@@ -2,6 +2,7 @@
 
     hypervisor ─┬─ domain                server ─┬─ backup ─┬─ backup_disk       storage ─┬─ secret
                 ├─ outbox_command    package ┘   │          └─ backup_need                └─ storage_key
+                ├─ session_owner
                 ├─ agent_journal ── agent_event  └─ server_claim
                 ├─ slot                  job ─┬─ job_log         lease ── lease_hold
                 └─ schedule
@@ -28,7 +29,7 @@ from controller.db.models.records import AccessToken, Audit, Installation
 from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
-from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand
+from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand, SessionOwner
 from controller.db.models.storages import Secret, Storage, StorageKey
 from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
 
@@ -66,6 +67,7 @@ __all__ = [
     "Secret",
     "Server",
     "ServerClaim",
+    "SessionOwner",
     "Slot",
     "Storage",
     "StorageKey",

@@ -4,7 +4,7 @@ import peewee
 from peewee import BigAutoField, BigIntegerField, TextField
 
 from controller.db.fields import JsonField, OptionalTimeField, TimeField
-from controller.db.models.base import Table, number_field, text_field
+from controller.db.models.base import Table, id_field, number_field, text_field
 
 
 class OutboxCommand(Table):
@@ -29,6 +29,14 @@ OutboxCommand.add_index(
         OutboxCommand.settle_time.is_null()
     )
 )
+
+
+class SessionOwner(Table):
+    """Which controller serves a hypervisor's session: `owner` has it as long as its turn lasts."""
+
+    hypervisor_id = id_field()
+    session_id = TextField()
+    owner = TextField()
 
 
 class AgentJournal(Table):

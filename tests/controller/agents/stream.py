@@ -16,6 +16,7 @@ from grpc import StatusCode, aio
 from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2, session_service_pb2_grpc
 from controller import installation
 from controller.agents.outbox import Stamp
+from controller.agents.ownership import Ownership
 from controller.agents.sessions import Sessions
 from controller.changes import Changes
 from engine.errors import BackupManagerError
@@ -54,13 +55,17 @@ class Controller:
         self.changes = Changes()
         world.database.subscribe(self.changes.publish)
         own = world.run(installation.get)
-        self.sessions = Sessions(world.database, world.vault, world.clock, world.limits, self.changes, own, "0.1.0")
+        self.ownership = Ownership(world.database)
+        self.sessions = Sessions(
+            world.database, world.vault, world.clock, world.limits, self.changes, own, self.ownership, "0.1.0"
+        )
         self._server = aio.server()
         session_service_pb2_grpc.add_SessionServiceServicer_to_server(_Servicer(self.sessions), self._server)
         self._port = self._server.add_insecure_port("127.0.0.1:0")
         self._stopped = False
 
     async def __aenter__(self) -> Self:
+        await self.ownership.start()
         await self._server.start()
         return self
 
@@ -72,6 +77,7 @@ class Controller:
             self._stopped = True
             await self.sessions.stop()
             await self._server.stop(5)
+            await self.ownership.stop()
             self.changes.close()
 
     def dial(self, agent: Agent) -> "Stream":

@@ -1,6 +1,7 @@
 """One thread, group commit, one controller: what a caller was told is on disk, and a failure is its own."""
 
 import asyncio
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import peewee
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from playhouse.migrations import Runner
 
 from controller import installation
 from controller.db import database as database_module
@@ -21,8 +24,12 @@ from controller.db import models
 from controller.db.database import Database
 from controller.db.fields import from_microseconds, to_microseconds
 from controller.db.notes import Note, note
+from controller.db.postgres import connect
 from controller.errors import CannotStart
 from tests.clock import START
+from tests.servers.postgres import Postgres
+
+MIGRATIONS = sorted(database_module.MIGRATIONS.glob("[0-9]*.py"))
 
 
 @pytest.fixture
@@ -42,8 +49,8 @@ def names() -> list[str]:
     return sorted(row.name for row in models.Storage.select())
 
 
-async def test_many_callers_share_commits_and_a_failure_is_rolled_back_alone(url: str) -> None:
-    database = Database.open(url)
+async def test_many_callers_share_commits_and_a_failure_is_rolled_back_alone(database_url: str) -> None:
+    database = Database.open(database_url)
     threads = set()
     told: list[int] = []
     database.subscribe(lambda notes: told.append(len(notes)))
@@ -185,8 +192,8 @@ def test_what_cannot_be_opened_is_said_in_words(tmp_path: Path) -> None:
         Database.open(f"sqlite:///{tmp_path}/text.db")
 
 
-def test_a_closed_database_takes_nothing(url: str) -> None:
-    database = Database.open(url)
+def test_a_closed_database_takes_nothing(database_url: str) -> None:
+    database = Database.open(database_url)
     late = database.call(names)
     database.close()
     database.close()
@@ -212,8 +219,8 @@ def test_the_file_is_closed_to_others_and_durable(url: str, tmp_path: Path) -> N
         database.close()
 
 
-def test_an_empty_database_is_no_installation(url: str) -> None:
-    database = Database.open(url)
+def test_an_empty_database_is_no_installation(database_url: str) -> None:
+    database = Database.open(database_url)
     try:
         with pytest.raises(CannotStart, match="init"):
             database.call(installation.get)
@@ -224,14 +231,45 @@ def test_an_empty_database_is_no_installation(url: str) -> None:
         database.close()
 
 
-def test_the_migrations_make_what_the_models_say(url: str, tmp_path: Path) -> None:
-    Database.open(url).close()
+def test_the_migrations_make_what_the_models_say(tmp_path: Path) -> None:
+    Database.open(f"sqlite:///{tmp_path}/controller.db").close()
     wanted = peewee.SqliteDatabase(str(tmp_path / "wanted.db"))
     models.proxy.initialize(wanted)
     wanted.create_tables(models.ALL)
     wanted.close()
 
     assert _schema(tmp_path / "controller.db") == _schema(tmp_path / "wanted.db")
+
+
+def test_the_migrations_lead_to_the_same_tables_from_every_number(tmp_path: Path) -> None:
+    Database.open(f"sqlite:///{tmp_path}/wanted.db").close()
+    for count in range(1, len(MIGRATIONS)):
+        file = tmp_path / f"{count}.db"
+        _migrate(peewee.SqliteDatabase(str(file)), count, tmp_path)
+        Database.open(f"sqlite:///{file}").close()
+
+        assert _schema(file) == _schema(tmp_path / "wanted.db"), f"from {MIGRATIONS[count - 1].name}"
+
+
+def test_on_postgresql_too(postgres: Postgres, tmp_path: Path) -> None:
+    whole = postgres.database()
+    Database.open(whole).close()
+    wanted = _postgres_schema(whole)
+    assert ("lease", "resource", "text", "NO") in wanted
+    for count in range(1, len(MIGRATIONS)):
+        url = postgres.database()
+        _migrate(connect(url), count, tmp_path)
+        Database.open(url).close()
+
+        assert _postgres_schema(url) == wanted, f"from {MIGRATIONS[count - 1].name}"
+    empty = postgres.database()
+    made = connect(empty)
+    with made.bind_ctx(models.ALL):
+        made.create_tables(models.ALL)
+    made.close()
+    assert {
+        row for row in wanted if row[0] != "schema_migration" and "schema_migration" not in row[1]
+    } == _postgres_schema(empty)
 
 
 def _schema(path: Path) -> dict[str, Any]:
@@ -246,13 +284,32 @@ def _schema(path: Path) -> dict[str, Any]:
         }
 
 
+def _migrate(database: Any, count: int, folder: Path) -> None:
+    """Bring an empty database to where the first `count` migrations lead."""
+    some = folder / f"migrations-{database.__class__.__name__}-{count}"
+    some.mkdir()
+    for file in MIGRATIONS[:count]:
+        shutil.copy(file, some)
+    untyped: Any = Runner
+    untyped(database, str(some)).up()
+    database.close()
+
+
+def _postgres_schema(url: str) -> set[tuple[str, ...]]:
+    """Return columns as (table, column, type, nullable), and indexes as (table, name and columns)."""
+    columns = "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns WHERE table_schema = 'public'"
+    indexes = "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+    with psycopg.connect(url) as connection:
+        return {tuple(row) for query in (columns, indexes) for row in connection.execute(query).fetchall()}
+
+
 def test_a_note_outside_of_a_transaction_is_a_fault() -> None:
     with pytest.raises(RuntimeError):
         note("job", "id", 1)
 
 
-def test_a_listener_that_fails_harms_nobody(url: str) -> None:
-    database = Database.open(url)
+def test_a_listener_that_fails_harms_nobody(database_url: str) -> None:
+    database = Database.open(database_url)
     heard: list[Note] = []
 
     def broken(_: object) -> None:
@@ -288,9 +345,9 @@ def test_a_time_without_a_zone_is_refused() -> None:
         to_microseconds(datetime(2026, 1, 1))  # noqa: DTZ001 - that is the point
 
 
-def test_a_group_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_module, "GROUP_MAX", 3)
-    database = Database.open(url)
+    database = Database.open(database_url)
     sizes: list[int] = []
     database.subscribe(lambda notes: sizes.append(len(notes)))
     gate = threading.Event()
