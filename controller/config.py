@@ -94,10 +94,6 @@ class Settings(BaseModel):
     command_accept_seconds: float = Field(
         default=120.0, ge=0.1, le=86400, description="how long an agent may take to accept a job before the job fails"
     )
-    max_single_job_hours: float = Field(
-        default=24.0, gt=0, le=8760, description="how long a single job may run before it is stopped"
-    )
-    backup_concurrency: int = Field(default=1, ge=1, le=64, description="backups that run at once on one hypervisor")
     tick_seconds: float = Field(
         default=60.0, ge=0.05, le=3600, description="how often waiting and stale work is looked at"
     )

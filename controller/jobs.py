@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, leases
+from controller import happenings, leases, settings
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
 from controller.db.notes import note
 from controller.db.statements import statement
 from controller.errors import JobCancelled, JobNotFound, JobStale
-from controller.limits import Limits
 from controller.rules import states
 from engine.errors import BackupManagerError
 
@@ -281,14 +280,14 @@ def report(job_id: str, hypervisor_id: str, attempt: int, progress: dict[str, An
     return bool(rows)
 
 
-def request_cancel(job: Job, reason: str, limits: Limits, now: datetime) -> bool:
+def request_cancel(job: Job, reason: str, now: datetime) -> bool:
     """Ask for a job's end: `reason` is CANCELLED for a person, JOB_STALE for the clock. The first reason stays.
 
     One that reached nobody ends at once. One that may have reached the agent gets a cancel command, again when an earlier one
     was received without effect. False when the job has ended.
     """
     if job.state == QUEUED or (job.state == DISPATCHED and outbox.withdraw_run(job.job_id, now)):
-        return end(job.job_id, stopped(reason, limits), now)
+        return end(job.job_id, stopped(reason), now)
     if job.cancel_time is None and not _change(
         job.job_id, SENT, now, "job.cancel_requested", cancel_time=now, cancel_reason=reason
     ):
@@ -298,10 +297,10 @@ def request_cancel(job: Job, reason: str, limits: Limits, now: datetime) -> bool
     return True
 
 
-def stopped(reason: str, limits: Limits) -> End:
+def stopped(reason: str) -> End:
     """Return how a job ends that was stopped for `reason`."""
     if reason == JobStale.reason:
-        return End.failed(JobStale(hours=limits.max_single_job_hours))
+        return End.failed(JobStale(hours=settings.get().max_single_job_hours))
     return End(CANCELLED, Failure.of(JobCancelled()))
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import peewee
 
-from controller import backups, confirmations, hypervisors, installation, jobs, leases, servers, storages
+from controller import backups, confirmations, hypervisors, installation, jobs, leases, schedules, servers, storages
 from controller.backups import Backup
 from controller.cycle import dispatch
 from controller.db import models
@@ -33,7 +33,7 @@ from controller.errors import (
 )
 from controller.hypervisors import Hypervisor
 from controller.jobs import Job, NewJob
-from controller.limits import FULL_INTERVAL_DAYS, Limits
+from controller.limits import Limits
 from controller.rules import admission
 from controller.rules.exclusion import Outcome, Work, decide_all
 from controller.servers import Server
@@ -179,7 +179,7 @@ def start(order: Order, context: Context) -> str:
 def cancel(job_id: str, limits: Limits, now: datetime) -> Job:
     """Ask for a job's end and return it as it stands then. Raises JobNotFound, JobEnded."""
     job = jobs.get(job_id)
-    if job.ended or not jobs.request_cancel(job, JobCancelled.reason, limits, now):
+    if job.ended or not jobs.request_cancel(job, JobCancelled.reason, now):
         raise JobEnded(job_id=job_id, state=job.state)
     after = jobs.get(job_id)
     if after.ended:
@@ -251,12 +251,13 @@ def _plan(order: Order, context: Context) -> _Plan:
 def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
     server, storage = servers.find(order.server_id), storages.find(order.storage_id)
     admission.check_server("backup", server)
+    settings = schedules.resolve(storage, server.hypervisor_id)
     spec = {
         "type": order.type or "incremental",
-        "consistency": order.consistency or "freeze_or_pause",
+        "consistency": order.consistency or settings.consistency.value,
         "disks": list(order.disks),
         "domain_uuid": server.domain_uuid,
-        "full_interval_days": FULL_INTERVAL_DAYS,
+        "full_interval_days": settings.full_interval_days.value,
     }
     return _Plan(
         type="backup",

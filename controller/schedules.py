@@ -133,6 +133,17 @@ class Cloned:
     bind_address: str
 
 
+@dataclass(frozen=True, slots=True)
+class Imagined:
+    """Settings to see the next runs of: a schedule's own ("" for one that is to be made) but for what is given."""
+
+    schedule: str
+    storage: str
+    time_zone: str | None
+    overrides: Mapping[str, Any] | None
+    count: int
+
+
 # ---- looking ------------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +161,7 @@ def find(reference: str) -> Schedule:
     if row is not None:
         return _all([row])[0]
     try:
-        found = of_hypervisor(_hypervisor_id(reference))
+        found = of_hypervisor(hypervisor_id_of(reference))
     except HypervisorNotFound:
         found = None
     if found is None:
@@ -202,9 +213,29 @@ def resolve(storage: Storage, hypervisor_id: str = "") -> Resolved:
 
 def next_runs(schedule: Schedule, count: int, now: datetime) -> list[Run]:
     """Return the next runs as the dispatcher will see them; those of a disabled schedule are as if it were enabled now."""
-    due_time = (schedule.due_time if schedule.enabled and schedule.live else None) or now
-    runs = rules.next_runs(schedule.hours, due_time, now, schedule.interval)
-    return list(itertools.islice(runs, min(count, RUNS_MAX)))
+    due_time = schedule.due_time if schedule.enabled else None
+    return _runs(schedule.resolved, due_time or now, count, now)
+
+
+def preview(asked: Imagined, now: datetime) -> tuple[list[Run], Resolved]:
+    """Return the next runs of settings that may not be saved yet, and what these settings amount to (D17).
+
+    Raises ScheduleNotFound, StorageNotFound, BindAddressUnsupported, InvalidField.
+    """
+    present = find(asked.schedule) if asked.schedule else None
+    if present is not None and not asked.storage and asked.time_zone is None and asked.overrides is None:
+        return next_runs(present, asked.count, now), present.resolved
+    storage = storages.find(asked.storage or (present.storage_id if present else ""))
+    kept_zone, kept = (present.own_time_zone, present.overrides) if present else ("", {})
+    time_zone = kept_zone if asked.time_zone is None else asked.time_zone
+    resolved = check_overrides(storage, kept if asked.overrides is None else asked.overrides, time_zone)
+    due_time = _due_after(present, resolved.interval_hours.value, now) if present is not None else None
+    return _runs(resolved, due_time or now, asked.count, now), resolved
+
+
+def _runs(resolved: Resolved, due_time: datetime, count: int, now: datetime) -> list[Run]:
+    interval = timedelta(hours=resolved.interval_hours.value)
+    return list(itertools.islice(rules.next_runs(resolved.hours, due_time, now, interval), min(count, RUNS_MAX)))
 
 
 # ---- changing -----------------------------------------------------------------------------------------------------------
@@ -215,7 +246,7 @@ def create(new: NewSchedule, now: datetime) -> Schedule:
 
     Raises HypervisorNotFound, StorageNotFound, ScheduleExists, BindAddressUnsupported, EncryptionImmutable, InvalidField.
     """
-    schedule_id, hypervisor_id = new_id(now), _hypervisor_id(new.hypervisor)
+    schedule_id, hypervisor_id = new_id(now), hypervisor_id_of(new.hypervisor)
     storage = storages.find(new.storage)
     resolved = check_overrides(storage, new.overrides, new.time_zone)
     _check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
@@ -313,7 +344,7 @@ def clone(schedule_id: str, hypervisors: Sequence[str], now: datetime) -> Cloned
     source = get_live(schedule_id)
     overrides = {name: value for name, value in source.overrides.items() if name != "bind_address"}
     made, passed = [], []
-    for hypervisor_id in dict.fromkeys(_hypervisor_id(one) for one in hypervisors):
+    for hypervisor_id in dict.fromkeys(hypervisor_id_of(one) for one in hypervisors):
         other = of_hypervisor(hypervisor_id)
         if other is not None:
             passed.append((hypervisor_id, other.schedule_id))
@@ -379,16 +410,18 @@ def _first_due(resolved: Resolved, now: datetime) -> datetime | None:
 
 def _rearm(before: Schedule, hours: int, now: datetime) -> None:
     """Bring the due time in line with an interval that may be new."""
-    if not before.enabled or not hours:
-        due_time = None
-    elif before.anchor_time is not None:
-        due_time = before.anchor_time + timedelta(hours=hours)
-    elif before.due_time is not None:
-        return  # due at once, whatever the interval
-    else:
-        due_time = max(now, before.last_start_time + timedelta(hours=hours)) if before.last_start_time else now
+    due_time = _due_after(before, hours, now)
     if due_time != before.due_time:
         Row.update(due_time=due_time).where(Row.schedule_id == before.schedule_id).execute()
+
+
+def _due_after(before: Schedule, hours: int, now: datetime) -> datetime | None:
+    """Return when a schedule is due once its interval is `hours`: counted from where the old one was (D28)."""
+    if not before.enabled or not hours:
+        return None
+    if before.anchor_time is not None:
+        return before.anchor_time + timedelta(hours=hours)
+    return before.due_time or now  # not run since it was switched on: due at once, whatever the interval
 
 
 def _may_start(schedule: Schedule, now: datetime) -> bool:
@@ -415,7 +448,8 @@ def _exists(hypervisor_id: str) -> ScheduleExists:
     return ScheduleExists(hypervisor_id=hypervisor_id, schedule_id=other.schedule_id if other else "")
 
 
-def _hypervisor_id(reference: str) -> str:
+def hypervisor_id_of(reference: str) -> str:
+    """Return the id of the hypervisor with this id or name. Raises HypervisorNotFound."""
     row = models.Hypervisor
     found = row.get_or_none(row.hypervisor_id == reference) or row.get_or_none(row.name == reference)
     if found is None or not reference:

@@ -43,8 +43,14 @@ from clients.gen.backupmanager.v1 import (
     hypervisor_service_pb2_grpc,
     job_service_pb2,
     job_service_pb2_grpc,
+    preset_service_pb2,
+    preset_service_pb2_grpc,
+    schedule_service_pb2,
+    schedule_service_pb2_grpc,
     server_service_pb2,
     server_service_pb2_grpc,
+    settings_service_pb2,
+    settings_service_pb2_grpc,
     storage_service_pb2,
     storage_service_pb2_grpc,
     system_log_service_pb2,
@@ -82,8 +88,11 @@ from controller.services.events import EventServicer
 from controller.services.hypervisors import HypervisorServicer
 from controller.services.jobs import JobServicer
 from controller.services.parts import Parts
+from controller.services.presets import PresetServicer
+from controller.services.schedules import ScheduleServicer
 from controller.services.servers import ServerServicer
 from controller.services.session import SessionServicer
+from controller.services.settings import SettingsServicer
 from controller.services.storages import StorageServicer
 from controller.services.system import SystemServicer
 from controller.services.system_log import SystemLogServicer
@@ -102,7 +111,10 @@ _PUBLIC = (
     event_service_pb2.DESCRIPTOR,
     hypervisor_service_pb2.DESCRIPTOR,
     job_service_pb2.DESCRIPTOR,
+    preset_service_pb2.DESCRIPTOR,
+    schedule_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
+    settings_service_pb2.DESCRIPTOR,
     storage_service_pb2.DESCRIPTOR,
     system_log_service_pb2.DESCRIPTOR,
     system_service_pb2.DESCRIPTOR,
@@ -221,8 +233,6 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(
         heartbeat_seconds=settings.heartbeat_seconds,
         command_accept_seconds=settings.command_accept_seconds,
-        max_single_job_hours=settings.max_single_job_hours,
-        backup_concurrency=settings.backup_concurrency,
     )
 
 
@@ -240,6 +250,9 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     hypervisor_service_pb2_grpc.add_HypervisorServiceServicer_to_server(HypervisorServicer(parts), server)
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
+    preset_service_pb2_grpc.add_PresetServiceServicer_to_server(PresetServicer(parts), server)
+    schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)
+    settings_service_pb2_grpc.add_SettingsServiceServicer_to_server(SettingsServicer(parts), server)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)
     event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(parts), server)
     system_log_service_pb2_grpc.add_SystemLogServiceServicer_to_server(SystemLogServicer(parts), server)

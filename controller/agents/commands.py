@@ -12,12 +12,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import disk_pb2
-from controller import installation, storages
+from controller import installation, schedules, storages
 from controller.agents.outbox import Pending
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.jobs import Job
 from controller.limits import CANCEL_GRACE, Limits
+from controller.rules.settings import Resolved, limits_json
 from controller.storages import Storage
 
 _DEADLINE_MIN = timedelta(seconds=1)
@@ -38,28 +39,30 @@ def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetim
     left = pending.create_time + limits.accept_time_max - now
     command.deadline.CopyFrom(_span(max(left, _DEADLINE_MIN)))
     storage = storages.find(job.storage_id)
+    settings = schedules.resolve(storage, job.hypervisor_id)
     run = command.run
-    run.storage.CopyFrom(_access(storage, vault))
+    run.storage.CopyFrom(_access(storage, settings, vault))
     run.storage.repository_expected = storages.has_been_used(storage, job.hypervisor_id)
-    json_format.ParseDict(storage.limits, run.limits)
+    json_format.ParseDict(limits_json(settings), run.limits)
     json_format.ParseDict(storage.compression, run.compression)
     _WORK[job.type](run, job, _server_keys(storage, job.server_id, vault))
     return command
 
 
-def _access(storage: Storage, vault: Vault) -> command_pb2.StorageAccess:
+def _access(storage: Storage, settings: Resolved, vault: Vault) -> command_pb2.StorageAccess:
     access = command_pb2.StorageAccess(
         storage_id=storage.storage_id,
         repository_id=storage.repository_id,
         installation_id=installation.get().installation_id,
         wrapped_keys=storages.wrapped_keys(storage.storage_id),
-        key_id=storage.key_id if storage.encryption_enabled else "",
+        key_id=storage.key_id if settings.encryption.value else "",
     )
     if storage.type == "local":
         json_format.ParseDict(storage.config, access.local)
         return access
     opened = secrets.open_all(vault, storages.TABLE, storage.storage_id)
     json_format.ParseDict(storage.config, access.sftp)
+    access.sftp.bind_address = settings.bind_address.value
     access.sftp_private_key = opened.get("sftp_private_key", "")
     access.sftp_key_passphrase = opened.get("sftp_key_passphrase", "")
     return access

@@ -112,7 +112,7 @@ def _apply(hypervisor_id: str, event: AgentEvent, epoch: int, limits: Limits, no
         case Accepted():
             return APPLIED if jobs.accept(job, now) else "accepted before"
         case Rejected(failure):
-            how = jobs.stopped(job.cancel_reason, limits) if job.cancel_time else End(FAILED, failure)
+            how = jobs.stopped(job.cancel_reason) if job.cancel_time else End(FAILED, failure)
             _end(job, how, limits, now)
             return APPLIED
         case Records(records):
@@ -135,13 +135,13 @@ def _finish(job: Job, finished: Finished, limits: Limits, now: datetime) -> None
     if job.start_time is None:  # its acceptance was lost with an older journal
         jobs.accept(job, now)
     result, warnings = apply_result(job, finished, now)
-    how = _how(job, finished, limits)
+    how = _how(job, finished)
     said = (*finished.warnings, *warnings)
     state = COMPLETED_WITH_WARNINGS if said and how.state == COMPLETED else how.state
     _end(job, End(state, how.failure, said, result), limits, now)
 
 
-def _how(job: Job, finished: Finished, limits: Limits) -> End:
+def _how(job: Job, finished: Finished) -> End:
     """Return the end that a job comes to by what its agent says and by what was asked of it."""
     if finished.state in {COMPLETED, COMPLETED_WITH_WARNINGS}:
         return End(finished.state)  # done is done, also when its end was asked for meanwhile
@@ -149,7 +149,7 @@ def _how(job: Job, finished: Finished, limits: Limits) -> End:
         finished.failure is not None and finished.failure.reason in _STOPPED_REASONS
     )
     if stopped and job.cancel_time is not None:
-        return jobs.stopped(job.cancel_reason, limits)
+        return jobs.stopped(job.cancel_reason)
     if finished.failure is not None:
         return End(FAILED, finished.failure)
     if finished.state == CANCELLED:

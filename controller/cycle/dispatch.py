@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from controller import backups, hypervisors, jobs, leases, servers, storages
+from controller import backups, hypervisors, jobs, leases, schedules, servers, storages
 from controller.db import models
 from controller.errors import BackupNotFound, HypervisorUnreachable
 from controller.hypervisors import Hypervisor
@@ -63,7 +63,7 @@ def _consider(job: Job, limits: Limits, now: datetime) -> bool:
         return jobs.end(job.job_id, End.failed(error), now)
     try:
         with models.proxy.atomic():
-            generation = _claim(job, limits)
+            generation = _claim(job)
     except _NotNow:
         return False
     jobs.set_generation(job.job_id, max(generation, 1))
@@ -84,20 +84,23 @@ def _check(job: Job, hypervisor: Hypervisor) -> None:
             raise BackupNotFound(backup_id=job.backup_id, server_id=job.server_id) from None
 
 
-def _claim(job: Job, limits: Limits) -> int:
+def _claim(job: Job) -> int:
     """Take what a job still needs to run; return the highest generation among that. Raises _NotNow."""
     asked, *running = works_of([job, *jobs.live(states=jobs.SENT, hypervisor_id=job.hypervisor_id)])
     outcome, _ = decide_all(asked, running)
     if outcome.value >= Outcome.QUEUE.value:
         raise _NotNow
-    if asked.group is Group.TRANSFER and not leases.claim_slot(
-        job.hypervisor_id, job.job_id, limits.backup_concurrency
-    ):
+    if asked.group is Group.TRANSFER and not leases.claim_slot(job.hypervisor_id, job.job_id, _cap(job)):
         raise _NotNow
     if asked.group is Group.REMOVAL:
         return _got(leases.claim(leases.removal_resource(job.hypervisor_id), job.job_id))
     chains = backups.chains_of(backups.needs(job.backup_id)) if job.type == "verify" else ()
     return max((_got(leases.share(leases.chain_resource(one), job.job_id)) for one in sorted(chains)), default=0)
+
+
+def _cap(job: Job) -> int:
+    """Return how many servers the job's hypervisor may work on at once (P2)."""
+    return schedules.resolve(storages.find(job.storage_id), job.hypervisor_id).backup_concurrency.value
 
 
 def _got(generation: int | None) -> int:

@@ -4,7 +4,7 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from controller import installation, jobs
+from controller import installation, jobs, settings
 from controller.agents import outbox
 from controller.cycle import dispatch
 from controller.errors import CommandNotAccepted, JobStale, OperationLost
@@ -12,6 +12,7 @@ from controller.jobs import End, Job
 from controller.limits import Limits
 from controller.rules import stale
 from controller.rules.stale import Ages, Verdict
+from controller.settings import Settings
 
 if TYPE_CHECKING:
     from controller.cycle.tick import Round
@@ -29,7 +30,10 @@ async def step(around: "Round") -> None:
 
 def candidates(limits: Limits, listening_since: datetime, now: datetime) -> list[str]:
     """Return the ids of live jobs that something is to be done about."""
-    return [job.job_id for job in jobs.live() if _verdict(job, limits, listening_since, now) is not Verdict.GO_ON]
+    chosen = settings.get()
+    return [
+        job.job_id for job in jobs.live() if _verdict(job, limits, chosen, listening_since, now) is not Verdict.GO_ON
+    ]
 
 
 def settle(job_id: str, limits: Limits, listening_since: datetime, now: datetime) -> None:
@@ -37,18 +41,18 @@ def settle(job_id: str, limits: Limits, listening_since: datetime, now: datetime
     job = jobs.get(job_id)
     if job.ended:
         return
-    verdict = _verdict(job, limits, listening_since, now)
+    verdict = _verdict(job, limits, settings.get(), listening_since, now)
     match verdict:
         case Verdict.NOT_ACCEPTED:
             _not_accepted(job, limits, now)
         case Verdict.CANCEL:
             if job.cancel_time is None:
                 log.warning("job stale, cancelling job_id=%s", job_id)
-            jobs.request_cancel(job, JobStale.reason, limits, now)
+            jobs.request_cancel(job, JobStale.reason, now)
         case Verdict.GIVE_UP:
             log.error("job given up as stale job_id=%s hypervisor_id=%s", job_id, job.hypervisor_id)
             reason = job.cancel_reason or JobStale.reason
-            _end(job, jobs.stopped(reason, limits), limits, now)
+            _end(job, jobs.stopped(reason), limits, now)
 
 
 def fail_earlier_epochs(limits: Limits, now: datetime) -> int:
@@ -64,7 +68,7 @@ def _not_accepted(job: Job, limits: Limits, now: datetime) -> None:
     """Give a command up; if it may have arrived, its agent is told, and a late acceptance is answered with a cancel."""
     reached_nobody = outbox.withdraw_run(job.job_id, now)
     if job.cancel_time is not None:
-        how = jobs.stopped(job.cancel_reason, limits)
+        how = jobs.stopped(job.cancel_reason)
     else:
         log.error("command not accepted job_id=%s hypervisor_id=%s", job.job_id, job.hypervisor_id)
         how = End.failed(CommandNotAccepted(seconds=limits.command_accept_seconds))
@@ -78,6 +82,6 @@ def _end(job: Job, how: End, limits: Limits, now: datetime) -> None:
         dispatch.after_end(job, limits, now)
 
 
-def _verdict(job: Job, limits: Limits, listening_since: datetime, now: datetime) -> Verdict:
+def _verdict(job: Job, limits: Limits, chosen: Settings, listening_since: datetime, now: datetime) -> Verdict:
     ages = Ages(job.state, job.create_time, job.dispatch_time, job.start_time, job.cancel_time)
-    return stale.judge(ages, limits, listening_since, now)
+    return stale.judge(ages, limits, chosen.single_job_time_max, listening_since, now)

@@ -6,7 +6,7 @@ running ──max hours since it was accepted──► cancel ──grace──�
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 from controller.limits import STALE_GRACE, Limits
@@ -30,14 +30,14 @@ class Ages:
     cancel_time: datetime | None
 
 
-def judge(job: Ages, limits: Limits, listening_since: datetime, now: datetime) -> Verdict:
-    """Return what becomes of a live job. `listening_since` is when this controller began to hear agents."""
+def judge(job: Ages, limits: Limits, time_max: timedelta, listening_since: datetime, now: datetime) -> Verdict:
+    """Return what becomes of a live job that may work for `time_max`. `listening_since` is when this controller began to hear agents."""
     if job.state == "queued":
         return Verdict.GO_ON
     if job.state == "dispatched":
         asked = max(job.dispatch_time or job.create_time, listening_since)
         return Verdict.NOT_ACCEPTED if now - asked > limits.accept_time_max else Verdict.GO_ON
-    overdue = now - (job.start_time or job.create_time) - limits.run_time_max
+    overdue = now - (job.start_time or job.create_time) - time_max
     if overdue.total_seconds() <= 0:
         return Verdict.GO_ON
     told = job.cancel_time is not None and now - job.cancel_time > STALE_GRACE

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.v1 import (
+    access_level_pb2,
     access_token_pb2,
     audit_pb2,
     backup_pb2,
@@ -24,8 +25,11 @@ from clients.gen.backupmanager.v1 import (
     failure_pb2,
     hypervisor_pb2,
     job_pb2,
+    preset_pb2,
     retention_pb2,
+    schedule_pb2,
     server_pb2,
+    settings_pb2,
     storage_pb2,
     system_log_pb2,
     webhook_pb2,
@@ -38,8 +42,14 @@ from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
 from controller.rules import capabilities
 from controller.rules import retention as retention_rules
+from controller.rules.presets import Preset
+from controller.rules.schedule import Run
+from controller.rules.settings import DEFAULTS, Resolved, origins, to_value
+from controller.schedules import Schedule
 from controller.security.tokens import AccessToken
 from controller.servers import Server
+from controller.settings import Stored
+from controller.settings import as_dict as settings_by_name
 from controller.storages import Storage
 from controller.system_log import LogEntry as SystemLogEntry
 from controller.webhooks import Webhook
@@ -166,6 +176,7 @@ def storage(record: Storage) -> storage_pb2.Storage:
         retention=policy(record.retention),
         keep_last=record.keep_last,
         delete_hypervisor_id=record.delete_hypervisor_id,
+        defaults=defaults(record.defaults),
         secrets=[storage_pb2.SecretStatus(name=one.name, fingerprint=one.fingerprint) for one in record.secrets],
         capabilities=STORAGE_CAPABILITIES[record.type],
         create_time=time(record.create_time),
@@ -189,6 +200,94 @@ def policy(value: Mapping[str, Any]) -> retention_pb2.RetentionPolicy | None:
 def policy_json(message: retention_pb2.RetentionPolicy) -> dict[str, Any]:
     """Return a retention policy's JSON form, checked. Raises InvalidField."""
     return retention_rules.checked(to_json(message))
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------
+
+
+def settings(record: Stored) -> settings_pb2.Settings:
+    values = {name: value for name, value in settings_by_name(record.settings).items() if value is not None}
+    return settings_pb2.Settings(**values, update_time=time(record.update_time), etag=record.etag)
+
+
+def overrides(values: Mapping[str, Any]) -> schedule_pb2.ScheduleOverrides:
+    """Return settings by name, as they are kept, as a message."""
+    made = schedule_pb2.ScheduleOverrides()
+    for name, stored in values.items():
+        _set(made, name, to_value(name, stored))
+    return made
+
+
+def defaults(values: Mapping[str, Any]) -> storage_pb2.StorageDefaults:
+    made = storage_pb2.StorageDefaults()
+    for name, stored in values.items():
+        _set(made, name, to_value(name, stored))
+    return made
+
+
+def resolved(record: Resolved) -> schedule_pb2.ResolvedSettings:
+    made = schedule_pb2.ResolvedSettings(time_zone=record.time_zone.value)
+    for name in DEFAULTS:
+        _set(made.values, name, getattr(record, name).value)
+    for name, origin in origins(record).items():
+        number = enum_number(schedule_pb2.SettingOrigin.DESCRIPTOR, origin)
+        made.sources.append(schedule_pb2.SettingSource(setting=name, origin=number))
+    return made
+
+
+def _set(message: Any, name: str, value: Any) -> None:
+    """Set a field to a setting's value, in a way that shows that it is set."""
+    match name:
+        case "window":
+            message.window.start, message.window.end = f"{value.start:%H:%M}", f"{value.end:%H:%M}"
+        case "allowed_days":
+            message.allowed_days.SetInParent()
+            message.allowed_days.days.extend(sorted(value))
+        case "retention":
+            message.retention.SetInParent()
+            message.retention.MergeFrom(policy(value) or retention_pb2.RetentionPolicy())
+        case "consistency" | "io_priority" | "cpu_priority":
+            kind = message.DESCRIPTOR.fields_by_name[name].enum_type
+            setattr(message, name, enum_number(kind, value))
+        case _:
+            setattr(message, name, value)
+
+
+def schedule(record: Schedule) -> schedule_pb2.Schedule:
+    return schedule_pb2.Schedule(
+        schedule_id=record.schedule_id,
+        hypervisor_id=record.hypervisor_id,
+        storage_id=record.storage_id,
+        enabled=record.enabled,
+        default_access=enum_number(access_level_pb2.AccessLevel.DESCRIPTOR, record.default_access),
+        time_zone=record.own_time_zone,
+        overrides=overrides(record.overrides),
+        resolved=resolved(record.resolved),
+        due_time=time(record.due_time),
+        last_start_time=time(record.last_start_time),
+        create_time=time(record.create_time),
+        update_time=time(record.update_time),
+        delete_time=time(record.delete_time),
+        etag=record.etag,
+    )
+
+
+def scheduled_run(record: Run) -> schedule_pb2.ScheduledRun:
+    return schedule_pb2.ScheduledRun(
+        due_time=time(record.due_time), start_time=time(record.start_time), close_time=time(record.close_time)
+    )
+
+
+def preset(record: Preset) -> preset_pb2.Preset:
+    return preset_pb2.Preset(
+        name=record.name,
+        description=record.description,
+        settings=overrides(record.settings),
+        compression_level=record.compression_level,
+        compression_threads=record.compression_threads,
+        cleared=record.cleared,
+        left_alone=record.left_alone,
+    )
 
 
 def backup(record: Backup) -> backup_pb2.Backup:

@@ -9,15 +9,14 @@ from typing import TypeAlias
 from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2
 from controller.addresses import PORT_MAX, is_address, is_host
 from controller.errors import InvalidField
-from controller.services import check
+from controller.services import check, settings_check
 
 SSH_PORT = 22
 LEVEL_DEFAULT, LEVEL_MAX = 3, 19  # zstd's; above 19 it takes memory that no hypervisor has to spare
-THREADS_DEFAULT, THREADS_MAX = 4, 64
+THREADS_MAX = 64
 PASSPHRASE_CHARACTERS_MIN, PASSPHRASE_CHARACTERS_MAX = 8, 1024
 KEY_BYTES_MAX = 32 << 10  # a PEM of RSA 16384 is 13 KiB
 USERNAME_CHARACTERS_MAX = 64
-RATE_MIN = 1 << 10  # bytes a second: below it, a job would not end in the time a job may take
 
 Config: TypeAlias = storage_pb2.LocalConfig | storage_pb2.SftpConfig
 
@@ -54,15 +53,11 @@ def compression(value: storage_pb2.Compression | None) -> storage_pb2.Compressio
 
 
 def limits(value: storage_pb2.StorageLimits) -> storage_pb2.StorageLimits:
-    """Return limits with their defaults in place."""
-    normal = storage_pb2.WORK_PRIORITY_NORMAL
-    return storage_pb2.StorageLimits(
-        worker_threads=check.number("limits.worker_threads", value.worker_threads or THREADS_DEFAULT, 1, THREADS_MAX),
-        bandwidth_bytes_per_second=_rate("limits.bandwidth_bytes_per_second", value.bandwidth_bytes_per_second),
-        read_bytes_per_second=_rate("limits.read_bytes_per_second", value.read_bytes_per_second),
-        io_priority=value.io_priority or normal,
-        cpu_priority=value.cpu_priority or normal,
-    )
+    """Return limits as they are: what is not set stays so, that a schedule and the defaults can tell it from a wish."""
+    check.number("limits.worker_threads", value.worker_threads, 0, settings_check.RANGES["worker_threads"][1])
+    settings_check.rate("limits.bandwidth_bytes_per_second", value.bandwidth_bytes_per_second)
+    settings_check.rate("limits.read_bytes_per_second", value.read_bytes_per_second)
+    return value
 
 
 def secrets(kind: str, given: storage_service_pb2.StorageSecrets) -> dict[str, str]:
@@ -137,11 +132,6 @@ def _passphrase(text: str) -> None:
     fits = PASSPHRASE_CHARACTERS_MIN <= len(text) <= PASSPHRASE_CHARACTERS_MAX
     problem = f"must be {PASSPHRASE_CHARACTERS_MIN} to {PASSPHRASE_CHARACTERS_MAX} characters"
     _expect(fits, "secrets.encryption_passphrase", problem)
-
-
-def _rate(field: str, value: int) -> int:
-    _expect(value == 0 or value >= RATE_MIN, field, f"must be 0 for none, or at least {RATE_MIN}")
-    return value
 
 
 def _expect(condition: bool, field: str, problem: str) -> None:

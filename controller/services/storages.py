@@ -8,14 +8,14 @@ from typing import Any
 
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
 from clients.gen.backupmanager.v1 import storage_service_pb2_grpc
-from controller import orders, storages
+from controller import orders, schedules, storages
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
 from controller.orders import ReindexOrder, TestOrder
 from controller.rules import retention
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging, storage_check
+from controller.services import check, convert, paging, settings_check, storage_check
 from controller.services.parts import Context, Parts
 from controller.storages import NewKey, NewStorage, Storage, StorageChange
 
@@ -31,6 +31,7 @@ _CHANGEABLE = (
     "retention",
     "keep_last",
     "delete_hypervisor_id",
+    "defaults",
 )
 
 
@@ -82,7 +83,7 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         key = await self._make_key(change.secrets) if "encryption_passphrase" in change.secrets else None
         # What was checked must be what is changed: the etag of the storage as it was read stands in for one not given.
         record = await self._parts.database.run(
-            storages.update,
+            _change,
             present.storage_id,
             change,
             key,
@@ -157,6 +158,7 @@ def _new(request: messages.CreateStorageRequest) -> NewStorage:
             request.keep_last if request.HasField("keep_last") else retention.KEEP_LAST_DEFAULT
         ),
         delete_hypervisor_id=_deleter(request.delete_hypervisor_id),
+        defaults=settings_check.settings(request.defaults, "defaults"),
         secrets=given,
     )
 
@@ -200,9 +202,19 @@ def _update(request: messages.UpdateStorageRequest) -> _Update:
         retention=convert.policy_json(new.retention) if "retention" in paths else None,
         keep_last=retention.checked_keep_last(new.keep_last) if "keep_last" in paths else None,
         delete_hypervisor_id=_deleter(new.delete_hypervisor_id) if "delete_hypervisor_id" in paths else None,
+        defaults=settings_check.settings(new.defaults, "defaults") if "defaults" in paths else None,
         secrets={},
     )
     return _Update(reference, check.title("storage.etag", new.etag), kind, change)
+
+
+def _change(
+    storage_id: str, change: StorageChange, key: NewKey | None, etag: str, vault: Vault, now: datetime
+) -> Storage:
+    """Change a storage, and let its schedules follow."""
+    changed = storages.update(storage_id, change, key, etag, vault, now)
+    schedules.storage_changed(storage_id, now)
+    return changed
 
 
 def _present(update: _Update, vault: Vault) -> tuple[Storage, dict[str, str]]:

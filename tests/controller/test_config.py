@@ -23,11 +23,11 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
 
 
 def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
-    file = write(tmp_path, 'backup_concurrency = 2\nlisten = "127.0.0.1:1"\nhost_names = ["a.example"]')
+    file = write(tmp_path, 'tick_seconds = 2\nlisten = "127.0.0.1:1"\nhost_names = ["a.example"]')
     settings = load(
-        file, {"BM_CONTROLLER_BACKUP_CONCURRENCY": "3", "BM_CONTROLLER_HOST_NAMES": "b.example, 192.0.2.1", "PATH": "/"}
+        file, {"BM_CONTROLLER_TICK_SECONDS": "3", "BM_CONTROLLER_HOST_NAMES": "b.example, 192.0.2.1", "PATH": "/"}
     )
-    assert settings.backup_concurrency == 3
+    assert settings.tick_seconds == 3
     assert settings.listen == "127.0.0.1:1"
     assert settings.host_names == ("b.example", "192.0.2.1")
 
@@ -35,9 +35,9 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("bakup_concurrency = 2", "bakup_concurrency"),
-        ("backup_concurrency = 0", "backup_concurrency"),
-        ('backup_concurrency = "many"', "backup_concurrency"),
+        ("tick_second = 2", "tick_second"),
+        ("heartbeat_seconds = 0", "heartbeat_seconds"),
+        ('heartbeat_seconds = "many"', "heartbeat_seconds"),
         ('listen = "nowhere"', "listen"),
         ('agent_listen = "::1:70"', "agent_listen"),
         ('listen = "127.0.0.1:70000"', "listen"),

@@ -27,7 +27,6 @@ from controller.db import models
 from controller.errors import ControllerError
 from controller.hypervisors import find
 from controller.jobs import Failure, Job, JobFilter
-from controller.limits import Limits
 from controller.rules.exclusion import GROUPS, Group, Outcome, decide
 from tests.controller.world import Agent, World, record_of
 
@@ -56,9 +55,9 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bm-interleavings-"))
-        self.world = World.open(self.folder / "controller", Limits(backup_concurrency=CAP))
+        self.world = World.open(self.folder / "controller")
         self.hosts = [Host(self.world.enroll("h1")), Host(self.world.enroll("h2"))]
-        self.storage = self.world.storage()
+        self.storage = self.world.storage(defaults={"backup_concurrency": CAP})
         # Three servers share a hypervisor of two slots; the fourth has one for itself.
         self.servers = [self.world.server(self.hosts[name == "d"].agent, name) for name in SERVERS]
         self.ends: dict[str, tuple[str, int]] = {}

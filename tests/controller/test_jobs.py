@@ -24,7 +24,6 @@ from controller.errors import (
 )
 from controller.hypervisors import ban
 from controller.jobs import Failure, JobFilter
-from controller.limits import Limits
 from controller.orders import BackupOrder
 from controller.servers import delete as delete_server
 from tests.controller.world import World, record_of
@@ -95,9 +94,8 @@ def test_a_waiting_single_holds_its_server_too(world: World) -> None:
 
 @pytest.mark.feature("X5")
 def test_singles_of_other_servers_run_up_to_the_cap_and_then_one_after_the_other(world: World) -> None:
-    world.limits = Limits(backup_concurrency=2)
     agent = world.enroll("h1")
-    storage = world.storage()
+    storage = world.storage(defaults={"backup_concurrency": 2})
     made = [world.backup(world.server(agent, f"s{number}"), storage) for number in range(4)]
     assert [world.job(job.job_id).state for job in made] == ["dispatched", "dispatched", "queued", "queued"]
 

@@ -19,10 +19,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from agent import identity
-from clients.gen.backupmanager.v1 import disk_pb2, hypervisor_pb2, hypervisor_service_pb2, job_pb2, job_service_pb2
+from clients.gen.backupmanager.v1 import (
+    disk_pb2,
+    hypervisor_pb2,
+    hypervisor_service_pb2,
+    job_pb2,
+    job_service_pb2,
+    settings_pb2,
+    settings_service_pb2,
+    settings_service_pb2_grpc,
+)
 from clients.gen.backupmanager.v1 import server_service_pb2 as server_messages
 from engine.units import KIB, MIB
 from tests.e2e.world import HYPERVISOR, World, assert_host_is_clean, folders_on_storage
@@ -149,19 +160,11 @@ class StressWorld(World):
         await asyncio.to_thread(self.controller.start)
         await self.connect()
 
-    async def reconfigure(self, **settings: float) -> None:
-        """Restart the controller with other numbers in its settings, and wait for the agent."""
-        lines = self.controller.config.read_text().splitlines()
-        kept = [line for line in lines if line.partition(" ")[0] not in settings]
-        self.controller.config.write_text(
-            "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items()), ""])
-        )
-        welcomes = self.agent.log.count("welcomed session_id=")
-        await self.restart_controller(kill=False)
-        await self.dial_now()
-        # Its state alone would not do: the hypervisor counts as online for a while after its last word.
-        await until(lambda: self.agent.log.count("welcomed session_id=") > welcomes, "a new session")
-        await self.hypervisor_is(ONLINE)
+    async def set(self, **values: float) -> None:
+        """Change global settings."""
+        settings = settings_pb2.Settings(**cast("Any", values))
+        request = settings_service_pb2.UpdateSettingsRequest(settings=settings, update_mask=FieldMask(paths=[*values]))
+        await settings_service_pb2_grpc.SettingsServiceStub(self._channel).UpdateSettings(request)
 
     def operation(self, job_id: str) -> Path:
         """Return the folder that the agent and the job's engine share."""

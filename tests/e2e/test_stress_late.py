@@ -53,13 +53,13 @@ async def test_a_job_that_takes_too_long_is_stopped_and_the_next_one_works(
     async with StressWorld(tmp_path / "w", libvirtd) as world:
         subject = await world.admit(blank_domain, tmp_path)
         job_id = await world.hold(subject)
-        await world.reconfigure(max_single_job_hours=1e-4)
+        await world.set(max_single_job_hours=1e-4)
         await until(lambda: "job stale, cancelling" in world.controller.log.read_text(), "the clock")
         await world.dial_now()
         await until(lambda: f"cancelling job_id={job_id}" in world.agent.log, "the cancel to arrive")
         world.pipe.resume()
         job = await world.finish(job_id)
-        await world.reconfigure(max_single_job_hours=24)
+        await world.set(max_single_job_hours=24)
 
         assert (job.state, job.failure.reason) == (FAILED, "JOB_STALE"), job
         assert await world.list_backups(subject.server_id) == []

@@ -158,4 +158,4 @@ def test_the_rule(world: World, state: str, age_seconds: int, cancelled_seconds:
     began = START - timedelta(seconds=age_seconds)
     asked = None if cancelled_seconds is None else START - timedelta(seconds=cancelled_seconds)
 
-    assert judge(Ages(state, began, began, began, asked), world.limits, began, START) is wanted
+    assert judge(Ages(state, began, began, began, asked), world.limits, timedelta(days=1), began, START) is wanted

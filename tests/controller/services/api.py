@@ -21,9 +21,12 @@ from clients.gen.backupmanager.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    preset_service_pb2_grpc,
+    schedule_service_pb2_grpc,
     server_pb2,
     server_service_pb2,
     server_service_pb2_grpc,
+    settings_service_pb2_grpc,
     storage_pb2,
     storage_service_pb2,
     storage_service_pb2_grpc,
@@ -49,6 +52,9 @@ class Api:
         self.hypervisors = hypervisor_service_pb2_grpc.HypervisorServiceStub(channel)
         self.jobs = job_service_pb2_grpc.JobServiceStub(channel)
         self.servers = server_service_pb2_grpc.ServerServiceStub(channel)
+        self.presets = preset_service_pb2_grpc.PresetServiceStub(channel)
+        self.schedules = schedule_service_pb2_grpc.ScheduleServiceStub(channel)
+        self.settings = settings_service_pb2_grpc.SettingsServiceStub(channel)
         self.storages = storage_service_pb2_grpc.StorageServiceStub(channel)
         self.system = system_service_pb2_grpc.SystemServiceStub(channel)
 

@@ -342,7 +342,7 @@ Global___EncryptionStatus: _TypeAlias = EncryptionStatus  # noqa: Y015
 
 @_typing.final
 class StorageLimits(_message.Message):
-    """Limits of the work on a storage, per hypervisor."""
+    """Limits of the work on a storage, per hypervisor. What is not set holds by default, unless a schedule says otherwise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -358,9 +358,9 @@ class StorageLimits(_message.Message):
     read_bytes_per_second: _builtins.int
     """Disk read limit in bytes per second; 0 for none."""
     io_priority: Global___WorkPriority.ValueType
-    """Priority of disk access."""
+    """Priority of disk access; unset means normal."""
     cpu_priority: Global___WorkPriority.ValueType
-    """Priority of computing."""
+    """Priority of computing; unset means normal."""
     def __init__(
         self,
         *,

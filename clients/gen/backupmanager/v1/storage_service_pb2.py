@@ -27,7 +27,7 @@ from clients.gen.backupmanager.v1 import storage_pb2 as backupmanager_dot_v1_dot
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&backupmanager/v1/storage_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a backupmanager/v1/retention.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a google/protobuf/field_mask.proto\"u\n\x0eStorageSecrets\x12\x1d\n\x10sftp_private_key\x18\x01 \x01(\tB\x03\x80\x01\x01\x12 \n\x13sftp_key_passphrase\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\"\n\x15\x65ncryption_passphrase\x18\x03 \x01(\tB\x03\x80\x01\x01\"\xcf\x03\n\x14\x43reateStorageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05local\x18\x02 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x03 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12\x31\n\x07secrets\x18\x04 \x01(\x0b\x32 .backupmanager.v1.StorageSecrets\x12\x32\n\x0b\x63ompression\x18\x05 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x1a\n\x12\x65ncryption_enabled\x18\x06 \x01(\x08\x12/\n\x06limits\x18\x07 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x13\n\x0b\x61llow_local\x18\x08 \x01(\x08\x12\x34\n\tretention\x18\x1e \x01(\x0b\x32!.backupmanager.v1.RetentionPolicy\x12\x16\n\tkeep_last\x18\x1f \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x14\x64\x65lete_hypervisor_id\x18  \x01(\tB\x08\n\x06\x63onfigB\x0c\n\n_keep_last\"C\n\x15\x43reateStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"<\n\x13ListStoragesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x14ListStoragesResponse\x12+\n\x08storages\x18\x01 \x03(\x0b\x32\x19.backupmanager.v1.Storage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x11GetStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\"@\n\x12GetStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"\xa6\x01\n\x14UpdateStorageRequest\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x31\n\x07secrets\x18\x03 \x01(\x0b\x32 .backupmanager.v1.StorageSecrets\"C\n\x15UpdateStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"*\n\x14\x44\x65leteStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteStorageResponse\"S\n\x12TestStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"%\n\x13TestStorageResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"i\n\x15ReindexStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"(\n\x16ReindexStorageResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t2\xaf\x05\n\x0eStorageService\x12`\n\rCreateStorage\x12&.backupmanager.v1.CreateStorageRequest\x1a\'.backupmanager.v1.CreateStorageResponse\x12]\n\x0cListStorages\x12%.backupmanager.v1.ListStoragesRequest\x1a&.backupmanager.v1.ListStoragesResponse\x12W\n\nGetStorage\x12#.backupmanager.v1.GetStorageRequest\x1a$.backupmanager.v1.GetStorageResponse\x12`\n\rUpdateStorage\x12&.backupmanager.v1.UpdateStorageRequest\x1a\'.backupmanager.v1.UpdateStorageResponse\x12`\n\rDeleteStorage\x12&.backupmanager.v1.DeleteStorageRequest\x1a\'.backupmanager.v1.DeleteStorageResponse\x12Z\n\x0bTestStorage\x12$.backupmanager.v1.TestStorageRequest\x1a%.backupmanager.v1.TestStorageResponse\x12\x63\n\x0eReindexStorage\x12\'.backupmanager.v1.ReindexStorageRequest\x1a(.backupmanager.v1.ReindexStorageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&backupmanager/v1/storage_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a backupmanager/v1/retention.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a google/protobuf/field_mask.proto\"u\n\x0eStorageSecrets\x12\x1d\n\x10sftp_private_key\x18\x01 \x01(\tB\x03\x80\x01\x01\x12 \n\x13sftp_key_passphrase\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\"\n\x15\x65ncryption_passphrase\x18\x03 \x01(\tB\x03\x80\x01\x01\"\x84\x04\n\x14\x43reateStorageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05local\x18\x02 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x03 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12\x31\n\x07secrets\x18\x04 \x01(\x0b\x32 .backupmanager.v1.StorageSecrets\x12\x32\n\x0b\x63ompression\x18\x05 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x1a\n\x12\x65ncryption_enabled\x18\x06 \x01(\x08\x12/\n\x06limits\x18\x07 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x13\n\x0b\x61llow_local\x18\x08 \x01(\x08\x12\x34\n\tretention\x18\x1e \x01(\x0b\x32!.backupmanager.v1.RetentionPolicy\x12\x16\n\tkeep_last\x18\x1f \x01(\x05H\x01\x88\x01\x01\x12\x1c\n\x14\x64\x65lete_hypervisor_id\x18  \x01(\t\x12\x33\n\x08\x64\x65\x66\x61ults\x18! \x01(\x0b\x32!.backupmanager.v1.StorageDefaultsB\x08\n\x06\x63onfigB\x0c\n\n_keep_last\"C\n\x15\x43reateStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"<\n\x13ListStoragesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x14ListStoragesResponse\x12+\n\x08storages\x18\x01 \x03(\x0b\x32\x19.backupmanager.v1.Storage\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x11GetStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\"@\n\x12GetStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"\xa6\x01\n\x14UpdateStorageRequest\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x31\n\x07secrets\x18\x03 \x01(\x0b\x32 .backupmanager.v1.StorageSecrets\"C\n\x15UpdateStorageResponse\x12*\n\x07storage\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Storage\"*\n\x14\x44\x65leteStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteStorageResponse\"S\n\x12TestStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"%\n\x13TestStorageResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"i\n\x15ReindexStorageRequest\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"(\n\x16ReindexStorageResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t2\xaf\x05\n\x0eStorageService\x12`\n\rCreateStorage\x12&.backupmanager.v1.CreateStorageRequest\x1a\'.backupmanager.v1.CreateStorageResponse\x12]\n\x0cListStorages\x12%.backupmanager.v1.ListStoragesRequest\x1a&.backupmanager.v1.ListStoragesResponse\x12W\n\nGetStorage\x12#.backupmanager.v1.GetStorageRequest\x1a$.backupmanager.v1.GetStorageResponse\x12`\n\rUpdateStorage\x12&.backupmanager.v1.UpdateStorageRequest\x1a\'.backupmanager.v1.UpdateStorageResponse\x12`\n\rDeleteStorage\x12&.backupmanager.v1.DeleteStorageRequest\x1a\'.backupmanager.v1.DeleteStorageResponse\x12Z\n\x0bTestStorage\x12$.backupmanager.v1.TestStorageRequest\x1a%.backupmanager.v1.TestStorageResponse\x12\x63\n\x0eReindexStorage\x12\'.backupmanager.v1.ReindexStorageRequest\x1a(.backupmanager.v1.ReindexStorageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,33 +43,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORAGESECRETS']._serialized_start=160
   _globals['_STORAGESECRETS']._serialized_end=277
   _globals['_CREATESTORAGEREQUEST']._serialized_start=280
-  _globals['_CREATESTORAGEREQUEST']._serialized_end=743
-  _globals['_CREATESTORAGERESPONSE']._serialized_start=745
-  _globals['_CREATESTORAGERESPONSE']._serialized_end=812
-  _globals['_LISTSTORAGESREQUEST']._serialized_start=814
-  _globals['_LISTSTORAGESREQUEST']._serialized_end=874
-  _globals['_LISTSTORAGESRESPONSE']._serialized_start=876
-  _globals['_LISTSTORAGESRESPONSE']._serialized_end=968
-  _globals['_GETSTORAGEREQUEST']._serialized_start=970
-  _globals['_GETSTORAGEREQUEST']._serialized_end=1009
-  _globals['_GETSTORAGERESPONSE']._serialized_start=1011
-  _globals['_GETSTORAGERESPONSE']._serialized_end=1075
-  _globals['_UPDATESTORAGEREQUEST']._serialized_start=1078
-  _globals['_UPDATESTORAGEREQUEST']._serialized_end=1244
-  _globals['_UPDATESTORAGERESPONSE']._serialized_start=1246
-  _globals['_UPDATESTORAGERESPONSE']._serialized_end=1313
-  _globals['_DELETESTORAGEREQUEST']._serialized_start=1315
-  _globals['_DELETESTORAGEREQUEST']._serialized_end=1357
-  _globals['_DELETESTORAGERESPONSE']._serialized_start=1359
-  _globals['_DELETESTORAGERESPONSE']._serialized_end=1382
-  _globals['_TESTSTORAGEREQUEST']._serialized_start=1384
-  _globals['_TESTSTORAGEREQUEST']._serialized_end=1467
-  _globals['_TESTSTORAGERESPONSE']._serialized_start=1469
-  _globals['_TESTSTORAGERESPONSE']._serialized_end=1506
-  _globals['_REINDEXSTORAGEREQUEST']._serialized_start=1508
-  _globals['_REINDEXSTORAGEREQUEST']._serialized_end=1613
-  _globals['_REINDEXSTORAGERESPONSE']._serialized_start=1615
-  _globals['_REINDEXSTORAGERESPONSE']._serialized_end=1655
-  _globals['_STORAGESERVICE']._serialized_start=1658
-  _globals['_STORAGESERVICE']._serialized_end=2345
+  _globals['_CREATESTORAGEREQUEST']._serialized_end=796
+  _globals['_CREATESTORAGERESPONSE']._serialized_start=798
+  _globals['_CREATESTORAGERESPONSE']._serialized_end=865
+  _globals['_LISTSTORAGESREQUEST']._serialized_start=867
+  _globals['_LISTSTORAGESREQUEST']._serialized_end=927
+  _globals['_LISTSTORAGESRESPONSE']._serialized_start=929
+  _globals['_LISTSTORAGESRESPONSE']._serialized_end=1021
+  _globals['_GETSTORAGEREQUEST']._serialized_start=1023
+  _globals['_GETSTORAGEREQUEST']._serialized_end=1062
+  _globals['_GETSTORAGERESPONSE']._serialized_start=1064
+  _globals['_GETSTORAGERESPONSE']._serialized_end=1128
+  _globals['_UPDATESTORAGEREQUEST']._serialized_start=1131
+  _globals['_UPDATESTORAGEREQUEST']._serialized_end=1297
+  _globals['_UPDATESTORAGERESPONSE']._serialized_start=1299
+  _globals['_UPDATESTORAGERESPONSE']._serialized_end=1366
+  _globals['_DELETESTORAGEREQUEST']._serialized_start=1368
+  _globals['_DELETESTORAGEREQUEST']._serialized_end=1410
+  _globals['_DELETESTORAGERESPONSE']._serialized_start=1412
+  _globals['_DELETESTORAGERESPONSE']._serialized_end=1435
+  _globals['_TESTSTORAGEREQUEST']._serialized_start=1437
+  _globals['_TESTSTORAGEREQUEST']._serialized_end=1520
+  _globals['_TESTSTORAGERESPONSE']._serialized_start=1522
+  _globals['_TESTSTORAGERESPONSE']._serialized_end=1559
+  _globals['_REINDEXSTORAGEREQUEST']._serialized_start=1561
+  _globals['_REINDEXSTORAGEREQUEST']._serialized_end=1666
+  _globals['_REINDEXSTORAGERESPONSE']._serialized_start=1668
+  _globals['_REINDEXSTORAGERESPONSE']._serialized_end=1708
+  _globals['_STORAGESERVICE']._serialized_start=1711
+  _globals['_STORAGESERVICE']._serialized_end=2398
 # @@protoc_insertion_point(module_scope)

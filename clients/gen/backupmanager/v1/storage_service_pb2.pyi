@@ -68,6 +68,7 @@ class CreateStorageRequest(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     KEEP_LAST_FIELD_NUMBER: _builtins.int
     DELETE_HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique name; 1 to 64 letters, digits, `.`, `-` or `_`."""
     encryption_enabled: _builtins.bool
@@ -102,6 +103,10 @@ class CreateStorageRequest(_message.Message):
     def retention(self) -> _retention_pb2.RetentionPolicy:
         """What is kept; unset prunes nothing."""
 
+    @_builtins.property
+    def defaults(self) -> _storage_pb2.StorageDefaults:
+        """What its jobs go by where no schedule says otherwise."""
+
     def __init__(
         self,
         *,
@@ -116,10 +121,11 @@ class CreateStorageRequest(_message.Message):
         retention: _retention_pb2.RetentionPolicy | None = ...,
         keep_last: _builtins.int | None = ...,
         delete_hypervisor_id: _builtins.str = ...,
+        defaults: _storage_pb2.StorageDefaults | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "compression", b"compression", "config", b"config", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "compression", b"compression", "config", b"config", "defaults", b"defaults", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "allow_local", b"allow_local", "compression", b"compression", "config", b"config", "delete_hypervisor_id", b"delete_hypervisor_id", "encryption_enabled", b"encryption_enabled", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "allow_local", b"allow_local", "compression", b"compression", "config", b"config", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "encryption_enabled", b"encryption_enabled", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
     _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
@@ -272,7 +278,7 @@ class UpdateStorageRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields: name, local, sftp, compression, limits, enabled, read_only, encryption.enabled,
-        retention, keep_last, delete_hypervisor_id.
+        retention, keep_last, delete_hypervisor_id, defaults.
         """
 
     @_builtins.property
