@@ -107,7 +107,9 @@ def get() -> Settings:
 
 def read() -> Stored:
     """Return the settings with their etag. Inside `Database.run`."""
-    row = Row.get_by_id(1)
+    row = Row.get_or_none(Row.number == 1)
+    if row is None:
+        return Stored(Settings(), None, "0")
     known = {name: value for name, value in row.chosen.items() if name in NAMES}  # a newer version may have had more
     return Stored(Settings(**known), row.update_time, str(row.version))
 
@@ -116,13 +118,15 @@ def update(values: dict[str, Any], etag: str, now: datetime) -> Stored:
     """Choose settings by name and return all of them. Raises InvalidField, EtagMismatch."""
     for name, value in values.items():
         check(name, value)
+    Row.insert(number=1, chosen={}, version=0).on_conflict_ignore().execute()
     row = Row.get_by_id(1)
-    changed = (
+    same = etag in {"", str(row.version)}
+    changed = same and (
         Row.update(chosen={**row.chosen, **values}, update_time=now, version=Row.version + 1)
-        .where((Row.number == 1) & (Row.version == (etag or row.version)))
+        .where((Row.number == 1) & (Row.version == row.version))
         .execute()
     )
-    if changed != 1:
+    if not changed:
         raise EtagMismatch(etag=str(row.version))
     happenings.record("settings.updated", now, body={"changed": sorted(values)})
     return read()

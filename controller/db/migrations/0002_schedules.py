@@ -47,5 +47,4 @@ ALL = (GlobalSettings, Schedule)
 def up(migrator: Any, db: Any) -> None:
     with db.bind_ctx(ALL):
         db.create_tables(ALL)
-        GlobalSettings.create(number=1, chosen="{}", version=1)
     migrator.migrate(migrator.add_column("storage", "defaults", TextField(null=True)))

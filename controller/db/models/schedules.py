@@ -7,12 +7,12 @@ from controller.db.models.base import Table, id_field, text_field
 
 
 class GlobalSettings(Table):
-    """One row: the global settings that somebody chose; the others are as `controller/settings.py` has them."""
+    """One row, or none yet: the global settings that somebody chose; the others are as `controller/settings.py` has them."""
 
     number = BigIntegerField(primary_key=True)  # always 1
     chosen = JsonField(default=dict)
     update_time = OptionalTimeField()
-    version = BigIntegerField(default=1)
+    version = BigIntegerField()
 
 
 class Schedule(Table):

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from controller import settings
 from controller.cycle import turn
 from controller.cycle.steps import STEPS
 from controller.cycle.tick import Round, Step, Tick
@@ -60,17 +61,17 @@ async def test_a_step_that_fails_or_hangs_harms_no_other(world: World) -> None:
 
 @pytest.mark.feature("X14")
 async def test_what_was_set_holds_from_the_next_round_on(world: World) -> None:
-    seen: list[int] = []
+    seen: list[float] = []
 
     async def look(around: Round) -> None:
-        seen.append(around.limits.backup_concurrency)
+        seen.append((await around.database.run(settings.get)).max_batch_hours)
 
     tick = make(world, Step("look", look))
     await tick.once()
-    world.limits = type(world.limits)(backup_concurrency=7)
+    world.run(settings.update, {"max_batch_hours": 7.0}, "", world.now())
     await tick.once()
 
-    assert seen == [1, 7]
+    assert seen == [48, 7]
 
 
 @pytest.mark.feature("X16")
