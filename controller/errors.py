@@ -133,11 +133,45 @@ class ServerBusy(ControllerError):
 class ServerLocked(ControllerError):
     reason = "VM_LOCKED"
     template = "server {server_id} is locked: {lock_reason}"
+    remedy = "Wait for the end of the lock, or take it away: bmctl server unlock SERVER"
 
 
 class ServerDeleted(ControllerError):
     reason = "SERVER_DELETED"
     template = "server {server_id} is deleted"
+
+
+class ServerConflict(ControllerError):
+    """Two claims on one server: a backup of the wrong one, or a restore over it, could not be undone."""
+
+    reason = "SERVER_CONFLICT"
+    template = "server {server_id} is claimed by more than one hypervisor: {hypervisor_ids}"
+    remedy = "Remove its domain from all but one, or say where it lives: bmctl server update SERVER --hypervisor NAME"
+
+
+class AccessLevelDenied(ControllerError):
+    reason = "ACCESS_LEVEL_DENIED"
+    template = "the access level of server {server_id} does not include this: {level}"
+    remedy = "Change its level; an administrator may override it once, which is logged"
+
+
+# ---- packages -----------------------------------------------------------------------------------------------------------
+
+
+class PackageNotFound(ControllerError):
+    reason = "PACKAGE_NOT_FOUND"
+    template = "no package {package_id}"
+
+
+class PackageExists(ControllerError):
+    reason = "PACKAGE_EXISTS"
+    template = "there is a package {name} already"
+
+
+class PackageInUse(ControllerError):
+    reason = "PACKAGE_IN_USE"
+    template = "package {package_id} is in use by {server_count} servers"
+    remedy = "Give these another package first"
 
 
 # ---- storages -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,18 @@ from typing import Any, TypeAlias
 
 import peewee
 
-from controller import backups, confirmations, hypervisors, installation, jobs, leases, schedules, servers, storages
+from controller import (
+    access,
+    backups,
+    confirmations,
+    hypervisors,
+    installation,
+    jobs,
+    leases,
+    schedules,
+    servers,
+    storages,
+)
 from controller.backups import Backup
 from controller.cycle import dispatch
 from controller.db import models
@@ -49,6 +60,7 @@ class BackupOrder:
     consistency: str = ""
     disks: Sequence[str] = ()
     request_id: str = ""
+    override_access: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class RestoreOrder:
     target_folder: str = ""
     confirmation: str = ""
     request_id: str = ""
+    override_access: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +149,7 @@ class _Plan:
     takes_server: bool = False
     claimed: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
+    overridden: bool = False  # the server's level is Disabled, and the caller knows
 
 
 # ---- starting and ending ------------------------------------------------------------------------------------------------
@@ -172,6 +186,8 @@ def start(order: Order, context: Context) -> str:
     except peewee.IntegrityError:  # another controller was asked the same at this moment
         return _repeated(order)
     _claim(plan, job_id)
+    if plan.overridden:
+        access.note_override(plan.server_id, job_id, context.requester, context.now)
     dispatch.run(context.limits, context.now, plan.hypervisor.hypervisor_id)
     return job_id
 
@@ -250,7 +266,7 @@ def _plan(order: Order, context: Context) -> _Plan:
 
 def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
     server, storage = servers.find(order.server_id), storages.find(order.storage_id)
-    admission.check_server("backup", server)
+    admission.check_server("backup", server, context.now)
     settings = schedules.resolve(storage, server.hypervisor_id)
     spec = {
         "type": order.type or "incremental",
@@ -268,11 +284,14 @@ def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
         spec=spec,
         takes_server=True,
         shared=backups.active_chains(server.server_id, storage.storage_id),
+        overridden=access.check_enabled(server, override=order.override_access),
     )
 
 
 def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
-    (backup, disks, _, chain), facts = _restore_facts(order.backup_id, "", order.disks, order.target_folder)
+    (backup, disks, _, chain), facts = _restore_facts(
+        order.backup_id, "", order.disks, order.target_folder, context.now
+    )
     confirmations.check(context.vault, "restore", facts, order.confirmation)
     server = servers.find(backup.server_id)
     spec = {
@@ -290,6 +309,7 @@ def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
         spec=spec,
         takes_server=True,
         shared=backups.chains_of(chain),
+        overridden=access.check_enabled(server, override=order.override_access),
     )
 
 
@@ -371,7 +391,7 @@ def preview_restore(
 
     Raises BackupNotFound, ServerNotFound, ServerDeleted, DiskNotFound.
     """
-    preview, facts = _restore_facts(backup_id, server_id, disks, target_folder)
+    preview, facts = _restore_facts(backup_id, server_id, disks, target_folder, context.now)
     return RestorePreview(*preview, confirmations.sign(context.vault, "restore", facts))
 
 
@@ -386,12 +406,12 @@ _RestoreShown: TypeAlias = tuple[Backup, tuple[str, ...], bool, tuple[str, ...]]
 
 
 def _restore_facts(
-    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str
+    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str, now: datetime
 ) -> tuple[_RestoreShown, dict[str, Any]]:
     """Return what a restore would do, and the same as facts to sign."""
     backup = backups.get(backup_id) if backup_id else backups.latest(servers.find(server_id).server_id)
     server = servers.find(backup.server_id)
-    admission.check_server("restore", server, to_files=bool(target_folder))
+    admission.check_server("restore", server, now, to_files=bool(target_folder))
     chosen = _chosen_disks(backup, server, disks, to_files=bool(target_folder))
     stops = not target_folder and server.domain_state in {"running", "paused"}
     chain = tuple(backups.needs(backup.backup_id))

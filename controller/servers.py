@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import peewee
 
-from controller import happenings, hypervisors, leases
+from controller import claims, happenings, hypervisors, leases, packages
 from controller.db import models
 from controller.db.statements import chunks
 from controller.errors import (
@@ -47,7 +47,7 @@ class Server:
     domain_state: str
     disks: tuple[dict[str, Any], ...]
     guest_agent: str
-    state: Literal["active", "deleted"]
+    state: Literal["active", "deleted", "conflict"]
     busy_job_id: str
     create_time: datetime
     delete_time: datetime | None
@@ -78,6 +78,9 @@ class NewServer:
     hypervisor_id: str
     domain_uuid: str = ""
     domain_name: str = ""
+    package_id: str = ""
+    owner: str = ""
+    commissioned: bool = True
 
 
 # ---- looking ------------------------------------------------------------------------------------------------------------
@@ -88,47 +91,74 @@ def find(reference: str) -> Server:
     return _server(_find(reference))
 
 
+def find_exact(reference: str) -> Server:
+    """Return the server with this id or external id, living ones first; a name says too little here. Raises ServerNotFound."""
+    return _server(_find(reference, by_name=False))
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFilter:
+    """Which servers; empty means all of those that live."""
+
+    hypervisor_id: str = ""
+    package_id: str = ""
+    owner: str = ""
+    commissioned: bool | None = None
+    include_deleted: bool = False
+
+
 def list_servers(
-    *,
-    hypervisor_id: str = "",
-    package_id: str = "",
-    commissioned: bool | None = None,
-    include_deleted: bool = False,
-    after: tuple[str, str] | None = None,
-    limit: int = 101,
+    wanted: ServerFilter | None = None, *, after: tuple[str, str] | None = None, limit: int = 101
 ) -> list[Server]:
     """Return servers by (name, server_id), those after the key in `after`."""
-    query = Row.select()
-    if hypervisor_id:
-        query = query.where(Row.hypervisor_id == hypervisor_id)
-    if package_id:
-        query = query.where(Row.package_id == package_id)
-    if commissioned is not None:
-        query = query.where(Row.commissioned == commissioned)
-    if not include_deleted:
-        query = query.where(Row.delete_time.is_null())
+    query = Row.select().where(*_conditions(wanted or ServerFilter()))
     if after:
         name, server_id = after
         query = query.where((Row.name > name) | ((Row.name == name) & (Row.server_id > server_id)))
     return _servers(list(query.order_by(Row.name, Row.server_id).limit(limit)))
 
 
+def count_servers(wanted: ServerFilter) -> int:
+    """Return how many servers there are."""
+    return int(Row.select().where(*_conditions(wanted)).count())
+
+
+def ids_of_package(package_id: str) -> list[str]:
+    """Return the living servers of a package."""
+    rows = Row.select(Row.server_id).where((Row.package_id == package_id) & Row.delete_time.is_null())
+    return [row.server_id for row in rows]
+
+
+def find_all(server_ids: Sequence[str]) -> list[Server]:
+    """Return the living ones of these servers, by (name, server_id)."""
+    rows = [
+        row
+        for chunk in chunks(server_ids)
+        for row in Row.select().where(Row.server_id.in_(chunk) & Row.delete_time.is_null())
+    ]
+    return _servers(sorted(rows, key=lambda row: (row.name, row.server_id)))
+
+
 # ---- changing -----------------------------------------------------------------------------------------------------------
 
 
 def register(new: NewServer, now: datetime) -> Server:
-    """Register a server; the same external id for the same domain returns the same server.
+    """Register a server; the same external id for the same domain returns the same server, wherever it has moved since.
 
-    Raises HypervisorNotFound, InvalidField for a domain that cannot be told, ServerExists.
+    Raises HypervisorNotFound, PackageNotFound, InvalidField for a domain that cannot be told, ServerExists.
     """
     hypervisor_id = _hypervisor_id(new.hypervisor_id)
+    known = _living(Row.external_id == new.external_id) if new.external_id else None
     domain = hypervisors.find_domain(hypervisor_id, domain_uuid=new.domain_uuid, name=new.domain_name)
     if domain is None and not new.domain_uuid:
+        if known is not None and known.hypervisor_id != hypervisor_id:
+            moved = _server(known)
+            if moved.domain_name == new.domain_name:
+                return moved
         raise InvalidField(field="domain_name", problem="is not among the domains that the hypervisor reported")
     domain_uuid = new.domain_uuid or (domain.domain_uuid if domain else "")
-    known = _living(Row.external_id == new.external_id) if new.external_id else None
     if known is not None:
-        if (known.hypervisor_id, known.domain_uuid) != (hypervisor_id, domain_uuid):
+        if known.domain_uuid != domain_uuid:
             raise ServerExists(server_id=known.server_id)
         return _server(known)
     values = {
@@ -136,16 +166,25 @@ def register(new: NewServer, now: datetime) -> Server:
         "name": new.name or (domain.name if domain else domain_uuid),
         "hypervisor_id": hypervisor_id,
         "domain_uuid": domain_uuid,
+        "package_id": packages.find(new.package_id).package_id if new.package_id else "",
+        "owner": new.owner,
     }
     _check_free(values, "")
     server_id = new_id(now)
-    Row.insert(server_id=server_id, create_time=now, **values).execute()
+    Row.insert(
+        server_id=server_id,
+        create_time=now,
+        commissioned=new.commissioned,
+        owner_time=now if new.owner else None,
+        **values,
+    ).execute()
+    claims.decide(server_id, now)
     _event("server.registered", server_id, hypervisor_id, now)
     return find(server_id)
 
 
 def update(server_id: str, changes: dict[str, str], etag: str, now: datetime) -> Server:
-    """Change name, external_id, hypervisor_id (id or name) or domain_uuid.
+    """Change name, external_id, hypervisor_id (id or name) or domain_uuid. Naming a place settles every claim on the server.
 
     Raises ServerNotFound, EtagMismatch, HypervisorNotFound, ServerExists, and ServerBusy for another place while a job works
     on the server: the job's commands have gone to the old one.
@@ -165,6 +204,8 @@ def update(server_id: str, changes: dict[str, str], etag: str, now: datetime) ->
             {name: getattr(row, name) for name in ("external_id", "hypervisor_id", "domain_uuid")} | values, server_id
         )
     Row.update(**values, version=Row.version + 1).where(Row.server_id == server_id).execute()
+    if values.keys() & {"hypervisor_id", "domain_uuid"}:
+        claims.decide(server_id, now)
     _event("server.updated", server_id, values.get("hypervisor_id", row.hypervisor_id), now)
     return find(server_id)
 
@@ -176,6 +217,7 @@ def delete(server_id: str, now: datetime) -> Server:
         return server
     _check_idle(server.server_id)
     Row.update(delete_time=now, version=Row.version + 1).where(Row.server_id == server.server_id).execute()
+    claims.forget(server.server_id)
     _event("server.deleted", server.server_id, server.hypervisor_id, now)
     return find(server.server_id)
 
@@ -184,7 +226,7 @@ def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: 
     """Take a server that only a storage knows of back into the list; False when it is known.
 
     It lives on `hypervisor_id` if that reports the domain and no other server has it, else nowhere until somebody says so. It is
-    never taken for deleted: what the panel did not delete must not be purged one day.
+    never taken for deleted: what the panel did not delete must not be purged one day. Nor is it in service before the panel says so.
     """
     if Row.get_or_none(Row.server_id == server_id) is not None:
         return False
@@ -192,7 +234,13 @@ def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: 
     taken = _living((Row.hypervisor_id == hypervisor_id) & (Row.domain_uuid == domain_uuid))
     place = hypervisor_id if domain is not None and taken is None else ""
     Row.insert(
-        server_id=server_id, name=name or server_id, hypervisor_id=place, domain_uuid=domain_uuid, create_time=now
+        server_id=server_id,
+        name=name or server_id,
+        hypervisor_id=place,
+        domain_uuid=domain_uuid,
+        create_time=now,
+        commissioned=False,
+        place_state=claims.PRESENT if place else "",
     ).execute()
     _event("server.adopted", server_id, place, now)
     return True
@@ -201,15 +249,31 @@ def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: 
 # ---- inside -------------------------------------------------------------------------------------------------------------
 
 
-def _find(reference: str) -> models.Server:
+def _conditions(wanted: ServerFilter) -> list[Any]:
+    columns = (
+        (Row.hypervisor_id, wanted.hypervisor_id),
+        (Row.package_id, wanted.package_id),
+        (Row.owner, wanted.owner),
+    )
+    conditions: list[Any] = [column == value for column, value in columns if value]
+    if wanted.commissioned is not None:
+        conditions.append(Row.commissioned == wanted.commissioned)
+    if not wanted.include_deleted:
+        conditions.append(Row.delete_time.is_null())
+    return conditions or [peewee.Value(1) == 1]
+
+
+def _find(reference: str, *, by_name: bool = True) -> models.Server:
     if reference:
         row = Row.get_or_none(Row.server_id == reference)
         if row is not None:
             return row
-        for column in (Row.external_id, Row.name):
+        for column in (Row.external_id, Row.name) if by_name else (Row.external_id,):
             for condition in (Row.delete_time.is_null(), Row.delete_time.is_null(False)):
-                rows = list(Row.select().where((column == reference) & condition).limit(2))
-                if len(rows) == 1:
+                rows = list(
+                    Row.select().where((column == reference) & condition).order_by(Row.delete_time.desc()).limit(2)
+                )
+                if len(rows) == 1 or (rows and column is Row.external_id):  # of several that used it, the last
                     return rows[0]
                 if rows:  # a name that several have says nothing
                     raise ServerNotFound(server_id=reference)
@@ -290,7 +354,7 @@ def _record(
         domain_state=domain.state if domain else "",
         disks=domain.disks if domain else (),
         guest_agent=domain.guest_agent if domain else "",
-        state="active" if row.delete_time is None else "deleted",
+        state="deleted" if row.delete_time is not None else "conflict" if rivals else "active",
         busy_job_id=busy_job_id,
         create_time=row.create_time,
         delete_time=row.delete_time,

@@ -43,6 +43,8 @@ from clients.gen.backupmanager.v1 import (
     hypervisor_service_pb2_grpc,
     job_service_pb2,
     job_service_pb2_grpc,
+    package_service_pb2,
+    package_service_pb2_grpc,
     preset_service_pb2,
     preset_service_pb2_grpc,
     schedule_service_pb2,
@@ -87,6 +89,7 @@ from controller.services.enrollment import EnrollmentServicer
 from controller.services.events import EventServicer
 from controller.services.hypervisors import HypervisorServicer
 from controller.services.jobs import JobServicer
+from controller.services.packages import PackageServicer
 from controller.services.parts import Parts
 from controller.services.presets import PresetServicer
 from controller.services.schedules import ScheduleServicer
@@ -113,6 +116,7 @@ _PUBLIC = (
     job_service_pb2.DESCRIPTOR,
     preset_service_pb2.DESCRIPTOR,
     schedule_service_pb2.DESCRIPTOR,
+    package_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
     settings_service_pb2.DESCRIPTOR,
     storage_service_pb2.DESCRIPTOR,
@@ -249,6 +253,7 @@ def load_authority(settings: Settings, clock: Clock) -> Authority:
 def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enrollment: EnrollmentServicer) -> None:
     hypervisor_service_pb2_grpc.add_HypervisorServiceServicer_to_server(HypervisorServicer(parts), server)
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
+    package_service_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(parts), server)
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
     preset_service_pb2_grpc.add_PresetServiceServicer_to_server(PresetServicer(parts), server)
     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
-from controller import hypervisors, job_log, jobs
+from controller import claims, hypervisors, job_log, jobs
 from controller.agents import convert, events, hello, outbox
 from controller.agents.deliveries import take
 from controller.agents.hello import Suspect, Welcome
@@ -318,7 +318,7 @@ class Session:
         domains = [one for _, part in sorted(whole.parts.items()) for one in part]
         self._inventory = _Inventory(message.version, message.part_count)
         await self._parts.database.run(
-            hypervisors.replace_domains, self.hypervisor_id, self.session_id, domains, self._parts.clock.now()
+            claims.take_inventory, self.hypervisor_id, self.session_id, domains, self._parts.clock.now()
         )
 
     async def _lease_check(self, message: session_service_pb2.LeaseCheck) -> None:

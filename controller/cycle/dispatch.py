@@ -56,7 +56,7 @@ def works_of(chosen: Sequence[Job]) -> list[Work]:
 def _consider(job: Job, limits: Limits, now: datetime) -> bool:
     hypervisor = hypervisors.find(job.hypervisor_id, limits, now)
     try:
-        _check(job, hypervisor)
+        _check(job, hypervisor, now)
     except HypervisorUnreachable:
         return False
     except BackupManagerError as error:
@@ -70,13 +70,13 @@ def _consider(job: Job, limits: Limits, now: datetime) -> bool:
     return jobs.dispatch(job.job_id, now)
 
 
-def _check(job: Job, hypervisor: Hypervisor) -> None:
+def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
     """Raise what speaks against doing the job now."""
     admission.check_hypervisor(job.type, hypervisor)
     admission.check_storage(job.type, storages.find(job.storage_id))
     if job.type in {"backup", "restore"}:
         to_files = bool(job.spec.get("target_folder"))
-        admission.check_server(job.type, servers.find(job.server_id), to_files=to_files)
+        admission.check_server(job.type, servers.find(job.server_id), now, to_files=to_files)
     if job.type in {"restore", "verify"}:
         try:
             backups.get(job.backup_id)

@@ -1,6 +1,6 @@
 """What each round of the cycle does, in this order. A new step is one line here, and a file beside this one."""
 
-from controller.cycle import dispatch, housekeeping, presence, stale
+from controller.cycle import dispatch, housekeeping, places, presence, stale
 from controller.cycle.tick import Step
 
 STEPS: tuple[Step, ...] = (
@@ -8,4 +8,5 @@ STEPS: tuple[Step, ...] = (
     Step("queue", dispatch.step),
     Step("presence", presence.step),
     Step("housekeeping", housekeeping.step),
+    Step("places", places.step),
 )

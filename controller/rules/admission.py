@@ -3,8 +3,10 @@
 Asked when work is ordered, and again when it leaves the queue: what was allowed an hour ago may not be any more.
 """
 
+from datetime import datetime
+
 from controller import hypervisors
-from controller.errors import ServerDeleted, StorageDisabled, StorageReadOnly
+from controller.errors import ServerConflict, ServerDeleted, ServerLocked, StorageDisabled, StorageReadOnly
 from controller.hypervisors import Hypervisor
 from controller.servers import Server
 from controller.storages import Storage
@@ -28,7 +30,17 @@ def check_hypervisor(verb: str, hypervisor: Hypervisor) -> None:
         hypervisors.check_clock(hypervisor)
 
 
-def check_server(verb: str, server: Server, *, to_files: bool = False) -> None:
-    """Raise ServerDeleted when there is no machine to read from or to write to."""
-    if server.state == "deleted" and verb in {"backup", "restore"} and not to_files:
+def check_server(verb: str, server: Server, now: datetime, *, to_files: bool = False) -> None:
+    """Raise ServerDeleted, ServerLocked or ServerConflict unless its machine may be read from or written to now.
+
+    What leaves the machine alone (a restore to files, work on a storage) asks for nothing of that.
+    """
+    if verb not in {"backup", "restore"} or to_files:
+        return
+    if server.state == "deleted":
         raise ServerDeleted(server_id=server.server_id)
+    if server.lock is not None and server.lock.holds(now):
+        raise ServerLocked(server_id=server.server_id, lock_reason=server.lock.reason)
+    if server.conflict:
+        claims = ", ".join([server.hypervisor_id, *server.rival_hypervisor_ids])
+        raise ServerConflict(server_id=server.server_id, hypervisor_ids=claims)

@@ -7,7 +7,7 @@ thread.
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
@@ -22,6 +22,7 @@ from engine import ids
 SECRET_PREFIX = "bmt_"  # noqa: S105 - what every secret begins with, so that a leaked one is found by a search
 SECRET_CHARACTERS = len(SECRET_PREFIX) + 43
 SERVERS_MAX = 1000
+PORTAL_KEPT = timedelta(days=7)  # after its end, so that its last use can be looked up
 _MINUTE = timedelta(minutes=1)
 
 
@@ -62,19 +63,34 @@ def create(
         .exists()
     ):
         raise InvalidField(field="name", problem="is the name of another access token")
-    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-    row = models.AccessToken.create(
-        access_token_id=ids.new_id(now),
-        name=name,
-        scope=scope,
-        secret_hash=_hash(secret),
-        server_ids=sorted({servers.find(one).server_id for one in server_references}),
-        create_time=now,
-        expire_time=None if lifetime is None else now + lifetime,
-        creator=creator,
-    )
-    happenings.record("token.created", now, body={"access_token_id": row.access_token_id, "name": name, "scope": scope})
-    return NewAccessToken(_record(row), secret)
+    chosen = {servers.find(one).server_id for one in server_references}
+    return _insert(ids.new_id(now), name, scope, chosen, lifetime, creator, now)
+
+
+def create_portal(
+    server_references: Sequence[str], owner: str, lifetime: timedelta, creator: str, now: datetime
+) -> NewAccessToken:
+    """Make a token for one customer's servers, each given by its id or external id.
+
+    Raises ServerNotFound, InvalidField when they are of more than one owner, or not of the `owner` that was named.
+    """
+    chosen = [servers.find_exact(one) for one in server_references]
+    if any(one.state == "deleted" for one in chosen):
+        raise InvalidField(field="server_ids", problem="names a deleted server")
+    owners = {one.owner for one in chosen}
+    if owner and owners != {owner}:
+        raise InvalidField(field="server_ids", problem="names a server that is not this owner's")
+    if len(owners) > 1:
+        raise InvalidField(field="server_ids", problem="names servers of more than one owner")
+    token_id = ids.new_id(now)
+    return _insert(token_id, f"portal-{token_id}", "portal", {one.server_id for one in chosen}, lifetime, creator, now)
+
+
+def forget_expired(now: datetime) -> int:
+    """Drop portal tokens that ended a while ago: a panel makes one for every visit. Returns how many."""
+    table = models.AccessToken
+    old = (table.scope == "portal") & (table.expire_time < now - PORTAL_KEPT)
+    return int(table.delete().where(old).execute())
 
 
 def list_tokens(*, after: tuple[str, str] | None = None, limit: int = 101) -> list[AccessToken]:
@@ -118,6 +134,30 @@ def check_works(access_token_id: str, now: datetime) -> None:
     row = models.AccessToken.get_or_none(models.AccessToken.access_token_id == access_token_id)
     if row is None or not _works(row, now):
         raise _refused()
+
+
+def _insert(
+    token_id: str,
+    name: str,
+    scope: Scope,
+    server_ids: Collection[str],
+    lifetime: timedelta | None,
+    creator: str,
+    now: datetime,
+) -> NewAccessToken:
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    row = models.AccessToken.create(
+        access_token_id=token_id,
+        name=name,
+        scope=scope,
+        secret_hash=_hash(secret),
+        server_ids=sorted(server_ids),
+        create_time=now,
+        expire_time=None if lifetime is None else now + lifetime,
+        creator=creator,
+    )
+    happenings.record("token.created", now, body={"access_token_id": token_id, "name": name, "scope": scope})
+    return NewAccessToken(_record(row), secret)
 
 
 def _works(row: models.AccessToken, now: datetime) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LIFETIME_MIN = timedelta(seconds=1)
 _LIFETIME_MAX = timedelta(days=3653)
+_PORTAL_LIFETIME, _PORTAL_LIFETIME_MAX = timedelta(hours=1), timedelta(days=7)
 
 
 class AccessTokenServicer(access_token_service_pb2_grpc.AccessTokenServiceServicer):
@@ -38,6 +39,23 @@ class AccessTokenServicer(access_token_service_pb2_grpc.AccessTokenServiceServic
             self._parts.now(),
         )
         return messages.CreateAccessTokenResponse(access_token=convert.access_token(made.token), secret=made.secret)
+
+    async def CreatePortalToken(
+        self, request: messages.CreatePortalTokenRequest, context: Context
+    ) -> messages.CreatePortalTokenResponse:
+        references = [check.reference("server_ids", one) for one in request.server_ids]
+        if not 1 <= len(references) <= tokens.SERVERS_MAX:
+            raise InvalidField(field="server_ids", problem=f"must have 1 to {tokens.SERVERS_MAX} entries")
+        lifetime = check.span(request, "lifetime", _PORTAL_LIFETIME, _LIFETIME_MIN, _PORTAL_LIFETIME_MAX)
+        made = await self._parts.database.run(
+            tokens.create_portal,
+            references,
+            check.title("owner", request.owner),
+            lifetime or _PORTAL_LIFETIME,
+            current_caller().name,
+            self._parts.now(),
+        )
+        return messages.CreatePortalTokenResponse(access_token=convert.access_token(made.token), secret=made.secret)
 
     async def ListAccessTokens(
         self, request: messages.ListAccessTokensRequest, context: Context

@@ -29,6 +29,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             consistency=convert.enum_word(disk_pb2.ConsistencyMode.DESCRIPTOR, request.consistency),
             disks=check.disks("disks", request.disks),
             request_id=check.request_id(request.request_id),
+            override_access=request.override_access,
         )
         return messages.StartBackupResponse(job_id=await self._start(order))
 
@@ -75,6 +76,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             target_folder=_target(request.target_folder),
             confirmation=_confirmation(request.confirmation),
             request_id=check.request_id(request.request_id),
+            override_access=request.override_access,
         )
         return messages.StartRestoreResponse(job_id=await self._start(order))
 

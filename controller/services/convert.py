@@ -25,6 +25,7 @@ from clients.gen.backupmanager.v1 import (
     failure_pb2,
     hypervisor_pb2,
     job_pb2,
+    package_pb2,
     preset_pb2,
     retention_pb2,
     schedule_pb2,
@@ -40,8 +41,11 @@ from controller.deliveries import Delivery
 from controller.events import Event
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
+from controller.packages import Package
 from controller.rules import capabilities
 from controller.rules import retention as retention_rules
+from controller.rules.access import Lock
+from controller.rules.access import Resolved as ResolvedAccess
 from controller.rules.presets import Preset
 from controller.rules.schedule import Run
 from controller.rules.settings import DEFAULTS, Resolved, origins, to_value
@@ -141,7 +145,8 @@ def domain(record: Domain) -> hypervisor_pb2.Domain:
     )
 
 
-def server(record: Server) -> server_pb2.Server:
+def server(record: Server, access: ResolvedAccess, now: datetime) -> server_pb2.Server:
+    lock = record.lock if record.lock is not None and record.lock.holds(now) else None
     return server_pb2.Server(
         server_id=record.server_id,
         external_id=record.external_id,
@@ -158,7 +163,42 @@ def server(record: Server) -> server_pb2.Server:
         delete_time=time(record.delete_time),
         last_backup_time=time(record.last_backup_time),
         etag=record.etag,
+        package_id=record.package_id,
+        access=server_pb2.ServerAccess(
+            level=_level(access.level),
+            origin=enum_number(server_pb2.AccessOrigin.DESCRIPTOR, access.origin),
+            override=_level(record.access_override),
+        ),
+        commissioned=record.commissioned,
+        owner=record.owner,
+        owner_time=time(record.owner_time),
+        history_time=time(record.history_time),
+        lock=None if lock is None else _lock(lock),
+        rival_hypervisor_ids=record.rival_hypervisor_ids,
+        domain_gone=record.place_state == "gone",
     )
+
+
+def package(record: Package) -> package_pb2.Package:
+    return package_pb2.Package(
+        package_id=record.package_id,
+        name=record.name,
+        default_level=_level(record.default_level),
+        server_count=record.server_count,
+        create_time=time(record.create_time),
+        update_time=time(record.update_time),
+        etag=record.etag,
+    )
+
+
+def _lock(record: Lock) -> server_pb2.ServerLock:
+    return server_pb2.ServerLock(
+        reason=record.reason, lock_time=time(record.lock_time), expire_time=time(record.expire_time)
+    )
+
+
+def _level(word: str) -> Any:
+    return enum_number(access_level_pb2.AccessLevel.DESCRIPTOR, word)
 
 
 def storage(record: Storage) -> storage_pb2.Storage:

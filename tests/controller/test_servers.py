@@ -12,7 +12,7 @@ from controller.errors import (
     ServerNotFound,
 )
 from controller.hypervisors import Domain, list_domains
-from controller.servers import NewServer, Server
+from controller.servers import NewServer, Server, ServerFilter
 from tests.controller.world import Agent, World
 
 
@@ -87,14 +87,15 @@ def test_servers_are_listed_by_name(world: World, agent: Agent) -> None:
     web, db = register(world, "1", "b"), register(world, "2", "a", "db")
 
     def listed(include_deleted: bool = False, after: tuple[str, str] | None = None) -> list[str]:
-        return [one.name for one in world.run(servers.list_servers, include_deleted=include_deleted, after=after)]
+        wanted = ServerFilter(include_deleted=include_deleted)
+        return [one.name for one in world.run(servers.list_servers, wanted, after=after)]
 
     assert listed() == ["a", "b"]
     assert listed(after=("a", db.server_id)) == ["b"]
     world.run(servers.delete, web.server_id, world.now())
     assert listed() == ["a"]
     assert listed(include_deleted=True) == ["a", "b"]
-    assert world.run(servers.list_servers, hypervisor_id="another") == []
+    assert world.run(servers.list_servers, ServerFilter(hypervisor_id="another")) == []
 
 
 @pytest.mark.feature("N1")

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from controller import installation, jobs, orders, servers, storages
+from controller import claims, installation, jobs, orders, servers, storages
 from controller.agents import enrollment, events, hello
 from controller.agents.convert import Accepted, AgentEvent, Finished, Greeting, Records, Rejected, Said
 from controller.agents.outbox import Stamp
@@ -21,7 +21,7 @@ from controller.cycle import dispatch, stale
 from controller.db import models
 from controller.db.database import Database
 from controller.db.secrets import Vault
-from controller.hypervisors import Domain, heard, replace_domains
+from controller.hypervisors import Domain, heard
 from controller.jobs import Failure, Job
 from controller.limits import Limits
 from controller.orders import BackupOrder, Context, DeleteOrder, Order, ReindexOrder, VerifyOrder
@@ -153,6 +153,15 @@ class World:
             self.run(stale.settle, job_id, self.limits, since, now)
         self.run(dispatch.run, self.limits, now)
 
+    def events(self) -> list[str]:
+        """Return the kinds of all that happened, in order."""
+
+        def read() -> list[str]:
+            row = models.Event
+            return [one.kind for one in row.select(row.kind).order_by(row.sequence)]
+
+        return self.run(read)
+
     def events_of(self, job: Job) -> list[tuple[str, str]]:
         """Return (kind, outcome) of what agents said of a job, in order."""
 
@@ -198,7 +207,7 @@ class Agent:
     def report(self) -> None:
         session_id = self.hello().session_id
         domains = list(self.domains.values())
-        assert self.world.run(replace_domains, self.hypervisor_id, session_id, domains, self.world.now())
+        assert self.world.run(claims.take_inventory, self.hypervisor_id, session_id, domains, self.world.now())
 
     def say(self, stamp: Stamp, said: Said) -> int | None:
         """Send one event and return what the controller stored up to."""

@@ -16,7 +16,11 @@ import engine.errors
 from clients.gen.backupmanager.v1 import errors_pb2
 from clients.generate import ROOT, TARGET, generate
 
-SHOWN_ONCE = {"CreateEnrollmentTokenResponse.token", "CreateAccessTokenResponse.secret"}
+SHOWN_ONCE = {
+    "CreateEnrollmentTokenResponse.token",
+    "CreateAccessTokenResponse.secret",
+    "CreatePortalTokenResponse.secret",
+}
 
 
 def services() -> Iterator[ServiceDescriptor]:

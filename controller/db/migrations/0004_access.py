@@ -50,3 +50,6 @@ def up(migrator: Any, db: Any) -> None:
     }
     migrator.migrate(*(migrator.add_column("server", name, field) for name, field in columns.items()))
     migrator.migrate(migrator.add_index("server", ("package_id",), name="server_package_id"))
+    db.execute_sql(
+        """CREATE INDEX "access_token_portal_expire" ON "access_token" ("expire_time") WHERE ("scope" = 'portal')"""
+    )

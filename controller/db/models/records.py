@@ -33,6 +33,9 @@ AccessToken.add_index(
         AccessToken.revoke_time.is_null()
     )
 )
+AccessToken.add_index(
+    AccessToken.index(AccessToken.expire_time, name="access_token_portal_expire").where(AccessToken.scope == "portal")
+)
 
 
 class Audit(Table):

@@ -135,11 +135,15 @@ async def test_a_deleted_server_stays_and_its_external_id_is_free_again(api: Api
         assert (made.server_id in [row.server_id for row in rows]) == include_deleted
 
 
-async def test_what_is_not_there_is_named(api: Api) -> None:
+async def test_what_is_not_there_is_named(api: Api, station: Station) -> None:
     nobody = str(uuid.uuid4())
     assert await refused(get(api, "nobody")) == "SERVER_NOT_FOUND"
     assert await refused(delete(api, nobody)) == "SERVER_NOT_FOUND"
-    assert await field_refused(delete(api, "a-name")) == "server_id", "what is deleted is said by its id"
+    named = await api.make_server(station.name, name=fresh("a-name"))
+    assert await refused(delete(api, named.name)) == "SERVER_NOT_FOUND", (
+        "what is deleted is said by its id or the panel's"
+    )
+    assert await get(api, named.name) == named
     assert await refused(update(api, server_pb2.Server(server_id=nobody, name="x"), "name")) == "SERVER_NOT_FOUND"
 
 

@@ -26,7 +26,7 @@ from clients.gen.backupmanager.v1 import access_token_pb2 as backupmanager_dot_v
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+backupmanager/v1/access_token_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_token.proto\x1a\x1egoogle/protobuf/duration.proto\"\x97\x01\n\x18\x43reateAccessTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05scope\x18\x02 \x01(\x0e\x32\x1d.backupmanager.v1.AccessScope\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nserver_ids\x18\x04 \x03(\t\"e\n\x19\x43reateAccessTokenResponse\x12\x33\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\x0b\x32\x1d.backupmanager.v1.AccessToken\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"@\n\x17ListAccessTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x18ListAccessTokensResponse\x12\x34\n\raccess_tokens\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.AccessToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x18RevokeAccessTokenRequest\x12\x17\n\x0f\x61\x63\x63\x65ss_token_id\x18\x01 \x01(\t\"P\n\x19RevokeAccessTokenResponse\x12\x33\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\x0b\x32\x1d.backupmanager.v1.AccessToken2\xdb\x02\n\x12\x41\x63\x63\x65ssTokenService\x12l\n\x11\x43reateAccessToken\x12*.backupmanager.v1.CreateAccessTokenRequest\x1a+.backupmanager.v1.CreateAccessTokenResponse\x12i\n\x10ListAccessTokens\x12).backupmanager.v1.ListAccessTokensRequest\x1a*.backupmanager.v1.ListAccessTokensResponse\x12l\n\x11RevokeAccessToken\x12*.backupmanager.v1.RevokeAccessTokenRequest\x1a+.backupmanager.v1.RevokeAccessTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+backupmanager/v1/access_token_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_token.proto\x1a\x1egoogle/protobuf/duration.proto\"\x97\x01\n\x18\x43reateAccessTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05scope\x18\x02 \x01(\x0e\x32\x1d.backupmanager.v1.AccessScope\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nserver_ids\x18\x04 \x03(\t\"e\n\x19\x43reateAccessTokenResponse\x12\x33\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\x0b\x32\x1d.backupmanager.v1.AccessToken\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"j\n\x18\x43reatePortalTokenRequest\x12\x12\n\nserver_ids\x18\x01 \x03(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"e\n\x19\x43reatePortalTokenResponse\x12\x33\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\x0b\x32\x1d.backupmanager.v1.AccessToken\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"@\n\x17ListAccessTokensRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"i\n\x18ListAccessTokensResponse\x12\x34\n\raccess_tokens\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.AccessToken\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x18RevokeAccessTokenRequest\x12\x17\n\x0f\x61\x63\x63\x65ss_token_id\x18\x01 \x01(\t\"P\n\x19RevokeAccessTokenResponse\x12\x33\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\x0b\x32\x1d.backupmanager.v1.AccessToken2\xc9\x03\n\x12\x41\x63\x63\x65ssTokenService\x12l\n\x11\x43reateAccessToken\x12*.backupmanager.v1.CreateAccessTokenRequest\x1a+.backupmanager.v1.CreateAccessTokenResponse\x12l\n\x11\x43reatePortalToken\x12*.backupmanager.v1.CreatePortalTokenRequest\x1a+.backupmanager.v1.CreatePortalTokenResponse\x12i\n\x10ListAccessTokens\x12).backupmanager.v1.ListAccessTokensRequest\x1a*.backupmanager.v1.ListAccessTokensResponse\x12l\n\x11RevokeAccessToken\x12*.backupmanager.v1.RevokeAccessTokenRequest\x1a+.backupmanager.v1.RevokeAccessTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CREATEACCESSTOKENRESPONSE'].fields_by_name['secret']._loaded_options = None
   _globals['_CREATEACCESSTOKENRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
+  _globals['_CREATEPORTALTOKENRESPONSE'].fields_by_name['secret']._loaded_options = None
+  _globals['_CREATEPORTALTOKENRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_CREATEACCESSTOKENREQUEST']._serialized_start=135
   _globals['_CREATEACCESSTOKENREQUEST']._serialized_end=286
   _globals['_CREATEACCESSTOKENRESPONSE']._serialized_start=288
   _globals['_CREATEACCESSTOKENRESPONSE']._serialized_end=389
-  _globals['_LISTACCESSTOKENSREQUEST']._serialized_start=391
-  _globals['_LISTACCESSTOKENSREQUEST']._serialized_end=455
-  _globals['_LISTACCESSTOKENSRESPONSE']._serialized_start=457
-  _globals['_LISTACCESSTOKENSRESPONSE']._serialized_end=562
-  _globals['_REVOKEACCESSTOKENREQUEST']._serialized_start=564
-  _globals['_REVOKEACCESSTOKENREQUEST']._serialized_end=615
-  _globals['_REVOKEACCESSTOKENRESPONSE']._serialized_start=617
-  _globals['_REVOKEACCESSTOKENRESPONSE']._serialized_end=697
-  _globals['_ACCESSTOKENSERVICE']._serialized_start=700
-  _globals['_ACCESSTOKENSERVICE']._serialized_end=1047
+  _globals['_CREATEPORTALTOKENREQUEST']._serialized_start=391
+  _globals['_CREATEPORTALTOKENREQUEST']._serialized_end=497
+  _globals['_CREATEPORTALTOKENRESPONSE']._serialized_start=499
+  _globals['_CREATEPORTALTOKENRESPONSE']._serialized_end=600
+  _globals['_LISTACCESSTOKENSREQUEST']._serialized_start=602
+  _globals['_LISTACCESSTOKENSREQUEST']._serialized_end=666
+  _globals['_LISTACCESSTOKENSRESPONSE']._serialized_start=668
+  _globals['_LISTACCESSTOKENSRESPONSE']._serialized_end=773
+  _globals['_REVOKEACCESSTOKENREQUEST']._serialized_start=775
+  _globals['_REVOKEACCESSTOKENREQUEST']._serialized_end=826
+  _globals['_REVOKEACCESSTOKENRESPONSE']._serialized_start=828
+  _globals['_REVOKEACCESSTOKENRESPONSE']._serialized_end=908
+  _globals['_ACCESSTOKENSERVICE']._serialized_start=911
+  _globals['_ACCESSTOKENSERVICE']._serialized_end=1368
 # @@protoc_insertion_point(module_scope)

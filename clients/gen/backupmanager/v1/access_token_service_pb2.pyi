@@ -87,6 +87,68 @@ class CreateAccessTokenResponse(_message.Message):
 Global___CreateAccessTokenResponse: _TypeAlias = CreateAccessTokenResponse  # noqa: Y015
 
 @_typing.final
+class CreatePortalTokenRequest(_message.Message):
+    """Makes a token for an end user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_IDS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """The customer, in the panel's words: each server must be theirs; empty takes the panel's word for it."""
+    @_builtins.property
+    def server_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The servers: ids or external ids; 1 to 1000, of one owner."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long it works: from 1 s to 7 days, an hour if not set."""
+
+    def __init__(
+        self,
+        *,
+        server_ids: _abc.Iterable[_builtins.str] | None = ...,
+        owner: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "owner", b"owner", "server_ids", b"server_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePortalTokenRequest: _TypeAlias = CreatePortalTokenRequest  # noqa: Y015
+
+@_typing.final
+class CreatePortalTokenResponse(_message.Message):
+    """The new token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCESS_TOKEN_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """Its secret, shown this once."""
+    @_builtins.property
+    def access_token(self) -> _access_token_pb2.AccessToken:
+        """The token; its name is made up."""
+
+    def __init__(
+        self,
+        *,
+        access_token: _access_token_pb2.AccessToken | None = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatePortalTokenResponse: _TypeAlias = CreatePortalTokenResponse  # noqa: Y015
+
+@_typing.final
 class ListAccessTokensRequest(_message.Message):
     """Asks for tokens."""
 

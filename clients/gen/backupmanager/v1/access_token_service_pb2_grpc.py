@@ -40,6 +40,11 @@ class AccessTokenServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenResponse.FromString,
                 _registered_method=True)
+        self.CreatePortalToken = channel.unary_unary(
+                '/backupmanager.v1.AccessTokenService/CreatePortalToken',
+                request_serializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenResponse.FromString,
+                _registered_method=True)
         self.ListAccessTokens = channel.unary_unary(
                 '/backupmanager.v1.AccessTokenService/ListAccessTokens',
                 request_serializer=backupmanager_dot_v1_dot_access__token__service__pb2.ListAccessTokensRequest.SerializeToString,
@@ -58,6 +63,14 @@ class AccessTokenServiceServicer:
 
     def CreateAccessToken(self, request, context):
         """Makes a token. Scope: admin. Errors: INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePortalToken(self, request, context):
+        """Makes a token of scope portal: one customer's servers, for a while. Scope: operator. Errors: SERVER_NOT_FOUND,
+        INVALID_FIELD (servers of more than one owner, or of another than was named).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +97,11 @@ def add_AccessTokenServiceServicer_to_server(servicer, server):
                     servicer.CreateAccessToken,
                     request_deserializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenResponse.SerializeToString,
+            ),
+            'CreatePortalToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePortalToken,
+                    request_deserializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenResponse.SerializeToString,
             ),
             'ListAccessTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccessTokens,
@@ -124,6 +142,33 @@ class AccessTokenService:
             '/backupmanager.v1.AccessTokenService/CreateAccessToken',
             backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenRequest.SerializeToString,
             backupmanager_dot_v1_dot_access__token__service__pb2.CreateAccessTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePortalToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.AccessTokenService/CreatePortalToken',
+            backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenRequest.SerializeToString,
+            backupmanager_dot_v1_dot_access__token__service__pb2.CreatePortalTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

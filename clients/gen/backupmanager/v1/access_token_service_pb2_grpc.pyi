@@ -18,6 +18,10 @@ class AccessTokenServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccessToken: _aio.UnaryUnaryMultiCallable[_access_token_service_pb2.CreateAccessTokenRequest, _access_token_service_pb2.CreateAccessTokenResponse]
     """Makes a token. Scope: admin. Errors: INVALID_FIELD."""
+    CreatePortalToken: _aio.UnaryUnaryMultiCallable[_access_token_service_pb2.CreatePortalTokenRequest, _access_token_service_pb2.CreatePortalTokenResponse]
+    """Makes a token of scope portal: one customer's servers, for a while. Scope: operator. Errors: SERVER_NOT_FOUND,
+    INVALID_FIELD (servers of more than one owner, or of another than was named).
+    """
     ListAccessTokens: _aio.UnaryUnaryMultiCallable[_access_token_service_pb2.ListAccessTokensRequest, _access_token_service_pb2.ListAccessTokensResponse]
     """Lists tokens by name, revoked ones too. Scope: admin."""
     RevokeAccessToken: _aio.UnaryUnaryMultiCallable[_access_token_service_pb2.RevokeAccessTokenRequest, _access_token_service_pb2.RevokeAccessTokenResponse]
@@ -33,6 +37,16 @@ class AccessTokenServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_access_token_service_pb2.CreateAccessTokenRequest, _abc.Awaitable[_access_token_service_pb2.CreateAccessTokenResponse]],
     ) -> _abc.Awaitable[_access_token_service_pb2.CreateAccessTokenResponse]:
         """Makes a token. Scope: admin. Errors: INVALID_FIELD."""
+
+    @_abc_1.abstractmethod
+    def CreatePortalToken(
+        self,
+        request: _access_token_service_pb2.CreatePortalTokenRequest,
+        context: _aio.ServicerContext[_access_token_service_pb2.CreatePortalTokenRequest, _abc.Awaitable[_access_token_service_pb2.CreatePortalTokenResponse]],
+    ) -> _abc.Awaitable[_access_token_service_pb2.CreatePortalTokenResponse]:
+        """Makes a token of scope portal: one customer's servers, for a while. Scope: operator. Errors: SERVER_NOT_FOUND,
+        INVALID_FIELD (servers of more than one owner, or of another than was named).
+        """
 
     @_abc_1.abstractmethod
     def ListAccessTokens(

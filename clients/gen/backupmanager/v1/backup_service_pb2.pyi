@@ -33,6 +33,7 @@ class StartBackupRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server: id, external id, or a unique name."""
     storage_id: _builtins.str
@@ -43,6 +44,8 @@ class StartBackupRequest(_message.Message):
     """Consistency; unset means freeze, else a brief pause."""
     request_id: _builtins.str
     """The same id twice is one job; a UUID."""
+    override_access: _builtins.bool
+    """Also for a server whose access level is Disabled; it is logged."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; empty for all that can be backed up."""
@@ -56,10 +59,11 @@ class StartBackupRequest(_message.Message):
         consistency: _disk_pb2.ConsistencyMode.ValueType = ...,
         disks: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        override_access: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "disks", b"disks", "request_id", b"request_id", "server_id", b"server_id", "storage_id", b"storage_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "disks", b"disks", "override_access", b"override_access", "request_id", b"request_id", "server_id", b"server_id", "storage_id", b"storage_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,6 +302,7 @@ class StartRestoreRequest(_message.Message):
     TARGET_FOLDER_FIELD_NUMBER: _builtins.int
     CONFIRMATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup to restore."""
     target_folder: _builtins.str
@@ -306,6 +311,8 @@ class StartRestoreRequest(_message.Message):
     """From the preview."""
     request_id: _builtins.str
     """The same id twice is one job; a UUID."""
+    override_access: _builtins.bool
+    """Also for a server whose access level is Disabled; it is logged."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; as in the preview."""
@@ -318,10 +325,11 @@ class StartRestoreRequest(_message.Message):
         target_folder: _builtins.str = ...,
         confirmation: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        override_access: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "request_id", b"request_id", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "override_access", b"override_access", "request_id", b"request_id", "target_folder", b"target_folder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -83,7 +83,7 @@ class BackupServiceServicer:
 
     def StartBackup(self, request, context):
         """Starts a backup of a server. Scope: operator. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND, VM_BUSY, VM_LOCKED,
-        SERVER_DELETED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
+        SERVER_DELETED, SERVER_CONFLICT, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +113,8 @@ class BackupServiceServicer:
 
     def StartRestore(self, request, context):
         """Starts a restore into the server's disks (it is stopped, written, and started again if it ran), or to files.
-        Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, HYPERVISOR_UNREACHABLE,
+        Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, VM_LOCKED, SERVER_CONFLICT,
+        ACCESS_LEVEL_DENIED, HYPERVISOR_UNREACHABLE,
         STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -18,7 +18,7 @@ class BackupServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     StartBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartBackupRequest, _backup_service_pb2.StartBackupResponse]
     """Starts a backup of a server. Scope: operator. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND, VM_BUSY, VM_LOCKED,
-    SERVER_DELETED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
+    SERVER_DELETED, SERVER_CONFLICT, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
     """
     ListBackups: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupsRequest, _backup_service_pb2.ListBackupsResponse]
     """Lists backups, newest first. Scope: viewer."""
@@ -30,7 +30,8 @@ class BackupServiceStub:
     """
     StartRestore: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartRestoreRequest, _backup_service_pb2.StartRestoreResponse]
     """Starts a restore into the server's disks (it is stopped, written, and started again if it ran), or to files.
-    Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, HYPERVISOR_UNREACHABLE,
+    Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, VM_LOCKED, SERVER_CONFLICT,
+    ACCESS_LEVEL_DENIED, HYPERVISOR_UNREACHABLE,
     STORAGE_DISABLED, REQUEST_ID_REUSED.
     """
     StartVerify: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.StartVerifyRequest, _backup_service_pb2.StartVerifyResponse]
@@ -56,7 +57,7 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_backup_service_pb2.StartBackupRequest, _abc.Awaitable[_backup_service_pb2.StartBackupResponse]],
     ) -> _abc.Awaitable[_backup_service_pb2.StartBackupResponse]:
         """Starts a backup of a server. Scope: operator. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND, VM_BUSY, VM_LOCKED,
-        SERVER_DELETED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
+        SERVER_DELETED, SERVER_CONFLICT, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, STORAGE_READ_ONLY, HYPERVISOR_UNREACHABLE, CLOCK_SKEW, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -92,7 +93,8 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_backup_service_pb2.StartRestoreRequest, _abc.Awaitable[_backup_service_pb2.StartRestoreResponse]],
     ) -> _abc.Awaitable[_backup_service_pb2.StartRestoreResponse]:
         """Starts a restore into the server's disks (it is stopped, written, and started again if it ran), or to files.
-        Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, HYPERVISOR_UNREACHABLE,
+        Scope: operator. Errors: those of PreviewRestore, CONFIRMATION_STALE, VM_BUSY, VM_LOCKED, SERVER_CONFLICT,
+        ACCESS_LEVEL_DENIED, HYPERVISOR_UNREACHABLE,
         STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
 

@@ -218,6 +218,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. `name`."""
     ERROR_REASON_WEBHOOK_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 183
     """NOT_FOUND. No such dead delivery of the webhook; `delivery_id`, `webhook_id`."""
+    ERROR_REASON_ACCESS_LEVEL_DENIED: _ErrorReason.ValueType  # 160
+    """FAILED_PRECONDITION. The server's access level does not include this; `server_id`, `level`. An administrator may override
+    it, which is logged.
+    """
+    ERROR_REASON_SERVER_CONFLICT: _ErrorReason.ValueType  # 161
+    """FAILED_PRECONDITION. More than one hypervisor claims to have the server; `server_id`, `hypervisor_ids`."""
+    ERROR_REASON_PACKAGE_NOT_FOUND: _ErrorReason.ValueType  # 162
+    """NOT_FOUND. `package_id`."""
+    ERROR_REASON_PACKAGE_EXISTS: _ErrorReason.ValueType  # 163
+    """ALREADY_EXISTS. `name`."""
+    ERROR_REASON_PACKAGE_IN_USE: _ErrorReason.ValueType  # 164
+    """FAILED_PRECONDITION. Living servers have the package; `package_id`, `server_count`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -425,4 +437,16 @@ ERROR_REASON_WEBHOOK_EXISTS: ErrorReason.ValueType  # 182
 """ALREADY_EXISTS. `name`."""
 ERROR_REASON_WEBHOOK_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 183
 """NOT_FOUND. No such dead delivery of the webhook; `delivery_id`, `webhook_id`."""
+ERROR_REASON_ACCESS_LEVEL_DENIED: ErrorReason.ValueType  # 160
+"""FAILED_PRECONDITION. The server's access level does not include this; `server_id`, `level`. An administrator may override
+it, which is logged.
+"""
+ERROR_REASON_SERVER_CONFLICT: ErrorReason.ValueType  # 161
+"""FAILED_PRECONDITION. More than one hypervisor claims to have the server; `server_id`, `hypervisor_ids`."""
+ERROR_REASON_PACKAGE_NOT_FOUND: ErrorReason.ValueType  # 162
+"""NOT_FOUND. `package_id`."""
+ERROR_REASON_PACKAGE_EXISTS: ErrorReason.ValueType  # 163
+"""ALREADY_EXISTS. `name`."""
+ERROR_REASON_PACKAGE_IN_USE: ErrorReason.ValueType  # 164
+"""FAILED_PRECONDITION. Living servers have the package; `package_id`, `server_count`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

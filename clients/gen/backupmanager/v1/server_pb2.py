@@ -22,20 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from clients.gen.backupmanager.v1 import access_level_pb2 as backupmanager_dot_v1_dot_access__level__pb2
 from clients.gen.backupmanager.v1 import disk_pb2 as backupmanager_dot_v1_dot_disk__pb2
 from clients.gen.backupmanager.v1 import hypervisor_pb2 as backupmanager_dot_v1_dot_hypervisor__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61\x63kupmanager/v1/server.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a!backupmanager/v1/hypervisor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfc\x03\n\x06Server\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\rhypervisor_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x05 \x01(\t\x12\x13\n\x0b\x64omain_name\x18\x06 \x01(\t\x12\x33\n\x0c\x64omain_state\x18\x07 \x01(\x0e\x32\x1d.backupmanager.v1.DomainState\x12%\n\x05\x64isks\x18\x08 \x03(\x0b\x32\x16.backupmanager.v1.Disk\x12\x36\n\x0bguest_agent\x18\t \x01(\x0e\x32!.backupmanager.v1.GuestAgentState\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ServerState\x12\x13\n\x0b\x62usy_job_id\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10last_backup_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t*^\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SERVER_STATE_ACTIVE\x10\x01\x12\x18\n\x14SERVER_STATE_DELETED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61\x63kupmanager/v1/server.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_level.proto\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a!backupmanager/v1/hypervisor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x06\n\x06Server\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x15\n\rhypervisor_id\x18\x04 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x05 \x01(\t\x12\x13\n\x0b\x64omain_name\x18\x06 \x01(\t\x12\x33\n\x0c\x64omain_state\x18\x07 \x01(\x0e\x32\x1d.backupmanager.v1.DomainState\x12%\n\x05\x64isks\x18\x08 \x03(\x0b\x32\x16.backupmanager.v1.Disk\x12\x36\n\x0bguest_agent\x18\t \x01(\x0e\x32!.backupmanager.v1.GuestAgentState\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ServerState\x12\x13\n\x0b\x62usy_job_id\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10last_backup_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x0f \x01(\t\x12\x12\n\npackage_id\x18\x10 \x01(\t\x12.\n\x06\x61\x63\x63\x65ss\x18\x11 \x01(\x0b\x32\x1e.backupmanager.v1.ServerAccess\x12\x14\n\x0c\x63ommissioned\x18\x12 \x01(\x08\x12\r\n\x05owner\x18\x13 \x01(\t\x12.\n\nowner_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0chistory_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04lock\x18\x16 \x01(\x0b\x32\x1c.backupmanager.v1.ServerLock\x12\x1c\n\x14rival_hypervisor_ids\x18\x17 \x03(\t\x12\x13\n\x0b\x64omain_gone\x18\x18 \x01(\x08\"\x9d\x01\n\x0cServerAccess\x12,\n\x05level\x18\x01 \x01(\x0e\x32\x1d.backupmanager.v1.AccessLevel\x12.\n\x06origin\x18\x02 \x01(\x0e\x32\x1e.backupmanager.v1.AccessOrigin\x12/\n\x08override\x18\x03 \x01(\x0e\x32\x1d.backupmanager.v1.AccessLevel\"|\n\nServerLock\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12-\n\tlock_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x99\x01\n\x0c\x41\x63\x63\x65ssOrigin\x12\x1d\n\x19\x41\x43\x43\x45SS_ORIGIN_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41\x43\x43\x45SS_ORIGIN_SERVER\x10\x01\x12\x19\n\x15\x41\x43\x43\x45SS_ORIGIN_PACKAGE\x10\x02\x12\x1a\n\x16\x41\x43\x43\x45SS_ORIGIN_SCHEDULE\x10\x03\x12\x19\n\x15\x41\x43\x43\x45SS_ORIGIN_DEFAULT\x10\x04*y\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13SERVER_STATE_ACTIVE\x10\x01\x12\x18\n\x14SERVER_STATE_DELETED\x10\x02\x12\x19\n\x15SERVER_STATE_CONFLICT\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v1.server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SERVERSTATE']._serialized_start=659
-  _globals['_SERVERSTATE']._serialized_end=753
-  _globals['_SERVER']._serialized_start=149
-  _globals['_SERVER']._serialized_end=657
+  _globals['_ACCESSORIGIN']._serialized_start=1281
+  _globals['_ACCESSORIGIN']._serialized_end=1434
+  _globals['_SERVERSTATE']._serialized_start=1436
+  _globals['_SERVERSTATE']._serialized_end=1557
+  _globals['_SERVER']._serialized_start=186
+  _globals['_SERVER']._serialized_end=992
+  _globals['_SERVERACCESS']._serialized_start=995
+  _globals['_SERVERACCESS']._serialized_end=1152
+  _globals['_SERVERLOCK']._serialized_start=1154
+  _globals['_SERVERLOCK']._serialized_end=1278
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from clients.gen.backupmanager.v1 import access_level_pb2 as _access_level_pb2
 from clients.gen.backupmanager.v1 import disk_pb2 as _disk_pb2
 from clients.gen.backupmanager.v1 import hypervisor_pb2 as _hypervisor_pb2
 from collections import abc as _abc
@@ -22,6 +23,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AccessOrigin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccessOriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccessOrigin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCESS_ORIGIN_UNSPECIFIED: _AccessOrigin.ValueType  # 0
+    """Not set."""
+    ACCESS_ORIGIN_SERVER: _AccessOrigin.ValueType  # 1
+    """The server's own override."""
+    ACCESS_ORIGIN_PACKAGE: _AccessOrigin.ValueType  # 2
+    """The default of its package."""
+    ACCESS_ORIGIN_SCHEDULE: _AccessOrigin.ValueType  # 3
+    """The default of its hypervisor's schedule."""
+    ACCESS_ORIGIN_DEFAULT: _AccessOrigin.ValueType  # 4
+    """Nobody said anything: scheduled only."""
+
+class AccessOrigin(_AccessOrigin, metaclass=_AccessOriginEnumTypeWrapper):
+    """Where an access level comes from."""
+
+ACCESS_ORIGIN_UNSPECIFIED: AccessOrigin.ValueType  # 0
+"""Not set."""
+ACCESS_ORIGIN_SERVER: AccessOrigin.ValueType  # 1
+"""The server's own override."""
+ACCESS_ORIGIN_PACKAGE: AccessOrigin.ValueType  # 2
+"""The default of its package."""
+ACCESS_ORIGIN_SCHEDULE: AccessOrigin.ValueType  # 3
+"""The default of its hypervisor's schedule."""
+ACCESS_ORIGIN_DEFAULT: AccessOrigin.ValueType  # 4
+"""Nobody said anything: scheduled only."""
+Global___AccessOrigin: _TypeAlias = AccessOrigin  # noqa: Y015
+
 class _ServerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -34,6 +67,10 @@ class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerSta
     """The panel has it."""
     SERVER_STATE_DELETED: _ServerState.ValueType  # 2
     """The panel deleted it; its backups stay until they are purged."""
+    SERVER_STATE_CONFLICT: _ServerState.ValueType  # 3
+    """More than one hypervisor claims to have it. Nothing is dispatched for it until all but one say that it is gone, or the
+    panel says where it lives (UpdateServer with hypervisor_id).
+    """
 
 class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper):
     """A server's state."""
@@ -44,6 +81,10 @@ SERVER_STATE_ACTIVE: ServerState.ValueType  # 1
 """The panel has it."""
 SERVER_STATE_DELETED: ServerState.ValueType  # 2
 """The panel deleted it; its backups stay until they are purged."""
+SERVER_STATE_CONFLICT: ServerState.ValueType  # 3
+"""More than one hypervisor claims to have it. Nothing is dispatched for it until all but one say that it is gone, or the
+panel says where it lives (UpdateServer with hypervisor_id).
+"""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 @_typing.final
@@ -67,6 +108,15 @@ class Server(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
+    COMMISSIONED_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    OWNER_TIME_FIELD_NUMBER: _builtins.int
+    HISTORY_TIME_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    RIVAL_HYPERVISOR_IDS_FIELD_NUMBER: _builtins.int
+    DOMAIN_GONE_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """Id, made by the controller, never reused, even when a panel uses its own id again."""
     external_id: _builtins.str
@@ -89,6 +139,14 @@ class Server(_message.Message):
     """The job that runs or waits for it; empty when there is none."""
     etag: _builtins.str
     """Version of this resource, for updates."""
+    package_id: _builtins.str
+    """The package it was sold as; empty for none."""
+    commissioned: _builtins.bool
+    """The panel put it into service: its schedule backs it up, as its access level says."""
+    owner: _builtins.str
+    """Its customer, in the panel's words; empty where the panel did not say."""
+    domain_gone: _builtins.bool
+    """Its hypervisor reported its domain once, and then that it is gone."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedCompositeFieldContainer[_disk_pb2.Disk]:
         """Its disks, as last reported."""
@@ -104,6 +162,26 @@ class Server(_message.Message):
     @_builtins.property
     def last_backup_time(self) -> _timestamp_pb2.Timestamp:
         """When the newest backup of it was made; unset when there is none."""
+
+    @_builtins.property
+    def access(self) -> Global___ServerAccess:
+        """What is done with it, and what its end user may do."""
+
+    @_builtins.property
+    def owner_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was said; portal tokens that are older reach this server no more."""
+
+    @_builtins.property
+    def history_time(self) -> _timestamp_pb2.Timestamp:
+        """The owner sees no backup that is older than this, in the portal; unset for no limit."""
+
+    @_builtins.property
+    def lock(self) -> Global___ServerLock:
+        """Why it must be left alone now; unset when it is not locked."""
+
+    @_builtins.property
+    def rival_hypervisor_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other hypervisors that claim to have its domain; any makes its state CONFLICT."""
 
     def __init__(
         self,
@@ -123,11 +201,84 @@ class Server(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         last_backup_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        package_id: _builtins.str = ...,
+        access: Global___ServerAccess | None = ...,
+        commissioned: _builtins.bool = ...,
+        owner: _builtins.str = ...,
+        owner_time: _timestamp_pb2.Timestamp | None = ...,
+        history_time: _timestamp_pb2.Timestamp | None = ...,
+        lock: Global___ServerLock | None = ...,
+        rival_hypervisor_ids: _abc.Iterable[_builtins.str] | None = ...,
+        domain_gone: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "last_backup_time", b"last_backup_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "create_time", b"create_time", "delete_time", b"delete_time", "history_time", b"history_time", "last_backup_time", b"last_backup_time", "lock", b"lock", "owner_time", b"owner_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_job_id", b"busy_job_id", "create_time", b"create_time", "delete_time", b"delete_time", "disks", b"disks", "domain_name", b"domain_name", "domain_state", b"domain_state", "domain_uuid", b"domain_uuid", "etag", b"etag", "external_id", b"external_id", "guest_agent", b"guest_agent", "hypervisor_id", b"hypervisor_id", "last_backup_time", b"last_backup_time", "name", b"name", "server_id", b"server_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "busy_job_id", b"busy_job_id", "commissioned", b"commissioned", "create_time", b"create_time", "delete_time", b"delete_time", "disks", b"disks", "domain_gone", b"domain_gone", "domain_name", b"domain_name", "domain_state", b"domain_state", "domain_uuid", b"domain_uuid", "etag", b"etag", "external_id", b"external_id", "guest_agent", b"guest_agent", "history_time", b"history_time", "hypervisor_id", b"hypervisor_id", "last_backup_time", b"last_backup_time", "lock", b"lock", "name", b"name", "owner", b"owner", "owner_time", b"owner_time", "package_id", b"package_id", "rival_hypervisor_ids", b"rival_hypervisor_ids", "server_id", b"server_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Server: _TypeAlias = Server  # noqa: Y015
+
+@_typing.final
+class ServerAccess(_message.Message):
+    """The access level of a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    OVERRIDE_FIELD_NUMBER: _builtins.int
+    level: _access_level_pb2.AccessLevel.ValueType
+    """The level that counts."""
+    origin: Global___AccessOrigin.ValueType
+    """Who said it."""
+    override: _access_level_pb2.AccessLevel.ValueType
+    """The server's own word; unset inherits."""
+    def __init__(
+        self,
+        *,
+        level: _access_level_pb2.AccessLevel.ValueType = ...,
+        origin: Global___AccessOrigin.ValueType = ...,
+        override: _access_level_pb2.AccessLevel.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "origin", b"origin", "override", b"override"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerAccess: _TypeAlias = ServerAccess  # noqa: Y015
+
+@_typing.final
+class ServerLock(_message.Message):
+    """Why a server must be left alone: backups and restores of it are refused with VM_LOCKED."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    LOCK_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """One line, such as "rescue" or "suspended"."""
+    @_builtins.property
+    def lock_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ends by itself; unset for never."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        lock_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "lock_time", b"lock_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "lock_time", b"lock_time", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerLock: _TypeAlias = ServerLock  # noqa: Y015

@@ -22,37 +22,71 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from clients.gen.backupmanager.v1 import access_level_pb2 as backupmanager_dot_v1_dot_access__level__pb2
 from clients.gen.backupmanager.v1 import server_pb2 as backupmanager_dot_v1_dot_server__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/server_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1d\x62\x61\x63kupmanager/v1/server.proto\x1a google/protobuf/field_mask.proto\"{\n\x15RegisterServerRequest\x12\x13\n\x0b\x65xternal_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x04 \x01(\t\x12\x13\n\x0b\x64omain_name\x18\x05 \x01(\t\"B\n\x16RegisterServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"k\n\x12ListServersRequest\x12\x15\n\rhypervisor_id\x18\x01 \x01(\t\x12\x17\n\x0finclude_deleted\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Y\n\x13ListServersResponse\x12)\n\x07servers\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"=\n\x11GetServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"p\n\x13UpdateServerRequest\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x14UpdateServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"(\n\x13\x44\x65leteServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"@\n\x14\x44\x65leteServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server2\xe4\x03\n\rServerService\x12\x63\n\x0eRegisterServer\x12\'.backupmanager.v1.RegisterServerRequest\x1a(.backupmanager.v1.RegisterServerResponse\x12Z\n\x0bListServers\x12$.backupmanager.v1.ListServersRequest\x1a%.backupmanager.v1.ListServersResponse\x12T\n\tGetServer\x12\".backupmanager.v1.GetServerRequest\x1a#.backupmanager.v1.GetServerResponse\x12]\n\x0cUpdateServer\x12%.backupmanager.v1.UpdateServerRequest\x1a&.backupmanager.v1.UpdateServerResponse\x12]\n\x0c\x44\x65leteServer\x12%.backupmanager.v1.DeleteServerRequest\x1a&.backupmanager.v1.DeleteServerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/server_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_level.proto\x1a\x1d\x62\x61\x63kupmanager/v1/server.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\xca\x01\n\x15RegisterServerRequest\x12\x13\n\x0b\x65xternal_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x04 \x01(\t\x12\x13\n\x0b\x64omain_name\x18\x05 \x01(\t\x12\x12\n\npackage_id\x18\x06 \x01(\t\x12\r\n\x05owner\x18\x07 \x01(\t\x12\x19\n\x0c\x63ommissioned\x18\x08 \x01(\x08H\x00\x88\x01\x01\x42\x0f\n\r_commissioned\"B\n\x16RegisterServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"\xa9\x01\n\x12ListServersRequest\x12\x15\n\rhypervisor_id\x18\x01 \x01(\t\x12\x17\n\x0finclude_deleted\x18\x02 \x01(\x08\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x12\n\npackage_id\x18\x05 \x01(\t\x12\x19\n\x11\x63ommissioned_only\x18\x06 \x01(\x08\x12\r\n\x05owner\x18\x07 \x01(\t\"n\n\x13ListServersResponse\x12)\n\x07servers\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Server\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x05\"%\n\x10GetServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"=\n\x11GetServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"p\n\x13UpdateServerRequest\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"@\n\x14UpdateServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"(\n\x13\x44\x65leteServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"@\n\x14\x44\x65leteServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\",\n\x17\x43ommissionServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"D\n\x18\x43ommissionServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\".\n\x19\x44\x65\x63ommissionServerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"F\n\x1a\x44\x65\x63ommissionServerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"f\n\x14SetServerLockRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"A\n\x15SetServerLockResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"+\n\x16\x43learServerLockRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\"C\n\x17\x43learServerLockResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"]\n\x15SetServerOwnerRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x14\n\x0ckeep_history\x18\x03 \x01(\x08\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"B\n\x16SetServerOwnerResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"N\n\x17SetServerPackageRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\npackage_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"D\n\x18SetServerPackageResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"g\n\x16SetServerAccessRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12,\n\x05level\x18\x02 \x01(\x0e\x32\x1d.backupmanager.v1.AccessLevel\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"C\n\x17SetServerAccessResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Server\"\x89\x01\n\x1a\x42ulkSetServerAccessRequest\x12\x12\n\nserver_ids\x18\x01 \x03(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x12\n\npackage_id\x18\x03 \x01(\t\x12,\n\x05level\x18\x04 \x01(\x0e\x32\x1d.backupmanager.v1.AccessLevel\"\\\n\x1b\x42ulkSetServerAccessResponse\x12\x14\n\x0cserver_count\x18\x01 \x01(\x05\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\x12\x10\n\x08group_id\x18\x03 \x01(\t2\xb6\n\n\rServerService\x12\x63\n\x0eRegisterServer\x12\'.backupmanager.v1.RegisterServerRequest\x1a(.backupmanager.v1.RegisterServerResponse\x12Z\n\x0bListServers\x12$.backupmanager.v1.ListServersRequest\x1a%.backupmanager.v1.ListServersResponse\x12T\n\tGetServer\x12\".backupmanager.v1.GetServerRequest\x1a#.backupmanager.v1.GetServerResponse\x12]\n\x0cUpdateServer\x12%.backupmanager.v1.UpdateServerRequest\x1a&.backupmanager.v1.UpdateServerResponse\x12]\n\x0c\x44\x65leteServer\x12%.backupmanager.v1.DeleteServerRequest\x1a&.backupmanager.v1.DeleteServerResponse\x12i\n\x10\x43ommissionServer\x12).backupmanager.v1.CommissionServerRequest\x1a*.backupmanager.v1.CommissionServerResponse\x12o\n\x12\x44\x65\x63ommissionServer\x12+.backupmanager.v1.DecommissionServerRequest\x1a,.backupmanager.v1.DecommissionServerResponse\x12`\n\rSetServerLock\x12&.backupmanager.v1.SetServerLockRequest\x1a\'.backupmanager.v1.SetServerLockResponse\x12\x66\n\x0f\x43learServerLock\x12(.backupmanager.v1.ClearServerLockRequest\x1a).backupmanager.v1.ClearServerLockResponse\x12\x63\n\x0eSetServerOwner\x12\'.backupmanager.v1.SetServerOwnerRequest\x1a(.backupmanager.v1.SetServerOwnerResponse\x12i\n\x10SetServerPackage\x12).backupmanager.v1.SetServerPackageRequest\x1a*.backupmanager.v1.SetServerPackageResponse\x12\x66\n\x0fSetServerAccess\x12(.backupmanager.v1.SetServerAccessRequest\x1a).backupmanager.v1.SetServerAccessResponse\x12r\n\x13\x42ulkSetServerAccess\x12,.backupmanager.v1.BulkSetServerAccessRequest\x1a-.backupmanager.v1.BulkSetServerAccessResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v1.server_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERSERVERREQUEST']._serialized_start=124
-  _globals['_REGISTERSERVERREQUEST']._serialized_end=247
-  _globals['_REGISTERSERVERRESPONSE']._serialized_start=249
-  _globals['_REGISTERSERVERRESPONSE']._serialized_end=315
-  _globals['_LISTSERVERSREQUEST']._serialized_start=317
-  _globals['_LISTSERVERSREQUEST']._serialized_end=424
-  _globals['_LISTSERVERSRESPONSE']._serialized_start=426
-  _globals['_LISTSERVERSRESPONSE']._serialized_end=515
-  _globals['_GETSERVERREQUEST']._serialized_start=517
-  _globals['_GETSERVERREQUEST']._serialized_end=554
-  _globals['_GETSERVERRESPONSE']._serialized_start=556
-  _globals['_GETSERVERRESPONSE']._serialized_end=617
-  _globals['_UPDATESERVERREQUEST']._serialized_start=619
-  _globals['_UPDATESERVERREQUEST']._serialized_end=731
-  _globals['_UPDATESERVERRESPONSE']._serialized_start=733
-  _globals['_UPDATESERVERRESPONSE']._serialized_end=797
-  _globals['_DELETESERVERREQUEST']._serialized_start=799
-  _globals['_DELETESERVERREQUEST']._serialized_end=839
-  _globals['_DELETESERVERRESPONSE']._serialized_start=841
-  _globals['_DELETESERVERRESPONSE']._serialized_end=905
-  _globals['_SERVERSERVICE']._serialized_start=908
-  _globals['_SERVERSERVICE']._serialized_end=1392
+  _globals['_REGISTERSERVERREQUEST']._serialized_start=194
+  _globals['_REGISTERSERVERREQUEST']._serialized_end=396
+  _globals['_REGISTERSERVERRESPONSE']._serialized_start=398
+  _globals['_REGISTERSERVERRESPONSE']._serialized_end=464
+  _globals['_LISTSERVERSREQUEST']._serialized_start=467
+  _globals['_LISTSERVERSREQUEST']._serialized_end=636
+  _globals['_LISTSERVERSRESPONSE']._serialized_start=638
+  _globals['_LISTSERVERSRESPONSE']._serialized_end=748
+  _globals['_GETSERVERREQUEST']._serialized_start=750
+  _globals['_GETSERVERREQUEST']._serialized_end=787
+  _globals['_GETSERVERRESPONSE']._serialized_start=789
+  _globals['_GETSERVERRESPONSE']._serialized_end=850
+  _globals['_UPDATESERVERREQUEST']._serialized_start=852
+  _globals['_UPDATESERVERREQUEST']._serialized_end=964
+  _globals['_UPDATESERVERRESPONSE']._serialized_start=966
+  _globals['_UPDATESERVERRESPONSE']._serialized_end=1030
+  _globals['_DELETESERVERREQUEST']._serialized_start=1032
+  _globals['_DELETESERVERREQUEST']._serialized_end=1072
+  _globals['_DELETESERVERRESPONSE']._serialized_start=1074
+  _globals['_DELETESERVERRESPONSE']._serialized_end=1138
+  _globals['_COMMISSIONSERVERREQUEST']._serialized_start=1140
+  _globals['_COMMISSIONSERVERREQUEST']._serialized_end=1184
+  _globals['_COMMISSIONSERVERRESPONSE']._serialized_start=1186
+  _globals['_COMMISSIONSERVERRESPONSE']._serialized_end=1254
+  _globals['_DECOMMISSIONSERVERREQUEST']._serialized_start=1256
+  _globals['_DECOMMISSIONSERVERREQUEST']._serialized_end=1302
+  _globals['_DECOMMISSIONSERVERRESPONSE']._serialized_start=1304
+  _globals['_DECOMMISSIONSERVERRESPONSE']._serialized_end=1374
+  _globals['_SETSERVERLOCKREQUEST']._serialized_start=1376
+  _globals['_SETSERVERLOCKREQUEST']._serialized_end=1478
+  _globals['_SETSERVERLOCKRESPONSE']._serialized_start=1480
+  _globals['_SETSERVERLOCKRESPONSE']._serialized_end=1545
+  _globals['_CLEARSERVERLOCKREQUEST']._serialized_start=1547
+  _globals['_CLEARSERVERLOCKREQUEST']._serialized_end=1590
+  _globals['_CLEARSERVERLOCKRESPONSE']._serialized_start=1592
+  _globals['_CLEARSERVERLOCKRESPONSE']._serialized_end=1659
+  _globals['_SETSERVEROWNERREQUEST']._serialized_start=1661
+  _globals['_SETSERVEROWNERREQUEST']._serialized_end=1754
+  _globals['_SETSERVEROWNERRESPONSE']._serialized_start=1756
+  _globals['_SETSERVEROWNERRESPONSE']._serialized_end=1822
+  _globals['_SETSERVERPACKAGEREQUEST']._serialized_start=1824
+  _globals['_SETSERVERPACKAGEREQUEST']._serialized_end=1902
+  _globals['_SETSERVERPACKAGERESPONSE']._serialized_start=1904
+  _globals['_SETSERVERPACKAGERESPONSE']._serialized_end=1972
+  _globals['_SETSERVERACCESSREQUEST']._serialized_start=1974
+  _globals['_SETSERVERACCESSREQUEST']._serialized_end=2077
+  _globals['_SETSERVERACCESSRESPONSE']._serialized_start=2079
+  _globals['_SETSERVERACCESSRESPONSE']._serialized_end=2146
+  _globals['_BULKSETSERVERACCESSREQUEST']._serialized_start=2149
+  _globals['_BULKSETSERVERACCESSREQUEST']._serialized_end=2286
+  _globals['_BULKSETSERVERACCESSRESPONSE']._serialized_start=2288
+  _globals['_BULKSETSERVERACCESSRESPONSE']._serialized_end=2380
+  _globals['_SERVERSERVICE']._serialized_start=2383
+  _globals['_SERVERSERVICE']._serialized_end=3717
 # @@protoc_insertion_point(module_scope)

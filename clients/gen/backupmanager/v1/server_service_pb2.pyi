@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from clients.gen.backupmanager.v1 import access_level_pb2 as _access_level_pb2
 from clients.gen.backupmanager.v1 import server_pb2 as _server_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -31,6 +33,9 @@ class RegisterServerRequest(_message.Message):
     HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     DOMAIN_UUID_FIELD_NUMBER: _builtins.int
     DOMAIN_NAME_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    COMMISSIONED_FIELD_NUMBER: _builtins.int
     external_id: _builtins.str
     """The panel's id, at most 128 characters; may be empty."""
     name: _builtins.str
@@ -41,6 +46,12 @@ class RegisterServerRequest(_message.Message):
     """libvirt's UUID of its domain; or empty, with `domain_name`."""
     domain_name: _builtins.str
     """libvirt's name of its domain, looked up in the hypervisor's report."""
+    package_id: _builtins.str
+    """The package it was sold as: id or name; empty for none."""
+    owner: _builtins.str
+    """Its customer, in the panel's words, at most 128 characters."""
+    commissioned: _builtins.bool
+    """Whether it is in service; unset means that it is."""
     def __init__(
         self,
         *,
@@ -49,12 +60,17 @@ class RegisterServerRequest(_message.Message):
         hypervisor_id: _builtins.str = ...,
         domain_uuid: _builtins.str = ...,
         domain_name: _builtins.str = ...,
+        package_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        commissioned: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commissioned", b"_commissioned", "commissioned", b"commissioned"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_name", b"domain_name", "domain_uuid", b"domain_uuid", "external_id", b"external_id", "hypervisor_id", b"hypervisor_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commissioned", b"_commissioned", "commissioned", b"commissioned", "domain_name", b"domain_name", "domain_uuid", b"domain_uuid", "external_id", b"external_id", "hypervisor_id", b"hypervisor_id", "name", b"name", "owner", b"owner", "package_id", b"package_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__commissioned: _TypeAlias = _typing.Literal["commissioned"]  # noqa: Y015
+    _WhichOneofArgType__commissioned: _TypeAlias = _typing.Literal["_commissioned", b"_commissioned"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commissioned) -> _WhichOneofReturnType__commissioned | None: ...
 
 Global___RegisterServerRequest: _TypeAlias = RegisterServerRequest  # noqa: Y015
 
@@ -92,6 +108,9 @@ class ListServersRequest(_message.Message):
     INCLUDE_DELETED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    COMMISSIONED_ONLY_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     hypervisor_id: _builtins.str
     """Only those of this hypervisor (id or name); empty for all."""
     include_deleted: _builtins.bool
@@ -100,6 +119,12 @@ class ListServersRequest(_message.Message):
     """At most this many; default 100, at most 1000."""
     page_token: _builtins.str
     """From the previous page; empty for the first."""
+    package_id: _builtins.str
+    """Only those of this package (id or name); empty for all."""
+    commissioned_only: _builtins.bool
+    """Only those that are in service: with `hypervisor_id`, those of its schedule."""
+    owner: _builtins.str
+    """Only those of this owner; empty for all."""
     def __init__(
         self,
         *,
@@ -107,10 +132,13 @@ class ListServersRequest(_message.Message):
         include_deleted: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        package_id: _builtins.str = ...,
+        commissioned_only: _builtins.bool = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypervisor_id", b"hypervisor_id", "include_deleted", b"include_deleted", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commissioned_only", b"commissioned_only", "hypervisor_id", b"hypervisor_id", "include_deleted", b"include_deleted", "owner", b"owner", "package_id", b"package_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,8 +152,11 @@ class ListServersResponse(_message.Message):
 
     SERVERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """For the next page; empty when this is the last."""
+    total_count: _builtins.int
+    """How many there are on all pages."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedCompositeFieldContainer[_server_pb2.Server]:
         """The servers."""
@@ -135,10 +166,11 @@ class ListServersResponse(_message.Message):
         *,
         servers: _abc.Iterable[_server_pb2.Server] | None = ...,
         next_page_token: _builtins.str = ...,
+        total_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "servers", b"servers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "servers", b"servers", "total_count", b"total_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,7 +236,9 @@ class UpdateServerRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields: name, external_id, hypervisor_id, domain_uuid."""
+        """Which fields: name, external_id, hypervisor_id, domain_uuid. Naming hypervisor_id says where the server lives, whatever
+        other hypervisors report now.
+        """
 
     def __init__(
         self,
@@ -252,7 +286,7 @@ class DeleteServerRequest(_message.Message):
 
     SERVER_ID_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
-    """Its id."""
+    """Its id or its external id."""
     def __init__(
         self,
         *,
@@ -289,3 +323,429 @@ class DeleteServerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteServerResponse: _TypeAlias = DeleteServerResponse  # noqa: Y015
+
+@_typing.final
+class CommissionServerRequest(_message.Message):
+    """Puts a server into service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommissionServerRequest: _TypeAlias = CommissionServerRequest  # noqa: Y015
+
+@_typing.final
+class CommissionServerResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommissionServerResponse: _TypeAlias = CommissionServerResponse  # noqa: Y015
+
+@_typing.final
+class DecommissionServerRequest(_message.Message):
+    """Takes a server out of service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecommissionServerRequest: _TypeAlias = DecommissionServerRequest  # noqa: Y015
+
+@_typing.final
+class DecommissionServerResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecommissionServerResponse: _TypeAlias = DecommissionServerResponse  # noqa: Y015
+
+@_typing.final
+class SetServerLockRequest(_message.Message):
+    """Locks a server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    reason: _builtins.str
+    """Why, in one line of 1 to 128 characters, such as "rescue"."""
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long, from 1 s to ten years; unset until it is taken away."""
+
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime", "reason", b"reason", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerLockRequest: _TypeAlias = SetServerLockRequest  # noqa: Y015
+
+@_typing.final
+class SetServerLockResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerLockResponse: _TypeAlias = SetServerLockResponse  # noqa: Y015
+
+@_typing.final
+class ClearServerLockRequest(_message.Message):
+    """Takes a lock away."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server's id or its external id."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearServerLockRequest: _TypeAlias = ClearServerLockRequest  # noqa: Y015
+
+@_typing.final
+class ClearServerLockResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearServerLockResponse: _TypeAlias = ClearServerLockResponse  # noqa: Y015
+
+@_typing.final
+class SetServerOwnerRequest(_message.Message):
+    """Says whose server it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    KEEP_HISTORY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    owner: _builtins.str
+    """The customer, in the panel's words, at most 128 characters; empty for nobody."""
+    keep_history: _builtins.bool
+    """Older backups stay visible: it is the same customer under another id, or the first whom the panel names."""
+    etag: _builtins.str
+    """The version that was read; empty for any."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        keep_history: _builtins.bool = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "keep_history", b"keep_history", "owner", b"owner", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerOwnerRequest: _TypeAlias = SetServerOwnerRequest  # noqa: Y015
+
+@_typing.final
+class SetServerOwnerResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerOwnerResponse: _TypeAlias = SetServerOwnerResponse  # noqa: Y015
+
+@_typing.final
+class SetServerPackageRequest(_message.Message):
+    """Says what a server was sold as."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    package_id: _builtins.str
+    """The package: id or name; empty for none."""
+    etag: _builtins.str
+    """The version that was read; empty for any."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        package_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "package_id", b"package_id", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerPackageRequest: _TypeAlias = SetServerPackageRequest  # noqa: Y015
+
+@_typing.final
+class SetServerPackageResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerPackageResponse: _TypeAlias = SetServerPackageResponse  # noqa: Y015
+
+@_typing.final
+class SetServerAccessRequest(_message.Message):
+    """Sets a server's access level."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """Its id or its external id."""
+    level: _access_level_pb2.AccessLevel.ValueType
+    """Its own level; unset inherits its package's or its schedule's."""
+    etag: _builtins.str
+    """The version that was read; empty for any."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        level: _access_level_pb2.AccessLevel.ValueType = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "level", b"level", "server_id", b"server_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerAccessRequest: _TypeAlias = SetServerAccessRequest  # noqa: Y015
+
+@_typing.final
+class SetServerAccessResponse(_message.Message):
+    """The server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _server_pb2.Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: _server_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetServerAccessResponse: _TypeAlias = SetServerAccessResponse  # noqa: Y015
+
+@_typing.final
+class BulkSetServerAccessRequest(_message.Message):
+    """Sets the access level of many servers. Exactly one of the first three says which."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_IDS_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    PACKAGE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    hypervisor_id: _builtins.str
+    """All servers in service of this hypervisor (id or name): those of its schedule."""
+    package_id: _builtins.str
+    """All living servers of this package (id or name)."""
+    level: _access_level_pb2.AccessLevel.ValueType
+    """Their own level; unset inherits."""
+    @_builtins.property
+    def server_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their ids or external ids, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        server_ids: _abc.Iterable[_builtins.str] | None = ...,
+        hypervisor_id: _builtins.str = ...,
+        package_id: _builtins.str = ...,
+        level: _access_level_pb2.AccessLevel.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypervisor_id", b"hypervisor_id", "level", b"level", "package_id", b"package_id", "server_ids", b"server_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkSetServerAccessRequest: _TypeAlias = BulkSetServerAccessRequest  # noqa: Y015
+
+@_typing.final
+class BulkSetServerAccessResponse(_message.Message):
+    """What was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_COUNT_FIELD_NUMBER: _builtins.int
+    CHANGED_COUNT_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    server_count: _builtins.int
+    """How many servers were meant."""
+    changed_count: _builtins.int
+    """How many of them had another level of their own before."""
+    group_id: _builtins.str
+    """Id of the hypervisor or package whose servers were meant; empty where they were named."""
+    def __init__(
+        self,
+        *,
+        server_count: _builtins.int = ...,
+        changed_count: _builtins.int = ...,
+        group_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_count", b"changed_count", "group_id", b"group_id", "server_count", b"server_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BulkSetServerAccessResponse: _TypeAlias = BulkSetServerAccessResponse  # noqa: Y015

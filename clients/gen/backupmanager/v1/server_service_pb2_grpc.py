@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ServerServiceStub:
-    """Servers: the panel says which there are.
+    """Servers: the panel says which there are, whose they are and what is done with them. Its calls can be repeated: the same call
+    again changes nothing. They take a server's id or the panel's external_id.
     """
 
     def __init__(self, channel):
@@ -60,10 +61,51 @@ class ServerServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_server__service__pb2.DeleteServerRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.DeleteServerResponse.FromString,
                 _registered_method=True)
+        self.CommissionServer = channel.unary_unary(
+                '/backupmanager.v1.ServerService/CommissionServer',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.CommissionServerRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.CommissionServerResponse.FromString,
+                _registered_method=True)
+        self.DecommissionServer = channel.unary_unary(
+                '/backupmanager.v1.ServerService/DecommissionServer',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerResponse.FromString,
+                _registered_method=True)
+        self.SetServerLock = channel.unary_unary(
+                '/backupmanager.v1.ServerService/SetServerLock',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerLockRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerLockResponse.FromString,
+                _registered_method=True)
+        self.ClearServerLock = channel.unary_unary(
+                '/backupmanager.v1.ServerService/ClearServerLock',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockResponse.FromString,
+                _registered_method=True)
+        self.SetServerOwner = channel.unary_unary(
+                '/backupmanager.v1.ServerService/SetServerOwner',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerResponse.FromString,
+                _registered_method=True)
+        self.SetServerPackage = channel.unary_unary(
+                '/backupmanager.v1.ServerService/SetServerPackage',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageResponse.FromString,
+                _registered_method=True)
+        self.SetServerAccess = channel.unary_unary(
+                '/backupmanager.v1.ServerService/SetServerAccess',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessResponse.FromString,
+                _registered_method=True)
+        self.BulkSetServerAccess = channel.unary_unary(
+                '/backupmanager.v1.ServerService/BulkSetServerAccess',
+                request_serializer=backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
-    """Servers: the panel says which there are.
+    """Servers: the panel says which there are, whose they are and what is done with them. Its calls can be repeated: the same call
+    again changes nothing. They take a server's id or the panel's external_id.
     """
 
     def RegisterServer(self, request, context):
@@ -104,6 +146,66 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CommissionServer(self, request, context):
+        """Puts a server into service: from now on its schedule backs it up. Scope: operator. Errors: SERVER_NOT_FOUND,
+        SERVER_DELETED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecommissionServer(self, request, context):
+        """Takes a server out of service: its schedule leaves it out. Its backups stay. Scope: operator. Errors: SERVER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetServerLock(self, request, context):
+        """Locks a server, with a reason and for a time: backups and restores of it are refused with VM_LOCKED. What runs goes on.
+        Again, it replaces reason and end. Scope: operator. Errors: SERVER_NOT_FOUND, SERVER_DELETED, INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearServerLock(self, request, context):
+        """Takes a server's lock away. Scope: operator. Errors: SERVER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetServerOwner(self, request, context):
+        """Says whose server it is. From then on the portal hides older backups from the new owner, and refuses older portal tokens
+        for it. The same owner again changes nothing. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH, INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetServerPackage(self, request, context):
+        """Says what a server was sold as. Scope: operator. Errors: SERVER_NOT_FOUND, PACKAGE_NOT_FOUND, ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetServerAccess(self, request, context):
+        """Sets a server's own access level, or lets it inherit. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BulkSetServerAccess(self, request, context):
+        """Sets the access level of many servers, all or none. Scope: operator. Errors: SERVER_NOT_FOUND, HYPERVISOR_NOT_FOUND,
+        PACKAGE_NOT_FOUND, INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +234,46 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.DeleteServerRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_server__service__pb2.DeleteServerResponse.SerializeToString,
             ),
+            'CommissionServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommissionServer,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.CommissionServerRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.CommissionServerResponse.SerializeToString,
+            ),
+            'DecommissionServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecommissionServer,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerResponse.SerializeToString,
+            ),
+            'SetServerLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetServerLock,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerLockRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerLockResponse.SerializeToString,
+            ),
+            'ClearServerLock': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearServerLock,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockResponse.SerializeToString,
+            ),
+            'SetServerOwner': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetServerOwner,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerResponse.SerializeToString,
+            ),
+            'SetServerPackage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetServerPackage,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageResponse.SerializeToString,
+            ),
+            'SetServerAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetServerAccess,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessResponse.SerializeToString,
+            ),
+            'BulkSetServerAccess': grpc.unary_unary_rpc_method_handler(
+                    servicer.BulkSetServerAccess,
+                    request_deserializer=backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'backupmanager.v1.ServerService', rpc_method_handlers)
@@ -141,7 +283,8 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService:
-    """Servers: the panel says which there are.
+    """Servers: the panel says which there are, whose they are and what is done with them. Its calls can be repeated: the same call
+    again changes nothing. They take a server's id or the panel's external_id.
     """
 
     @staticmethod
@@ -269,6 +412,222 @@ class ServerService:
             '/backupmanager.v1.ServerService/DeleteServer',
             backupmanager_dot_v1_dot_server__service__pb2.DeleteServerRequest.SerializeToString,
             backupmanager_dot_v1_dot_server__service__pb2.DeleteServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommissionServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/CommissionServer',
+            backupmanager_dot_v1_dot_server__service__pb2.CommissionServerRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.CommissionServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecommissionServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/DecommissionServer',
+            backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.DecommissionServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetServerLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/SetServerLock',
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerLockRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearServerLock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/ClearServerLock',
+            backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.ClearServerLockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetServerOwner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/SetServerOwner',
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerOwnerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetServerPackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/SetServerPackage',
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerPackageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetServerAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/SetServerAccess',
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.SetServerAccessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BulkSetServerAccess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.ServerService/BulkSetServerAccess',
+            backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessRequest.SerializeToString,
+            backupmanager_dot_v1_dot_server__service__pb2.BulkSetServerAccessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,7 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ServerServiceStub:
-    """Servers: the panel says which there are."""
+    """Servers: the panel says which there are, whose they are and what is done with them. Its calls can be repeated: the same call
+    again changes nothing. They take a server's id or the panel's external_id.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterServer: _aio.UnaryUnaryMultiCallable[_server_service_pb2.RegisterServerRequest, _server_service_pb2.RegisterServerResponse]
@@ -31,9 +33,35 @@ class ServerServiceStub:
     """
     DeleteServer: _aio.UnaryUnaryMultiCallable[_server_service_pb2.DeleteServerRequest, _server_service_pb2.DeleteServerResponse]
     """Marks a server as deleted in the panel. Its backups stay. Scope: operator. Errors: SERVER_NOT_FOUND, VM_BUSY."""
+    CommissionServer: _aio.UnaryUnaryMultiCallable[_server_service_pb2.CommissionServerRequest, _server_service_pb2.CommissionServerResponse]
+    """Puts a server into service: from now on its schedule backs it up. Scope: operator. Errors: SERVER_NOT_FOUND,
+    SERVER_DELETED.
+    """
+    DecommissionServer: _aio.UnaryUnaryMultiCallable[_server_service_pb2.DecommissionServerRequest, _server_service_pb2.DecommissionServerResponse]
+    """Takes a server out of service: its schedule leaves it out. Its backups stay. Scope: operator. Errors: SERVER_NOT_FOUND."""
+    SetServerLock: _aio.UnaryUnaryMultiCallable[_server_service_pb2.SetServerLockRequest, _server_service_pb2.SetServerLockResponse]
+    """Locks a server, with a reason and for a time: backups and restores of it are refused with VM_LOCKED. What runs goes on.
+    Again, it replaces reason and end. Scope: operator. Errors: SERVER_NOT_FOUND, SERVER_DELETED, INVALID_FIELD.
+    """
+    ClearServerLock: _aio.UnaryUnaryMultiCallable[_server_service_pb2.ClearServerLockRequest, _server_service_pb2.ClearServerLockResponse]
+    """Takes a server's lock away. Scope: operator. Errors: SERVER_NOT_FOUND."""
+    SetServerOwner: _aio.UnaryUnaryMultiCallable[_server_service_pb2.SetServerOwnerRequest, _server_service_pb2.SetServerOwnerResponse]
+    """Says whose server it is. From then on the portal hides older backups from the new owner, and refuses older portal tokens
+    for it. The same owner again changes nothing. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH, INVALID_FIELD.
+    """
+    SetServerPackage: _aio.UnaryUnaryMultiCallable[_server_service_pb2.SetServerPackageRequest, _server_service_pb2.SetServerPackageResponse]
+    """Says what a server was sold as. Scope: operator. Errors: SERVER_NOT_FOUND, PACKAGE_NOT_FOUND, ETAG_MISMATCH."""
+    SetServerAccess: _aio.UnaryUnaryMultiCallable[_server_service_pb2.SetServerAccessRequest, _server_service_pb2.SetServerAccessResponse]
+    """Sets a server's own access level, or lets it inherit. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH."""
+    BulkSetServerAccess: _aio.UnaryUnaryMultiCallable[_server_service_pb2.BulkSetServerAccessRequest, _server_service_pb2.BulkSetServerAccessResponse]
+    """Sets the access level of many servers, all or none. Scope: operator. Errors: SERVER_NOT_FOUND, HYPERVISOR_NOT_FOUND,
+    PACKAGE_NOT_FOUND, INVALID_FIELD.
+    """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Servers: the panel says which there are."""
+    """Servers: the panel says which there are, whose they are and what is done with them. Its calls can be repeated: the same call
+    again changes nothing. They take a server's id or the panel's external_id.
+    """
 
     @_abc_1.abstractmethod
     def RegisterServer(
@@ -79,5 +107,77 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_server_service_pb2.DeleteServerRequest, _abc.Awaitable[_server_service_pb2.DeleteServerResponse]],
     ) -> _abc.Awaitable[_server_service_pb2.DeleteServerResponse]:
         """Marks a server as deleted in the panel. Its backups stay. Scope: operator. Errors: SERVER_NOT_FOUND, VM_BUSY."""
+
+    @_abc_1.abstractmethod
+    def CommissionServer(
+        self,
+        request: _server_service_pb2.CommissionServerRequest,
+        context: _aio.ServicerContext[_server_service_pb2.CommissionServerRequest, _abc.Awaitable[_server_service_pb2.CommissionServerResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.CommissionServerResponse]:
+        """Puts a server into service: from now on its schedule backs it up. Scope: operator. Errors: SERVER_NOT_FOUND,
+        SERVER_DELETED.
+        """
+
+    @_abc_1.abstractmethod
+    def DecommissionServer(
+        self,
+        request: _server_service_pb2.DecommissionServerRequest,
+        context: _aio.ServicerContext[_server_service_pb2.DecommissionServerRequest, _abc.Awaitable[_server_service_pb2.DecommissionServerResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.DecommissionServerResponse]:
+        """Takes a server out of service: its schedule leaves it out. Its backups stay. Scope: operator. Errors: SERVER_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def SetServerLock(
+        self,
+        request: _server_service_pb2.SetServerLockRequest,
+        context: _aio.ServicerContext[_server_service_pb2.SetServerLockRequest, _abc.Awaitable[_server_service_pb2.SetServerLockResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.SetServerLockResponse]:
+        """Locks a server, with a reason and for a time: backups and restores of it are refused with VM_LOCKED. What runs goes on.
+        Again, it replaces reason and end. Scope: operator. Errors: SERVER_NOT_FOUND, SERVER_DELETED, INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def ClearServerLock(
+        self,
+        request: _server_service_pb2.ClearServerLockRequest,
+        context: _aio.ServicerContext[_server_service_pb2.ClearServerLockRequest, _abc.Awaitable[_server_service_pb2.ClearServerLockResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.ClearServerLockResponse]:
+        """Takes a server's lock away. Scope: operator. Errors: SERVER_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def SetServerOwner(
+        self,
+        request: _server_service_pb2.SetServerOwnerRequest,
+        context: _aio.ServicerContext[_server_service_pb2.SetServerOwnerRequest, _abc.Awaitable[_server_service_pb2.SetServerOwnerResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.SetServerOwnerResponse]:
+        """Says whose server it is. From then on the portal hides older backups from the new owner, and refuses older portal tokens
+        for it. The same owner again changes nothing. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH, INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def SetServerPackage(
+        self,
+        request: _server_service_pb2.SetServerPackageRequest,
+        context: _aio.ServicerContext[_server_service_pb2.SetServerPackageRequest, _abc.Awaitable[_server_service_pb2.SetServerPackageResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.SetServerPackageResponse]:
+        """Says what a server was sold as. Scope: operator. Errors: SERVER_NOT_FOUND, PACKAGE_NOT_FOUND, ETAG_MISMATCH."""
+
+    @_abc_1.abstractmethod
+    def SetServerAccess(
+        self,
+        request: _server_service_pb2.SetServerAccessRequest,
+        context: _aio.ServicerContext[_server_service_pb2.SetServerAccessRequest, _abc.Awaitable[_server_service_pb2.SetServerAccessResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.SetServerAccessResponse]:
+        """Sets a server's own access level, or lets it inherit. Scope: operator. Errors: SERVER_NOT_FOUND, ETAG_MISMATCH."""
+
+    @_abc_1.abstractmethod
+    def BulkSetServerAccess(
+        self,
+        request: _server_service_pb2.BulkSetServerAccessRequest,
+        context: _aio.ServicerContext[_server_service_pb2.BulkSetServerAccessRequest, _abc.Awaitable[_server_service_pb2.BulkSetServerAccessResponse]],
+    ) -> _abc.Awaitable[_server_service_pb2.BulkSetServerAccessResponse]:
+        """Sets the access level of many servers, all or none. Scope: operator. Errors: SERVER_NOT_FOUND, HYPERVISOR_NOT_FOUND,
+        PACKAGE_NOT_FOUND, INVALID_FIELD.
+        """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _aio.Server) -> None: ...
