@@ -62,6 +62,7 @@ _BY_LOCAL_REASON = {
     "ENROLLMENT_TOKEN_INVALID": Exit.USAGE,
     "PROFILE_UNREADABLE": Exit.USAGE,
     "ACCESS_TOKEN_NOT_FOUND": Exit.NOT_FOUND,
+    "WEBHOOK_FAILED": Exit.UNREACHABLE,
     "NOT_LOGGED_IN": Exit.NOT_PERMITTED,
     "AUTHORITY_CHANGED": Exit.NOT_PERMITTED,
     "CONTROLLER_UNREACHABLE": Exit.UNREACHABLE,
@@ -92,6 +93,9 @@ _HINTS = {
     "BACKUP_NOT_FOUND": "`bmctl backup list` shows the backups there are.",
     "HYPERVISOR_NOT_FOUND": "`bmctl hypervisor list` shows the hypervisors there are.",
     "ACCESS_TOKEN_NOT_FOUND": "`bmctl token list` shows the tokens there are.",
+    "WEBHOOK_NOT_FOUND": "`bmctl webhook list` shows the webhooks there are.",
+    "WEBHOOK_DELIVERY_NOT_FOUND": "`bmctl webhook deliveries {webhook_id} --dead` shows what can be sent again.",
+    "CURSOR_EXPIRED": "Read what you keep anew, and go on with `--cursor {newest}`.",
     "INTERNAL": "The controller's log has more, under error id {error_id}.",
 }
 

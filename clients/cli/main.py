@@ -1,7 +1,7 @@
 """bmctl: the administrators' command line.
 
     bmctl <resource> <verb> …        one file per resource: hypervisors, servers, storages, backups, jobs, tokens
-    bmctl login | logout | version | completion
+    bmctl events | login | logout | version | completion
 
 Importing this and showing help costs no grpc and no rich: verbs import these themselves, since a completion or `--help`
 has to feel immediate. An error of any kind ends here, as an exit code and a sentence (failures.py).
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from clients.cli import completion, failures, login, system
+from clients.cli import completion, events, failures, login, system
 from clients.cli.lazy import lazy_group
 
 RESOURCES = (
@@ -24,6 +24,9 @@ RESOURCES = (
     ("storage", "clients.cli.storages", "Where backups go."),
     ("backup", "clients.cli.backups", "Make, see, restore, check, delete backups."),
     ("job", "clients.cli.jobs", "See and end work."),
+    ("webhook", "clients.cli.webhooks", "Having events sent by HTTP."),
+    ("log", "clients.cli.system_log", "What the controller did and met of its own accord."),
+    ("audit", "clients.cli.audit", "Who did what."),
     ("token", "clients.cli.tokens", "Who may call the controller."),
 )
 
@@ -39,6 +42,7 @@ app = typer.Typer(
 app.command()(login.login)
 app.command()(login.logout)
 app.command()(system.version)
+app.command()(events.events)
 for name, module, help_text in RESOURCES:
     app.add_typer(lazy_group(module, help_text), name=name)
 app.command()(completion.completion)

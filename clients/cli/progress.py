@@ -84,7 +84,7 @@ async def changes(
         try:
             job = await _polled(controller, job_id, cursor)
         except CallRefused as error:
-            if not _is_broken(error):
+            if not is_broken(error):
                 raise
             if time.monotonic() - last_contact > patience_seconds:
                 raise ContactLost(seconds=f"{patience_seconds:.0f}", job_id=job_id) from error
@@ -110,7 +110,7 @@ async def _streamed(controller: Controller, job_id: str, cursor: int) -> AsyncIt
         async for reply in controller.jobs.WatchJob(WatchJobRequest(job_id=job_id, cursor=cursor)):
             yield reply.job
     except aio.AioRpcError as error:
-        if not _is_broken(refused := refusal(error)):
+        if not is_broken(refused := refusal(error)):
             raise refused from error
 
 
@@ -123,7 +123,7 @@ async def _polled(controller: Controller, job_id: str, cursor: int) -> Job:
     return (await controller.call(controller.jobs.PollJob, request)).job
 
 
-def _is_broken(error: CallRefused) -> bool:
+def is_broken(error: CallRefused) -> bool:
     return error.status.name in _BROKEN and error.reason in _BROKEN_REASONS
 
 

@@ -106,7 +106,7 @@ def update(
     async def work(controller: Controller) -> None:
         before = await find(controller, server)
         if hypervisor:
-            given["hypervisor_id"] = await _hypervisor_id(controller, hypervisor)
+            given["hypervisor_id"] = await find_hypervisor_id(controller, hypervisor)
         request = UpdateServerRequest()
         request.server.server_id, request.server.etag = before.server_id, before.etag
         for field, value in given.items():
@@ -140,7 +140,7 @@ async def find(controller: Controller, server: str) -> "Server":
     return (await controller.call(controller.servers.GetServer, GetServerRequest(server_id=server))).server
 
 
-async def _hypervisor_id(controller: Controller, hypervisor: str) -> str:
+async def find_hypervisor_id(controller: Controller, hypervisor: str) -> str:
     from clients.gen.backupmanager.v1.hypervisor_service_pb2 import GetHypervisorRequest
 
     request = GetHypervisorRequest(hypervisor_id=hypervisor)

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
 
     from clients.cli.profile import Profile
     from clients.gen.backupmanager.v1.access_token_service_pb2_grpc import AccessTokenServiceStub
+    from clients.gen.backupmanager.v1.audit_service_pb2_grpc import AuditServiceStub
     from clients.gen.backupmanager.v1.backup_service_pb2_grpc import BackupServiceStub
+    from clients.gen.backupmanager.v1.event_service_pb2_grpc import EventServiceStub
     from clients.gen.backupmanager.v1.hypervisor_service_pb2_grpc import HypervisorServiceStub
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
     from clients.gen.backupmanager.v1.server_service_pb2_grpc import ServerServiceStub
     from clients.gen.backupmanager.v1.storage_service_pb2_grpc import StorageServiceStub
+    from clients.gen.backupmanager.v1.system_log_service_pb2_grpc import SystemLogServiceStub
     from clients.gen.backupmanager.v1.system_service_pb2_grpc import SystemServiceStub
+    from clients.gen.backupmanager.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
 CALL_SECONDS = 30.0
 PAGE_SIZE = 1000  # the most that a list call gives
@@ -108,6 +112,30 @@ class Controller:
         from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
 
         return JobServiceStub(self._link)
+
+    @cached_property
+    def events(self) -> EventServiceStub:
+        from clients.gen.backupmanager.v1.event_service_pb2_grpc import EventServiceStub
+
+        return EventServiceStub(self._link)
+
+    @cached_property
+    def system_log(self) -> SystemLogServiceStub:
+        from clients.gen.backupmanager.v1.system_log_service_pb2_grpc import SystemLogServiceStub
+
+        return SystemLogServiceStub(self._link)
+
+    @cached_property
+    def audit(self) -> AuditServiceStub:
+        from clients.gen.backupmanager.v1.audit_service_pb2_grpc import AuditServiceStub
+
+        return AuditServiceStub(self._link)
+
+    @cached_property
+    def webhooks(self) -> WebhookServiceStub:
+        from clients.gen.backupmanager.v1.webhook_service_pb2_grpc import WebhookServiceStub
+
+        return WebhookServiceStub(self._link)
 
     @cached_property
     def tokens(self) -> AccessTokenServiceStub:

@@ -16,6 +16,7 @@ from tests.clients.canned import Canned
 
 EXPECTED = {
     grpc.StatusCode.INVALID_ARGUMENT: Exit.USAGE,
+    grpc.StatusCode.OUT_OF_RANGE: Exit.USAGE,
     grpc.StatusCode.NOT_FOUND: Exit.NOT_FOUND,
     grpc.StatusCode.ALREADY_EXISTS: Exit.REFUSED,
     grpc.StatusCode.FAILED_PRECONDITION: Exit.REFUSED,
