@@ -162,6 +162,7 @@ def _job(command: command_pb2.Command) -> spec.Job:
         reindex=spec.ReindexJob(run.reindex.server_id) if verb == "reindex" else None,
         delete=_delete(run.delete) if verb == "delete" else None,
         test=spec.TestJob() if verb == "test" else None,
+        health=spec.HealthJob() if verb == "health" else None,
     )
 
 

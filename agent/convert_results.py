@@ -186,6 +186,9 @@ def _add_result(end: event_pb2.OperationFinished, operation: Operation, data: An
         case "test":
             test: results.TestResult = from_json(results.TestResult, data, "result")
             end.result.test.CopyFrom(_test_result(test))
+        case "health":
+            health: results.HealthResult = from_json(results.HealthResult, data, "result")
+            end.result.health.CopyFrom(_health_result(health))
 
 
 def _backup_result(result: results.BackupResult) -> job_pb2.BackupResult:
@@ -248,6 +251,13 @@ def _test_result(result: results.TestResult) -> job_pb2.StorageTestResult:
         ],
         host_key=result.host_key,
     )
+
+
+def _health_result(result: results.HealthResult) -> job_pb2.HealthResult:
+    made = job_pb2.HealthResult(latency=span(result.latency_seconds), initialized=result.initialized)
+    if result.total_bytes > 0:
+        made.room.total_bytes, made.room.free_bytes = result.total_bytes, result.free_bytes
+    return made
 
 
 def _failure(data: Any) -> failure_pb2.Failure:

@@ -7,17 +7,19 @@ A backup that a job deleted keeps its row with a `delete_time`: a reindex that r
 Digests are kept from the first sight on; a manifest that shows another one later was tampered with, since none is rewritten.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import peewee
 
-from controller import happenings
+from controller import happenings, totals
 from controller.db import models
 from controller.db.statements import chunks
 from controller.errors import BackupNotFound
+from controller.rules import tree
+from controller.rules.tree import Chain
 
 AVAILABLE, DAMAGED, MISSING = "available", "damaged", "missing"
 Row, DiskRow, NeedRow = models.Backup, models.BackupDisk, models.BackupNeed
@@ -94,28 +96,55 @@ def get(backup_id: str) -> Backup:
     return _backup(row)
 
 
-def list_backups(
-    *,
-    server_id: str = "",
-    storage_id: str = "",
-    start_time: datetime | None = None,
-    end_time: datetime | None = None,
-    after: tuple[str] | None = None,
-    limit: int = 101,
-) -> list[Backup]:
+@dataclass(frozen=True, slots=True)
+class BackupFilter:
+    """Which backups; empty means all. `start_time` <= create_time < `end_time`; `types` are of any of its disks."""
+
+    server_id: str = ""
+    storage_id: str = ""
+    job_id: str = ""
+    types: Sequence[str] = ()
+    states: Sequence[str] = ()
+    encrypted: bool | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+def list_backups(wanted: BackupFilter, *, after: tuple[str] | None = None, limit: int = 101) -> list[Backup]:
     """Return backups, newest first, those after the backup id in `after`."""
     query = Row.select().where(Row.delete_time.is_null())
-    if server_id:
-        query = query.where(Row.server_id == server_id)
-    if storage_id:
-        query = query.where(Row.storage_id == storage_id)
-    if start_time:
-        query = query.where(Row.create_time >= start_time)
-    if end_time:
-        query = query.where(Row.create_time < end_time)
+    for name in ("server_id", "storage_id", "job_id"):
+        if getattr(wanted, name):
+            query = query.where(getattr(Row, name) == getattr(wanted, name))
+    if wanted.types:
+        query = query.where(
+            Row.backup_id.in_(DiskRow.select(DiskRow.backup).where(DiskRow.type.in_(list(wanted.types))))
+        )
+    if wanted.states:
+        query = query.where(Row.state.in_(list(wanted.states)))
+    if wanted.encrypted is not None:
+        query = query.where(Row.encrypted == wanted.encrypted)
+    if wanted.start_time:
+        query = query.where(Row.create_time >= wanted.start_time)
+    if wanted.end_time:
+        query = query.where(Row.create_time < wanted.end_time)
     if after:
         query = query.where(Row.backup_id < after[0])
-    return [_backup(row) for row in query.order_by(Row.backup_id.desc()).limit(limit)]
+    return _backups(list(query.order_by(Row.backup_id.desc()).limit(limit)))
+
+
+def list_chains(server_id: str, present_disks: Collection[str], *, storage_id: str = "", disk: str = "") -> list[Chain]:
+    """Return a server's backups as chains (`rules/tree.py`), by one query; `present_disks` are those that it has now."""
+    columns = (
+        Row.backup_id, DiskRow.disk, Row.storage_id, DiskRow.chain_id, Row.create_time, DiskRow.type, Row.state,
+        DiskRow.parent_backup_id, DiskRow.size_bytes, DiskRow.data_bytes, DiskRow.stored_bytes, DiskRow.fallback_reason,
+    )  # fmt: skip
+    query = Row.select(*columns).join(DiskRow).where((Row.server_id == server_id) & Row.delete_time.is_null())
+    if storage_id:
+        query = query.where(Row.storage_id == storage_id)
+    if disk:
+        query = query.where(DiskRow.disk == disk)
+    return tree.build((tree.Record(*row) for row in _tuples(query)), present_disks)
 
 
 def latest(server_id: str) -> Backup:
@@ -215,6 +244,7 @@ def record(made: BackupRecord, storage_id: str, hypervisor_id: str, now: datetim
     Row.delete().where((Row.backup_id == made.backup_id) & (Row.storage_id == storage_id)).execute()
     _insert(made, storage_id, hypervisor_id, AVAILABLE, "", now)
     _event("backup.created", Row.get(Row.backup_id == made.backup_id), now)
+    totals.recount([(made.server_id, storage_id)])
 
 
 def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, since: datetime, now: datetime) -> bool:
@@ -224,6 +254,7 @@ def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, 
     if row is None:
         _insert(seen, storage_id, hypervisor_id, state, job_id, now)
         _event("backup.found", Row.get(Row.backup_id == seen.backup_id), now)
+        totals.recount([(seen.server_id, storage_id)])
         return True
     if row.storage_id != storage_id or row.server_id != seen.server_id:
         return False  # a copy of another storage, or a forged manifest: what we know stays
@@ -238,6 +269,7 @@ def sight(seen: BackupRecord, storage_id: str, hypervisor_id: str, job_id: str, 
     ).where(Row.backup_id == seen.backup_id).execute()
     if state != row.state or row.delete_time is not None:
         _event(f"backup.{state}", row, now)
+        totals.recount([(seen.server_id, storage_id)])
     return False
 
 
@@ -291,8 +323,10 @@ def mark_deleted(backup_ids: Sequence[str], now: datetime) -> None:
     """Take backups out of the catalog that a job deleted."""
     for chunk in chunks(backup_ids):
         gone = Row.update(delete_time=now).where(Row.backup_id.in_(chunk) & Row.delete_time.is_null())
-        for row in list(gone.returning(Row).execute()):
+        rows = list(gone.returning(Row).execute())
+        for row in rows:
             _event("backup.deleted", row, now)
+        totals.recount((row.server_id, row.storage_id) for row in rows)
 
 
 def mark_damaged(backup_ids: Iterable[str], now: datetime) -> None:
@@ -311,8 +345,10 @@ def mark_verified(backup_id: str, now: datetime) -> None:
 def _mark(backup_ids: Iterable[str], state: str, now: datetime) -> None:
     for chunk in chunks(backup_ids):
         changed = Row.update(state=state).where(Row.backup_id.in_(chunk) & (Row.state != state)).returning(Row)
-        for row in list(changed.execute()):
+        rows = list(changed.execute())
+        for row in rows:
             _event(f"backup.{state}", row, now)
+        totals.recount((row.server_id, row.storage_id) for row in rows)
 
 
 def _event(kind: str, row: models.Backup, now: datetime) -> None:
@@ -371,17 +407,38 @@ def _foreign(backup_ids: Sequence[str], server_id: str, storage_id: str) -> set[
 
 
 def _backup(row: models.Backup) -> Backup:
-    disks = DiskRow.select().where(DiskRow.backup == row.backup_id).order_by(DiskRow.position)
+    return _backups([row])[0]
+
+
+def _backups(rows: Sequence[models.Backup]) -> list[Backup]:
+    """Return rows as backups, the disks of all of them by few queries."""
     names = [name for name in Backup.__dataclass_fields__ if name not in {"disks", "skipped_disks"}]
-    return Backup(
-        **{name: getattr(row, name) for name in names},
-        disks=tuple(
-            DiskBackup(**{name: getattr(disk, name) for name in DiskBackup.__dataclass_fields__}) for disk in disks
-        ),
-        skipped_disks=tuple(row.skipped_disks),
-    )
+    disks = _disks_of([row.backup_id for row in rows])
+    return [
+        Backup(
+            **{name: getattr(row, name) for name in names},
+            disks=tuple(disks.get(row.backup_id, ())),
+            skipped_disks=tuple(row.skipped_disks),
+        )
+        for row in rows
+    ]
 
 
-def _tuples(query: Any) -> list[tuple[str, ...]]:
+def _disks_of(backup_ids: Sequence[str]) -> dict[str, list[DiskBackup]]:
+    columns = [getattr(DiskRow, name) for name in DiskBackup.__dataclass_fields__]
+    found: dict[str, list[DiskBackup]] = {}
+    for chunk in chunks(backup_ids):
+        rows: Any = (
+            DiskRow.select(DiskRow.backup, *columns)
+            .where(DiskRow.backup.in_(chunk))
+            .order_by(DiskRow.backup, DiskRow.position)
+            .tuples()
+        )
+        for backup_id, *values in rows:
+            found.setdefault(backup_id, []).append(DiskBackup(*values))
+    return found
+
+
+def _tuples(query: Any) -> list[tuple[Any, ...]]:
     """Return a query's rows as plain tuples, which peewee's types do not know of."""
     return list(query.tuples())

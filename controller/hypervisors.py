@@ -77,6 +77,34 @@ def list_hypervisors(
     return [_hypervisor(row, limits, now) for row in query.order_by(Row.name).limit(limit)]
 
 
+def id_of(reference: str) -> str:
+    """Return the id of a hypervisor that is given by id or name. Raises HypervisorNotFound."""
+    row = Row.get_or_none(Row.hypervisor_id == reference) or Row.get_or_none(Row.name == reference)
+    if row is None or not reference:
+        raise HypervisorNotFound(hypervisor_id=reference)
+    return str(row.hypervisor_id)
+
+
+def online(limits: Limits, now: datetime) -> frozenset[str]:
+    """Return the ids of all hypervisors that are online."""
+    rows: Any = Row.select(Row.hypervisor_id, Row.last_contact_time).where(Row.banned == False).tuples()  # noqa: E712 - SQL
+    return frozenset(one for one, last in rows if is_online(last, limits, now))
+
+
+def is_online(last_contact_time: datetime | None, limits: Limits, now: datetime) -> bool:
+    """Tell whether a hypervisor that was heard last at that time counts as online.
+
+    Who counted as online when this controller began to listen has the time of a silence to come back: the silence was ours.
+    """
+    if last_contact_time is None:
+        return False
+    since = limits.listening_since
+    heard = last_contact_time
+    if since is not None and heard < since <= heard + limits.silence_max:
+        heard = since
+    return now - heard <= limits.silence_max
+
+
 def list_domains(hypervisor_id: str, *, after: tuple[str, str] | None = None, limit: int = 101) -> list[Domain]:
     """Return a hypervisor's domains by (name, domain_uuid), with the servers registered for them."""
     domain, server = models.Domain, models.Server
@@ -229,11 +257,10 @@ def _microseconds(offset: timedelta | None) -> int | None:
 
 def _hypervisor(row: models.Hypervisor, limits: Limits, now: datetime) -> Hypervisor:
     last, offset = row.last_contact_time, row.clock_offset_microseconds
-    online = last is not None and now - last <= limits.silence_max
     return Hypervisor(
         hypervisor_id=row.hypervisor_id,
         name=row.name,
-        state="banned" if row.banned else "online" if online else "offline",
+        state="banned" if row.banned else "online" if is_online(last, limits, now) else "offline",
         agent_version=row.agent_version,
         last_contact_time=last,
         create_time=row.create_time,

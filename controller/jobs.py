@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, leases, settings
+from controller import happenings, leases, outcomes, settings
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
@@ -126,6 +126,7 @@ class JobFilter:
     storage_id: str = ""
     hypervisor_id: str = ""
     batch_id: str = ""
+    job_id: str = ""  # begins with this
     states: Sequence[str] = ()
     types: Sequence[str] = ()
     start_time: datetime | None = None
@@ -158,6 +159,8 @@ def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int 
         query = query.where(Row.hypervisor_id == wanted.hypervisor_id)
     if wanted.batch_id:
         query = query.where(Row.batch_id == wanted.batch_id)
+    if wanted.job_id:  # ids are of these characters only, so that nothing sorts behind them but what begins otherwise
+        query = query.where((Row.job_id >= wanted.job_id) & (Row.job_id < wanted.job_id + "~"))
     if wanted.states:
         query = query.where(Row.state.in_(list(wanted.states)))
     if wanted.types:
@@ -325,6 +328,7 @@ def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
     if changed:
         outbox.withdraw_run(job_id, now)
         leases.release_all(job_id)
+        outcomes.note(get(job_id), how.state, asdict(how.failure) if how.failure else None, how.result, now)
     return changed
 
 

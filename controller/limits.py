@@ -1,7 +1,7 @@
 """The numbers that rules go by and that are the same for as long as a controller runs. What can be changed while it runs: `settings.py`."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 HEARTBEATS_MISSED = 3  # a hypervisor that missed so many is offline
 CLOCK_OFFSET_MAX = timedelta(seconds=300)  # beyond it, backups and deletes are refused (N14)
@@ -16,6 +16,7 @@ class Limits:
 
     heartbeat_seconds: float = 10
     command_accept_seconds: float = 120
+    listening_since: datetime | None = None  # when this controller began to hear agents; None where it always did
 
     @property
     def silence_max(self) -> timedelta:

@@ -9,7 +9,7 @@ it. Sync functions, run by `Database.run`.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from controller import (
     access,
     backups,
     confirmations,
+    health,
     hypervisors,
     installation,
     jobs,
@@ -46,6 +47,7 @@ from controller.hypervisors import Hypervisor
 from controller.jobs import Job, NewJob
 from controller.limits import Limits
 from controller.rules import admission
+from controller.rules import health as rules
 from controller.rules.exclusion import Outcome, Work, decide_all
 from controller.servers import Server
 from controller.storages import Storage
@@ -103,7 +105,16 @@ class TestOrder:
     request_id: str = ""
 
 
-Order: TypeAlias = BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | ReindexOrder | TestOrder
+@dataclass(frozen=True, slots=True)
+class HealthOrder:
+    """`hypervisor_id` "" leaves the choice to whose turn it is."""
+
+    storage_id: str
+    hypervisor_id: str = ""
+    request_id: str = ""
+
+
+Order: TypeAlias = BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | ReindexOrder | TestOrder | HealthOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +199,8 @@ def start(order: Order, context: Context) -> str:
     _claim(plan, job_id)
     if plan.overridden:
         access.note_override(plan.server_id, job_id, context.requester, context.now)
+    if plan.type == "health":
+        health.begin(plan.storage.storage_id, plan.hypervisor.hypervisor_id, job_id, context.now)
     dispatch.run(context.limits, context.now, plan.hypervisor.hypervisor_id)
     return job_id
 
@@ -262,6 +275,8 @@ def _plan(order: Order, context: Context) -> _Plan:
             return _plan_storage("reindex", order, context, server_id=order.server_id)
         case TestOrder():
             return _plan_storage("test", order, context)
+        case HealthOrder():
+            return _plan_storage("health", replace(order, hypervisor_id=_looker(order, context)), context)
 
 
 def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
@@ -344,7 +359,22 @@ def _plan_delete(order: DeleteOrder, context: Context) -> _Plan:
     )
 
 
-def _plan_storage(verb: str, order: ReindexOrder | TestOrder, context: Context, server_id: str = "") -> _Plan:
+def _looker(order: HealthOrder, context: Context) -> str:
+    """Return who looks at a storage: the one asked for, else the online user whose turn it is, else any online hypervisor."""
+    if order.hypervisor_id:
+        return order.hypervisor_id
+    storage_id = storages.find(order.storage_id).storage_id
+    online = hypervisors.online(context.limits, context.now)
+    users = [one for one in health.users().get(storage_id, ()) if one in online]
+    chosen = rules.whose_turn(health.checks_of(storage_id), users or sorted(online))
+    if not chosen:
+        raise HypervisorUnreachable(hypervisor_id="any", last_contact_time="unknown")
+    return chosen
+
+
+def _plan_storage(
+    verb: str, order: ReindexOrder | TestOrder | HealthOrder, context: Context, server_id: str = ""
+) -> _Plan:
     storage = storages.find(order.storage_id)
     hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
     return _Plan(type=verb, hypervisor=hypervisor, storage=storage, server_id=server_id)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import peewee
 
-from controller import claims, happenings, hypervisors, leases, packages
+from controller import claims, happenings, hypervisors, leases, packages, totals
 from controller.db import models
 from controller.db.statements import chunks
 from controller.errors import (
@@ -179,6 +179,7 @@ def register(new: NewServer, now: datetime) -> Server:
         **values,
     ).execute()
     claims.decide(server_id, now)
+    totals.add_server(server_id)
     _event("server.registered", server_id, hypervisor_id, now)
     return find(server_id)
 
@@ -218,6 +219,7 @@ def delete(server_id: str, now: datetime) -> Server:
     _check_idle(server.server_id)
     Row.update(delete_time=now, version=Row.version + 1).where(Row.server_id == server.server_id).execute()
     claims.forget(server.server_id)
+    totals.remove_server(server.server_id)
     _event("server.deleted", server.server_id, server.hypervisor_id, now)
     return find(server.server_id)
 
@@ -242,6 +244,7 @@ def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: 
         commissioned=False,
         place_state=claims.PRESENT if place else "",
     ).execute()
+    totals.add_server(server_id)
     _event("server.adopted", server_id, place, now)
     return True
 

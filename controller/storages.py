@@ -4,14 +4,12 @@ The key of an encrypted storage is random. It is kept twice: wrapped by the pass
 on the storage and in every backup; and sealed under the master key, so that work needs no passphrase.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-import peewee
-
-from controller import happenings
+from controller import happenings, health, totals
 from controller.db import models, secrets
 from controller.db.secrets import Vault
 from controller.errors import (
@@ -78,8 +76,6 @@ class Storage:
     secrets: tuple[SecretStatus, ...]
     create_time: datetime
     update_time: datetime
-    backup_count: int
-    stored_bytes: int
     etag: str
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -148,7 +144,13 @@ def find(reference: str) -> Storage:
 def list_storages(*, after: tuple[str] | None = None, limit: int = 101) -> list[Storage]:
     """Return storages by name, those after the name in `after`."""
     query = Row.select() if after is None else Row.select().where(Row.name > after[0])
-    return [_storage(row) for row in query.order_by(Row.name).limit(limit)]
+    return _storages(list(query.order_by(Row.name).limit(limit)))
+
+
+def names_of(storage_ids: Collection[str]) -> dict[str, str]:
+    """Return the names of storages, by one query; one that is gone is left out."""
+    rows: Any = Row.select(Row.storage_id, Row.name).where(Row.storage_id.in_(list(storage_ids))).tuples()
+    return dict(rows)
 
 
 def open_keys(storage_id: str, vault: Vault) -> list[StorageKey]:
@@ -253,12 +255,14 @@ def update(
 
 def delete(storage_id: str, now: datetime) -> None:
     """Forget a storage, its secrets and keys; what lies there stays. Raises StorageNotFound, StorageInUse."""
-    storage = find(storage_id)
+    find(storage_id)
     schedules = _schedule_count(storage_id)
     if schedules or _use_count(storage_id):
-        raise StorageInUse(storage_id=storage_id, backup_count=storage.backup_count, schedule_count=schedules)
+        there = totals.of_storages([storage_id]).get(storage_id, totals.NONE)
+        raise StorageInUse(storage_id=storage_id, backup_count=there.backup_count, schedule_count=schedules)
     secrets.remove_all(TABLE, storage_id)
     models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
+    health.forget_storage(storage_id)
     Row.delete().where(Row.storage_id == storage_id).execute()
     _event("storage.deleted", storage_id, now)
 
@@ -304,7 +308,8 @@ def _use_count(storage_id: str, hypervisor_id: str = "") -> int:
     """Return how many backups and unfinished jobs refer to a storage, of one hypervisor or of all."""
     backup, job = models.Backup, models.Job
     backups = backup.select().where((backup.storage_id == storage_id) & backup.delete_time.is_null())
-    live = job.select().where((job.storage_id == storage_id) & job.end_time.is_null())
+    works = (job.type != "health") & job.end_time.is_null()  # to look at a storage leaves nothing there
+    live = job.select().where((job.storage_id == storage_id) & works)
     if hypervisor_id:
         backups = backups.where(backup.hypervisor_id == hypervisor_id)
         live = live.where(job.hypervisor_id == hypervisor_id)
@@ -336,13 +341,16 @@ def _put_key(storage_id: str, key: NewKey, vault: Vault, now: datetime) -> None:
 
 
 def _storage(row: models.Storage) -> Storage:
-    backup = models.Backup
-    count, stored = (
-        backup.select(peewee.fn.COUNT(backup.backup_id), peewee.fn.COALESCE(peewee.fn.SUM(backup.stored_bytes), 0))
-        .where((backup.storage_id == row.storage_id) & backup.delete_time.is_null())
-        .scalar(as_tuple=True)
-    )
-    known = secrets.fingerprints(TABLE, row.storage_id)
+    return _storages([row])[0]
+
+
+def _storages(rows: Sequence[models.Storage]) -> list[Storage]:
+    """Return rows as storages, the secrets of all of them by one query."""
+    known = secrets.fingerprints_of(TABLE, [row.storage_id for row in rows])
+    return [_made(row, known.get(row.storage_id, {})) for row in rows]
+
+
+def _made(row: models.Storage, known: Mapping[str, str]) -> Storage:
     names = [
         name for name in Storage.__dataclass_fields__ if hasattr(row, name) and name not in {"secrets", "defaults"}
     ]
@@ -350,8 +358,6 @@ def _storage(row: models.Storage) -> Storage:
         **{name: getattr(row, name) for name in names},
         defaults=row.defaults or {},
         secrets=tuple(SecretStatus(name, fingerprint) for name, fingerprint in known.items()),
-        backup_count=int(count),
-        stored_bytes=int(stored),
         etag=str(row.version),
     )
 

@@ -186,6 +186,8 @@ def _verb(job: Job) -> Callable[[Surroundings], dict[str, Any]]:
         return _reindex
     if job.delete is not None:
         return _delete
+    if job.health is not None:
+        return _health
     return _test
 
 
@@ -310,3 +312,9 @@ def _test(around: Surroundings) -> dict[str, Any]:
         open_repository(storage, around.operation.storage, around.now())
         steps = [TestStep(one.name, one.seconds, one.bytes_per_second) for one in storage_test(storage)]
         return asdict(TestResult([connected, *steps], getattr(storage, "host_key", "")))
+
+
+def _health(around: Surroundings) -> dict[str, Any]:
+    from engine.health import look
+
+    return asdict(look(around.operation.storage, around.work.stop))

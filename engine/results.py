@@ -111,3 +111,13 @@ class TestStep:
 class TestResult:
     steps: list[TestStep]
     host_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthResult:
+    """A storage that let us in. `initialized`: its repository is there; both sizes are 0 where the backend cannot tell."""
+
+    latency_seconds: float
+    initialized: bool
+    total_bytes: int = 0
+    free_bytes: int = 0

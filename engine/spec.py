@@ -157,6 +157,11 @@ class TestJob:
 
 
 @dataclass(frozen=True, slots=True)
+class HealthJob:
+    """Look at the storage without writing: the way in, whose repository it is, and the room left. Gives up after seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before."""
 
@@ -169,6 +174,7 @@ class Job:
     reindex: ReindexJob | None = None
     delete: DeleteJob | None = None
     test: TestJob | None = None
+    health: HealthJob | None = None
 
 
 @dataclass(frozen=True, slots=True)

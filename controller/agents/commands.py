@@ -127,6 +127,10 @@ def _test(run: command_pb2.RunCommand, _job: Job, _keys: list[command_pb2.Server
     run.test.CopyFrom(command_pb2.TestWork())
 
 
+def _health(run: command_pb2.RunCommand, _job: Job, _keys: list[command_pb2.ServerKey]) -> None:
+    run.health.CopyFrom(command_pb2.HealthWork())
+
+
 _WORK: dict[str, Any] = {
     "backup": _backup,
     "restore": _restore,
@@ -134,6 +138,7 @@ _WORK: dict[str, Any] = {
     "delete": _delete,
     "reindex": _reindex,
     "test": _test,
+    "health": _health,
 }
 
 

@@ -1,14 +1,17 @@
 """Backups: making them, seeing them, restoring, checking and deleting them. What takes long becomes a job."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from google.protobuf.descriptor import EnumDescriptor
 
 from clients.gen.backupmanager.v1 import backup_pb2, backup_service_pb2_grpc, disk_pb2
 from clients.gen.backupmanager.v1 import backup_service_pb2 as messages
 from controller import backups, orders, servers, storages
-from controller.backups import Backup
+from controller.backups import Backup, BackupFilter
 from controller.errors import InvalidField
 from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, VerifyOrder
+from controller.rules import tree
 from controller.security.caller import current_caller
 from controller.services import check, convert, paging
 from controller.services.parts import Context, Parts
@@ -34,17 +37,36 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         return messages.StartBackupResponse(job_id=await self._start(order))
 
     async def ListBackups(self, request: messages.ListBackupsRequest, context: Context) -> messages.ListBackupsResponse:
-        server = check.reference("server_id", request.server_id, optional=True)
-        storage = check.reference("storage_id", request.storage_id, optional=True)
-        times = (check.instant(request, "start_time"), check.instant(request, "end_time"))
-        page = paging.page("backups", (server, storage, *times), request.page_size, request.page_token, (str,))
-        rows = await self._parts.database.run(_list, server, storage, times, page.after, page.size + 1)
+        wanted = BackupFilter(
+            server_id=check.reference("server_id", request.server_id, optional=True),
+            storage_id=check.reference("storage_id", request.storage_id, optional=True),
+            job_id=check.identifier("job_id", request.job_id) if request.job_id else "",
+            types=_words(disk_pb2.BackupType.DESCRIPTOR, request.types),
+            states=_words(backup_pb2.BackupState.DESCRIPTOR, request.states),
+            encrypted=request.encrypted if request.HasField("encrypted") else None,
+            start_time=check.instant(request, "start_time"),
+            end_time=check.instant(request, "end_time"),
+        )
+        page = paging.page("backups", (wanted,), request.page_size, request.page_token, (str,))
+        rows = await self._parts.database.run(_list, wanted, page.after, page.size + 1)
         filled = paging.fill(page, rows, convert.backup, lambda row: (row.backup_id,))
         return messages.ListBackupsResponse(backups=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetBackup(self, request: messages.GetBackupRequest, context: Context) -> messages.GetBackupResponse:
         record = await self._parts.database.run(backups.get, check.identifier("backup_id", request.backup_id))
         return messages.GetBackupResponse(backup=convert.backup(record))
+
+    async def ListBackupChains(
+        self, request: messages.ListBackupChainsRequest, context: Context
+    ) -> messages.ListBackupChainsResponse:
+        server = check.reference("server_id", request.server_id)
+        storage = check.reference("storage_id", request.storage_id, optional=True)
+        disk = next(iter(check.disks("disk", [request.disk])), "") if request.disk else ""
+        kinds = (str, str, int, int, str)
+        page = paging.page("chains", (server, storage, disk), request.page_size, request.page_token, kinds)
+        rows = await self._parts.database.run(_chains, server, storage, disk, page.after, page.size + 1)
+        filled = paging.fill(page, rows, lambda row: convert.backup_chain(*row), lambda row: row[0].key)
+        return messages.ListBackupChainsResponse(chains=filled.messages, next_page_token=filled.next_page_token)
 
     async def PreviewRestore(
         self, request: messages.PreviewRestoreRequest, context: Context
@@ -115,21 +137,30 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         return await self._parts.database.run(orders.start, order, self._context())
 
 
-def _list(
-    server: str,
-    storage: str,
-    times: tuple[datetime | None, datetime | None],
-    after: tuple[str] | None,
-    limit: int,
-) -> list[Backup]:
-    return backups.list_backups(
-        server_id=servers.find(server).server_id if server else "",
-        storage_id=storages.find(storage).storage_id if storage else "",
-        start_time=times[0],
-        end_time=times[1],
-        after=after,
-        limit=limit,
+def _list(wanted: BackupFilter, after: tuple[str] | None, limit: int) -> list[Backup]:
+    """List what is wanted, server and storage in it named by the caller's words."""
+    named = replace(
+        wanted,
+        server_id=servers.find(wanted.server_id).server_id if wanted.server_id else "",
+        storage_id=storages.find(wanted.storage_id).storage_id if wanted.storage_id else "",
     )
+    return backups.list_backups(named, after=after, limit=limit)
+
+
+def _chains(server: str, storage: str, disk: str, after: tree.Key | None, limit: int) -> list[tuple[tree.Chain, str]]:
+    """Return chains, each with its storage's name, those after a key."""
+    found = servers.find(server)
+    storage_id = storages.find(storage).storage_id if storage else ""
+    present = {str(one.get("disk", "")) for one in found.disks}
+    chains = backups.list_chains(found.server_id, present, storage_id=storage_id, disk=disk)
+    page = [one for one in chains if after is None or one.key > after][:limit]
+    names = storages.names_of({one.storage_id for one in page})
+    return [(one, names.get(one.storage_id, "")) for one in page]
+
+
+def _words(kind: EnumDescriptor, numbers: Iterable[int]) -> tuple[str, ...]:
+    """Return the words of enum values, each once, without the one that means all."""
+    return tuple(sorted({convert.enum_word(kind, one) for one in numbers} - {""}))
 
 
 def _shown(records: Sequence[Backup]) -> list[backup_pb2.Backup]:

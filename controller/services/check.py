@@ -23,6 +23,7 @@ DISKS_MAX = 256
 KINDS_MAX = 50
 _KIND = re.compile(r"[a-z][a-z_]{0,31}\.([a-z][a-z_]{0,31})?")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ID_START = re.compile(r"[0-9A-Fa-f-]{0,36}")
 _DISK = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
@@ -58,6 +59,12 @@ def identifier(field: str, text: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise InvalidField(field=field, problem="is not a UUID") from None
+
+
+def id_start(field: str, text: str) -> str:
+    """The beginning of an id, as people copy it; may be empty."""
+    _expect(_ID_START.fullmatch(text) is not None, field, "is not the beginning of a UUID")
+    return text.lower()
 
 
 def request_id(text: str) -> str:

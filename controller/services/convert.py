@@ -35,10 +35,13 @@ from clients.gen.backupmanager.v1 import (
     system_log_pb2,
     webhook_pb2,
 )
+from controller import health as health_records
+from controller import totals
 from controller.audit_log import AuditEntry
 from controller.backups import Backup
 from controller.deliveries import Delivery
 from controller.events import Event
+from controller.health import Found, Health
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
 from controller.packages import Package
@@ -49,6 +52,7 @@ from controller.rules.access import Resolved as ResolvedAccess
 from controller.rules.presets import Preset
 from controller.rules.schedule import Run
 from controller.rules.settings import DEFAULTS, Resolved, origins, to_value
+from controller.rules.tree import Chain
 from controller.schedules import Schedule
 from controller.security.tokens import AccessToken
 from controller.servers import Server
@@ -56,6 +60,7 @@ from controller.settings import Stored
 from controller.settings import as_dict as settings_by_name
 from controller.storages import Storage
 from controller.system_log import LogEntry as SystemLogEntry
+from controller.totals import ServerUsage, Total
 from controller.webhooks import Webhook
 
 M = TypeVar("M", bound=Message)
@@ -201,7 +206,8 @@ def _level(word: str) -> Any:
     return enum_number(access_level_pb2.AccessLevel.DESCRIPTOR, word)
 
 
-def storage(record: Storage) -> storage_pb2.Storage:
+def storage(record: Storage, total: Total = totals.NONE, found: Health = health_records.NEVER) -> storage_pb2.Storage:
+    """Return a storage with what lies there and how it is."""
     return storage_pb2.Storage(
         storage_id=record.storage_id,
         name=record.name,
@@ -221,10 +227,69 @@ def storage(record: Storage) -> storage_pb2.Storage:
         capabilities=STORAGE_CAPABILITIES[record.type],
         create_time=time(record.create_time),
         update_time=time(record.update_time),
+        backup_count=total.backup_count,
+        stored_bytes=total.stored_bytes,
+        etag=record.etag,
+        health=storage_health(found),
+        usage=storage_usage(total, found),
+        last_backup_time=time(total.last_backup_time),
+    )
+
+
+def storage_health(found: Health) -> storage_pb2.StorageHealth:
+    return storage_pb2.StorageHealth(
+        state=enum_number(storage_pb2.HealthState.DESCRIPTOR, found.state),
+        change_time=time(found.change_time),
+        check_time=time(found.check_time),
+        hypervisor_id=found.hypervisor_id,
+        failure=failure_from_json(found.failure),
+        detail=found.detail,
+        healthy_count=found.healthy_count,
+        unhealthy_count=found.unhealthy_count,
+    )
+
+
+def storage_usage(total: Total, found: Health) -> storage_pb2.StorageUsage:
+    """Return what fills a storage; what others take is what is neither free nor ours."""
+    used = found.total_bytes - found.free_bytes
+    return storage_pb2.StorageUsage(
+        total_bytes=found.total_bytes,
+        free_bytes=found.free_bytes,
+        backup_bytes=total.stored_bytes,
+        other_bytes=max(0, used - total.stored_bytes) if found.total_bytes else 0,
+        server_count=total.server_count,
+        measure_time=time(found.measure_time),
+        hypervisor_id=found.measure_hypervisor_id,
+    )
+
+
+def storage_check(record: Found) -> storage_pb2.StorageCheck:
+    return storage_pb2.StorageCheck(
+        hypervisor_id=record.hypervisor_id,
+        hypervisor_name=record.hypervisor_name,
+        state=enum_number(storage_pb2.HealthState.DESCRIPTOR, record.state or "unknown"),
+        check_time=time(record.check_time),
+        failure=failure_from_json(record.failure),
+        failure_count=record.failure_count,
+        latency=span(timedelta(microseconds=record.latency_microseconds)) if record.latency_microseconds else None,
+        total_bytes=record.total_bytes,
+        free_bytes=record.free_bytes,
+        job_id=record.job_id,
+    )
+
+
+def server_usage(record: ServerUsage) -> storage_pb2.ServerUsage:
+    return storage_pb2.ServerUsage(
+        server_id=record.server_id,
+        server_name=record.server_name,
         backup_count=record.backup_count,
         stored_bytes=record.stored_bytes,
-        etag=record.etag,
+        last_backup_time=time(record.last_backup_time),
     )
+
+
+def failure_from_json(value: Mapping[str, Any] | None) -> failure_pb2.Failure | None:
+    return None if value is None else from_json(failure_pb2.Failure, value)
 
 
 def policy(value: Mapping[str, Any]) -> retention_pb2.RetentionPolicy | None:
@@ -359,6 +424,36 @@ def backup(record: Backup) -> backup_pb2.Backup:
         stored_bytes=record.stored_bytes,
         path=record.path,
         domain_name=record.domain_name,
+    )
+
+
+def backup_chain(record: Chain, storage_name: str) -> backup_pb2.BackupChain:
+    return backup_pb2.BackupChain(
+        disk=record.disk,
+        storage_id=record.storage_id,
+        storage_name=storage_name,
+        chain_id=record.chain_id,
+        copies=record.copies,
+        current=record.current,
+        disk_removed=record.disk_removed,
+        backup_count=record.backup_count,
+        stored_bytes=record.stored_bytes,
+        start_time=time(record.start_time),
+        last_time=time(record.last_time),
+        records=[
+            backup_pb2.ChainRecord(
+                backup_id=one.backup_id,
+                create_time=time(one.create_time),
+                type=enum_number(disk_pb2.BackupType.DESCRIPTOR, one.type),
+                state=enum_number(backup_pb2.BackupState.DESCRIPTOR, one.state),
+                parent_backup_id=one.parent_backup_id,
+                size_bytes=one.size_bytes,
+                data_bytes=one.data_bytes,
+                stored_bytes=one.stored_bytes,
+                fallback_reason=one.fallback_reason,
+            )
+            for one in record.records
+        ],
     )
 
 

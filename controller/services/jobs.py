@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from clients.gen.backupmanager.v1 import job_pb2, job_service_pb2_grpc
 from clients.gen.backupmanager.v1 import job_service_pb2 as messages
-from controller import jobs, orders, servers
+from controller import hypervisors, jobs, orders, servers, storages
 from controller.errors import ShuttingDown
 from controller.jobs import Job, JobFilter
 from controller.security import tokens
@@ -28,8 +28,11 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         self._parts = parts
 
     async def ListJobs(self, request: messages.ListJobsRequest, context: Context) -> messages.ListJobsResponse:
-        reference = check.reference("server_id", request.server_id, optional=True)
         wanted = JobFilter(
+            server_id=check.reference("server_id", request.server_id, optional=True),
+            storage_id=check.reference("storage_id", request.storage_id, optional=True),
+            hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
+            job_id=check.id_start("job_id", request.job_id),
             states=tuple(
                 sorted({convert.enum_word(job_pb2.JobState.DESCRIPTOR, one) for one in request.states} - {""})
             ),
@@ -37,8 +40,8 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             start_time=check.instant(request, "start_time"),
             end_time=check.instant(request, "end_time"),
         )
-        page = paging.page("jobs", (reference, wanted), request.page_size, request.page_token, (str,))
-        rows = await self._parts.database.run(_list, reference, wanted, page.after, page.size + 1)
+        page = paging.page("jobs", (wanted,), request.page_size, request.page_token, (str,))
+        rows = await self._parts.database.run(_list, wanted, page.after, page.size + 1)
         filled = paging.fill(page, rows, convert.job, lambda row: (row.job_id,))
         return messages.ListJobsResponse(jobs=filled.messages, next_page_token=filled.next_page_token)
 
@@ -99,9 +102,15 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             raise ShuttingDown
 
 
-def _list(reference: str, wanted: JobFilter, after: tuple[str] | None, limit: int) -> list[Job]:
-    server_id = servers.find(reference).server_id if reference else ""
-    return jobs.list_jobs(replace(wanted, server_id=server_id), after=after, limit=limit)
+def _list(wanted: JobFilter, after: tuple[str] | None, limit: int) -> list[Job]:
+    """List what is wanted; server, storage and hypervisor in it are named by the caller's words."""
+    named = replace(
+        wanted,
+        server_id=servers.find(wanted.server_id).server_id if wanted.server_id else "",
+        storage_id=storages.find(wanted.storage_id).storage_id if wanted.storage_id else "",
+        hypervisor_id=hypervisors.id_of(wanted.hypervisor_id) if wanted.hypervisor_id else "",
+    )
+    return jobs.list_jobs(named, after=after, limit=limit)
 
 
 def _read(token_id: str, job_id: str, now: datetime) -> Job:

@@ -1,18 +1,18 @@
 """Storages: where backups go. Settings are checked when they are saved; trying them out and reading them again are jobs."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
+from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2_grpc
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
-from clients.gen.backupmanager.v1 import storage_service_pb2_grpc
-from controller import orders, schedules, storages
+from controller import health, orders, schedules, storages, totals
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
-from controller.orders import ReindexOrder, TestOrder
+from controller.orders import HealthOrder, ReindexOrder, TestOrder
 from controller.rules import retention
 from controller.security.caller import current_caller
 from controller.services import check, convert, paging, settings_check, storage_check
@@ -33,6 +33,9 @@ _CHANGEABLE = (
     "delete_hypervisor_id",
     "defaults",
 )
+
+
+_Standing: TypeAlias = tuple[Storage, totals.Total, health.Health]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,19 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
             await _check_key(new.secrets)
         key = await self._make_key(new.secrets) if new.encryption_enabled else None
         record = await self._parts.database.run(storages.create, new, key, self._parts.vault, self._parts.now())
-        return messages.CreateStorageResponse(storage=convert.storage(record))
+        return messages.CreateStorageResponse(storage=await self._shown(record))
 
     async def ListStorages(
         self, request: messages.ListStoragesRequest, context: Context
     ) -> messages.ListStoragesResponse:
         page = paging.page("storages", (), request.page_size, request.page_token, (str,))
-        rows = await self._parts.database.run(storages.list_storages, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.storage, lambda row: (row.name,))
+        rows = await self._parts.database.run(_list, page.after, page.size + 1)
+        filled = paging.fill(page, rows, lambda row: convert.storage(*row), lambda row: (row[0].name,))
         return messages.ListStoragesResponse(storages=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetStorage(self, request: messages.GetStorageRequest, context: Context) -> messages.GetStorageResponse:
         record = await self._parts.database.run(storages.find, check.reference("storage_id", request.storage_id))
-        return messages.GetStorageResponse(storage=convert.storage(record))
+        return messages.GetStorageResponse(storage=await self._shown(record))
 
     async def UpdateStorage(
         self, request: messages.UpdateStorageRequest, context: Context
@@ -91,7 +94,7 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
             self._parts.vault,
             self._parts.now(),
         )
-        return messages.UpdateStorageResponse(storage=convert.storage(record))
+        return messages.UpdateStorageResponse(storage=await self._shown(record))
 
     async def DeleteStorage(
         self, request: messages.DeleteStorageRequest, context: Context
@@ -119,7 +122,38 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         )
         return messages.ReindexStorageResponse(job_id=await self._start(order))
 
-    async def _start(self, order: TestOrder | ReindexOrder) -> str:
+    async def CheckStorage(
+        self, request: messages.CheckStorageRequest, context: Context
+    ) -> messages.CheckStorageResponse:
+        order = HealthOrder(
+            storage_id=check.reference("storage_id", request.storage_id),
+            hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
+            request_id=check.request_id(request.request_id),
+        )
+        return messages.CheckStorageResponse(job_id=await self._start(order))
+
+    async def ListStorageChecks(
+        self, request: messages.ListStorageChecksRequest, context: Context
+    ) -> messages.ListStorageChecksResponse:
+        reference = check.reference("storage_id", request.storage_id)
+        page = paging.page("storage checks", (reference,), request.page_size, request.page_token, (int, str))
+        rows = await self._parts.database.run(_checks, reference, page.after, page.size + 1)
+        filled = paging.fill(page, rows, convert.storage_check, lambda row: (health.rank_of(row), row.hypervisor_id))
+        return messages.ListStorageChecksResponse(checks=filled.messages, next_page_token=filled.next_page_token)
+
+    async def ListServerUsages(
+        self, request: messages.ListServerUsagesRequest, context: Context
+    ) -> messages.ListServerUsagesResponse:
+        reference = check.reference("storage_id", request.storage_id)
+        page = paging.page("server usages", (reference,), request.page_size, request.page_token, (int, str))
+        rows = await self._parts.database.run(_usages, reference, page.after, page.size + 1)
+        filled = paging.fill(page, rows, convert.server_usage, lambda row: (row.stored_bytes, row.server_id))
+        return messages.ListServerUsagesResponse(usages=filled.messages, next_page_token=filled.next_page_token)
+
+    async def _shown(self, record: Storage) -> storage_pb2.Storage:
+        return convert.storage(*(await self._parts.database.run(_with_standing, [record]))[0])
+
+    async def _start(self, order: TestOrder | ReindexOrder | HealthOrder) -> str:
         context = orders.Context(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
         return await self._parts.database.run(orders.start, order, context)
 
@@ -127,6 +161,25 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         if "encryption_passphrase" not in given:
             raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
         return await asyncio.to_thread(storages.make_key, given["encryption_passphrase"], self._parts.now())
+
+
+def _with_standing(records: Sequence[Storage]) -> list[_Standing]:
+    """Return storages with what lies there and how they are, by two queries for all of them."""
+    ids = [one.storage_id for one in records]
+    lying, found = totals.of_storages(ids), health.of_storages(ids)
+    return [(one, lying.get(one.storage_id, totals.NONE), found.get(one.storage_id, health.NEVER)) for one in records]
+
+
+def _list(after: tuple[str] | None, limit: int) -> list[_Standing]:
+    return _with_standing(storages.list_storages(after=after, limit=limit))
+
+
+def _checks(reference: str, after: tuple[int, str] | None, limit: int) -> list[health.Found]:
+    return health.list_checks(storages.find(reference).storage_id, after=after, limit=limit)
+
+
+def _usages(reference: str, after: tuple[int, str] | None, limit: int) -> list[totals.ServerUsage]:
+    return totals.list_server_usages(storages.find(reference).storage_id, after=after, limit=limit)
 
 
 # ---- making one --------------------------------------------------------------------------------------------------------

@@ -42,16 +42,17 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # FAT a
 
 
 class LocalStorage(Storage):
-    """A storage in the folder `path`, which is made if its parent exists."""
+    """A storage in the folder `path`, which is made if its parent exists and `make` says so."""
 
     abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=False, usage=True, bind_address=False)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, make: bool = True) -> None:
         self.label = f"local:{path}"
         self._interrupted = False
         with self.failures("open folder", path):
-            with suppress(FileExistsError):
-                Path(path).mkdir(0o700)
+            if make:
+                with suppress(FileExistsError):
+                    Path(path).mkdir(0o700)
             self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def create(self, name: str) -> "_LocalUpload":

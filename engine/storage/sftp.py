@@ -31,7 +31,7 @@ _ROOM_BYTES_MIN = 1 * MIB  # with less than this left, a "Failure" of a write me
 
 
 class SftpStorage(Storage):
-    """A storage in the folder `config.path` of an SFTP server; the folder is made if its parent exists.
+    """A storage in the folder `config.path` of an SFTP server; the folder is made if its parent exists and `make` says so.
 
     `sleep` waits between attempts; a test may pass its own.
     """
@@ -39,7 +39,12 @@ class SftpStorage(Storage):
     abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=True, usage=True, bind_address=True)
 
     def __init__(
-        self, config: SftpConfig, patience: Patience | None = None, sleep: Callable[[float], None] | None = None
+        self,
+        config: SftpConfig,
+        patience: Patience | None = None,
+        sleep: Callable[[float], None] | None = None,
+        *,
+        make: bool = True,
     ) -> None:
         self.label = f"sftp://{config.username}@{config.host}:{config.port}{config.path}"
         self.patience = patience or Patience()
@@ -50,7 +55,7 @@ class SftpStorage(Storage):
         self._dialing = threading.Lock()
         self._connection: Connection | None = None
         try:
-            self._make_root(self.connection().wire())
+            self._find_root(self.connection().wire(), make=make)
         except Lost as error:
             self.close()
             raise self.unreachable("open folder", error) from error
@@ -205,14 +210,14 @@ class SftpStorage(Storage):
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
 
-    def _make_root(self, wire: Wire) -> None:
+    def _find_root(self, wire: Wire, *, make: bool) -> None:
         root = self.root or b"/"
         try:
             if stat.S_ISDIR(wire.stat(root).mode):  # stat, not lstat: the root itself may be a link
                 return
             raise StorageError(storage=self.label, step="open folder", detail="it is not a folder")
         except Refused as refused:
-            if refused.code != Code.NO_SUCH_FILE:
+            if refused.code != Code.NO_SUCH_FILE or not make:
                 raise self.failure(refused, "open", "the folder", wire) from refused
         try:
             make_folder(wire, root)

@@ -1,13 +1,14 @@
 """The index of restore points, and what work on them is shown, confirmed and does."""
 
 from dataclasses import replace
+from typing import Any
 
 import peewee
 import pytest
 
 from controller import backups, leases, orders, servers
 from controller.agents.convert import Accepted, Finished
-from controller.backups import Backup, BackupRecord, DiskBackup
+from controller.backups import Backup, BackupFilter, BackupRecord, DiskBackup
 from controller.errors import (
     BackupNotFound,
     ConfirmationStale,
@@ -99,12 +100,19 @@ def test_backups_are_listed_newest_first_by_filter_and_page(setting: Setting) ->
     other = setting.agent.back_up(world.server(setting.agent, "db"), setting.storage, "c2")
     ids = [other, setting.second, setting.first, setting.full, setting.old]
 
-    def listed(**values: object) -> list[str]:
-        return [one.backup_id for one in world.run(lambda: backups.list_backups(**values))]  # type: ignore[arg-type]  # filters by name
+    def listed(after: tuple[str] | None = None, limit: int = 100, **values: Any) -> list[str]:
+        found = world.run(backups.list_backups, BackupFilter(**values), after=after, limit=limit)
+        return [one.backup_id for one in found]
 
     assert listed() == ids
     assert listed(server_id=setting.server.server_id) == ids[1:]
     assert listed(storage_id="another") == []
+    assert listed(types=["incremental"]) == ids[1:3]
+    assert listed(types=["incremental", "full"]) == ids
+    assert listed(types=["copy"]) == []
+    assert listed(encrypted=False, states=["available"]) == ids
+    assert listed(encrypted=True) == listed(states=["damaged", "missing"]) == []
+    assert listed(job_id=setting.get(other).job_id) == [other]
     assert listed(limit=2) == ids[:2]
     assert listed(after=(ids[1],), limit=2) == ids[2:4]
     assert listed(start_time=setting.get(ids[2]).create_time, end_time=setting.get(ids[0]).create_time) == ids[1:3]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from clients.gen.backupmanager.agent.v1.command_pb2 import Command
-from controller import storages
+from controller import storages, totals
 from controller.agents import commands, outbox
 from controller.db import models
 from controller.errors import (
@@ -150,8 +150,8 @@ def test_the_place_and_the_encryption_stay_while_backups_lie_there_or_are_being_
     agent.finish(job, record=record_of(job, "c1"))
     refused()
     assert world.change_storage(storage, limits={"worker_threads": 2}, read_only=True).limits == {"worker_threads": 2}
-    shown = world.run(storages.find, storage.storage_id)
-    assert (shown.backup_count, shown.stored_bytes) == (1, 50)
+    there = world.run(totals.of_storages)[storage.storage_id]
+    assert (there.backup_count, there.stored_bytes, there.server_count) == (1, 50, 1)
 
 
 def test_an_empty_storage_may_change_and_go(world: World) -> None:

@@ -77,7 +77,7 @@ def test_what_starts_work_takes_a_request_id() -> None:
     starting = {
         method for service in services() for method in service.methods if "job_id" in method.output_type.fields_by_name
     }
-    assert len(starting) == 6
+    assert len(starting) >= 6
     for method in starting:
         assert "request_id" in method.input_type.fields_by_name, method.full_name
 

@@ -30,6 +30,7 @@ from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand, SessionOwner
+from controller.db.models.standing import BackupTotal, ServerFailure, StorageCheck, StorageHealth, UnprotectedServer
 from controller.db.models.storages import Secret, Storage, StorageKey
 from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
 
@@ -44,6 +45,7 @@ __all__ = [
     "Backup",
     "BackupDisk",
     "BackupNeed",
+    "BackupTotal",
     "Batch",
     "Domain",
     "EnrollmentToken",
@@ -67,13 +69,17 @@ __all__ = [
     "Secret",
     "Server",
     "ServerClaim",
+    "ServerFailure",
     "SessionOwner",
     "Slot",
     "Storage",
+    "StorageCheck",
+    "StorageHealth",
     "StorageKey",
     "SystemLog",
     "Table",
     "Turn",
+    "UnprotectedServer",
     "Webhook",
     "WebhookDelivery",
     "proxy",

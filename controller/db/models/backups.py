@@ -11,8 +11,8 @@ class Backup(Table):
     """A restore point, as its manifest or its job told. `hypervisor_id` is where it was made: a local folder is only there."""
 
     backup_id = id_field()
-    server_id = TextField(index=True)
-    storage_id = TextField(index=True)
+    server_id = TextField()
+    storage_id = TextField()
     hypervisor_id = text_field()
     job_id = TextField(default="", index=True)
     create_time = TimeField()
@@ -31,6 +31,9 @@ class Backup(Table):
         OptionalTimeField()
     )  # a job of ours deleted it; the row stays, so that an older reading does not bring it back
 
+    class Meta:
+        indexes = ((("server_id", "backup_id"), False), (("storage_id", "backup_id"), False), (("job_id",), False))
+
 
 class BackupDisk(Table):
     backup = peewee.ForeignKeyField(Backup, on_delete="CASCADE", index=False)
@@ -47,6 +50,7 @@ class BackupDisk(Table):
 
     class Meta:
         primary_key = peewee.CompositeKey("backup", "disk")
+        indexes = ((("type", "backup"), False),)
 
 
 class BackupNeed(Table):

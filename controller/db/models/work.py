@@ -39,11 +39,16 @@ class Job(Table):
     batch_id = text_field()
 
     class Meta:
+        # Lists are read newest first, and ids sort by time.
         indexes = (
             (("state", "hypervisor_id"), False),
-            (("server_id",), False),
-            (("storage_id",), False),
             (("batch_id",), False),
+            (("state", "job_id"), False),
+            (("type", "job_id"), False),
+            (("server_id", "job_id"), False),
+            (("storage_id", "job_id"), False),
+            (("hypervisor_id", "job_id"), False),
+            (("state", "end_time"), False),
         )
 
 

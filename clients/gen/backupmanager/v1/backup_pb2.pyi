@@ -124,3 +124,131 @@ class Backup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class BackupChain(_message.Message):
+    """A full of one disk and all that needs it, or (a group of its own) the copies of one disk on one storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_NAME_FIELD_NUMBER: _builtins.int
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    DISK_REMOVED_FIELD_NUMBER: _builtins.int
+    BACKUP_COUNT_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    disk: _builtins.str
+    """The disk, such as "vda"."""
+    storage_id: _builtins.str
+    """The storage."""
+    storage_name: _builtins.str
+    """The storage's name."""
+    chain_id: _builtins.str
+    """The chain; empty for the copies."""
+    copies: _builtins.bool
+    """These are copies: each stands by itself, outside any chain."""
+    current: _builtins.bool
+    """The chain that the next incremental would extend."""
+    disk_removed: _builtins.bool
+    """The server no longer has this disk: it is left out of restores, and its data is kept."""
+    backup_count: _builtins.int
+    """Records in it."""
+    stored_bytes: _builtins.int
+    """Bytes that they take on the storage."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When its first record was made."""
+
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """When its newest record was made."""
+
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainRecord]:
+        """Its records, oldest first; the newest 2000 of a longer one."""
+
+    def __init__(
+        self,
+        *,
+        disk: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+        storage_name: _builtins.str = ...,
+        chain_id: _builtins.str = ...,
+        copies: _builtins.bool = ...,
+        current: _builtins.bool = ...,
+        disk_removed: _builtins.bool = ...,
+        backup_count: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+        records: _abc.Iterable[Global___ChainRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_time", b"last_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "chain_id", b"chain_id", "copies", b"copies", "current", b"current", "disk", b"disk", "disk_removed", b"disk_removed", "last_time", b"last_time", "records", b"records", "start_time", b"start_time", "storage_id", b"storage_id", "storage_name", b"storage_name", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupChain: _TypeAlias = BackupChain  # noqa: Y015
+
+@_typing.final
+class ChainRecord(_message.Message):
+    """One disk's part in one backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PARENT_BACKUP_ID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DATA_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    FALLBACK_REASON_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    """The backup."""
+    type: _disk_pb2.BackupType.ValueType
+    """What it holds."""
+    state: Global___BackupState.ValueType
+    """Whether it can be used."""
+    parent_backup_id: _builtins.str
+    """The backup that it builds upon; empty for none."""
+    size_bytes: _builtins.int
+    """Virtual size of the disk then, in bytes."""
+    data_bytes: _builtins.int
+    """Bytes held, before compression."""
+    stored_bytes: _builtins.int
+    """Bytes taken on the storage."""
+    fallback_reason: _builtins.str
+    """Why it is not of the type that was asked for; empty when it is."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        backup_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        type: _disk_pb2.BackupType.ValueType = ...,
+        state: Global___BackupState.ValueType = ...,
+        parent_backup_id: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        data_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        fallback_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "create_time", b"create_time", "data_bytes", b"data_bytes", "fallback_reason", b"fallback_reason", "parent_backup_id", b"parent_backup_id", "size_bytes", b"size_bytes", "state", b"state", "stored_bytes", b"stored_bytes", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainRecord: _TypeAlias = ChainRecord  # noqa: Y015

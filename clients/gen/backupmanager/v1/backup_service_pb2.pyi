@@ -103,6 +103,10 @@ class ListBackupsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """Only this server's: id, external id, or a unique name; empty for all."""
     storage_id: _builtins.str
@@ -111,6 +115,10 @@ class ListBackupsRequest(_message.Message):
     """At most this many; default 100, at most 1000."""
     page_token: _builtins.str
     """From the previous page; empty for the first."""
+    encrypted: _builtins.bool
+    """Only encrypted ones, or only those that are not; unset for all."""
+    job_id: _builtins.str
+    """Only the one that this job made; empty for all."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only those made at or after this time."""
@@ -118,6 +126,14 @@ class ListBackupsRequest(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Only those made before this time."""
+
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_disk_pb2.BackupType.ValueType]:
+        """Only those with a disk of one of these types; empty for all."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[_backup_pb2.BackupState.ValueType]:
+        """Only those in one of these states; empty for all."""
 
     def __init__(
         self,
@@ -128,12 +144,18 @@ class ListBackupsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        types: _abc.Iterable[_disk_pb2.BackupType.ValueType] | None = ...,
+        encrypted: _builtins.bool | None = ...,
+        states: _abc.Iterable[_backup_pb2.BackupState.ValueType] | None = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_encrypted", b"_encrypted", "encrypted", b"encrypted", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "start_time", b"start_time", "storage_id", b"storage_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_encrypted", b"_encrypted", "encrypted", b"encrypted", "end_time", b"end_time", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "start_time", b"start_time", "states", b"states", "storage_id", b"storage_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__encrypted: _TypeAlias = _typing.Literal["encrypted"]  # noqa: Y015
+    _WhichOneofArgType__encrypted: _TypeAlias = _typing.Literal["_encrypted", b"_encrypted"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encrypted) -> _WhichOneofReturnType__encrypted | None: ...
 
 Global___ListBackupsRequest: _TypeAlias = ListBackupsRequest  # noqa: Y015
 
@@ -522,3 +544,69 @@ class StartDeleteResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDeleteResponse: _TypeAlias = StartDeleteResponse  # noqa: Y015
+
+@_typing.final
+class ListBackupChainsRequest(_message.Message):
+    """Asks for a server's chains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server: id, external id, or a unique name."""
+    storage_id: _builtins.str
+    """Only those on this storage: id or name; empty for all."""
+    disk: _builtins.str
+    """Only this disk's; empty for all."""
+    page_size: _builtins.int
+    """At most this many; default 100, at most 1000."""
+    page_token: _builtins.str
+    """From the previous page; empty for the first."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupChainsRequest: _TypeAlias = ListBackupChainsRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupChainsResponse(_message.Message):
+    """A page of chains."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAINS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty when this is the last."""
+    @_builtins.property
+    def chains(self) -> _containers.RepeatedCompositeFieldContainer[_backup_pb2.BackupChain]:
+        """The chains."""
+
+    def __init__(
+        self,
+        *,
+        chains: _abc.Iterable[_backup_pb2.BackupChain] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupChainsResponse: _TypeAlias = ListBackupChainsResponse  # noqa: Y015

@@ -50,6 +50,11 @@ class BackupServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.GetBackupRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.GetBackupResponse.FromString,
                 _registered_method=True)
+        self.ListBackupChains = channel.unary_unary(
+                '/backupmanager.v1.BackupService/ListBackupChains',
+                request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsResponse.FromString,
+                _registered_method=True)
         self.PreviewRestore = channel.unary_unary(
                 '/backupmanager.v1.BackupService/PreviewRestore',
                 request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.PreviewRestoreRequest.SerializeToString,
@@ -98,6 +103,14 @@ class BackupServiceServicer:
 
     def GetBackup(self, request, context):
         """Returns one backup. Scope: viewer. Errors: BACKUP_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackupChains(self, request, context):
+        """Lists a server's backups as chains: by disk, storage and age, the newest first; each disk's copies stand apart in a group of
+        their own. Scope: viewer. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,6 +175,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.GetBackup,
                     request_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.GetBackupRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_backup__service__pb2.GetBackupResponse.SerializeToString,
+            ),
+            'ListBackupChains': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackupChains,
+                    request_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsResponse.SerializeToString,
             ),
             'PreviewRestore': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewRestore,
@@ -271,6 +289,33 @@ class BackupService:
             '/backupmanager.v1.BackupService/GetBackup',
             backupmanager_dot_v1_dot_backup__service__pb2.GetBackupRequest.SerializeToString,
             backupmanager_dot_v1_dot_backup__service__pb2.GetBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackupChains(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.BackupService/ListBackupChains',
+            backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsRequest.SerializeToString,
+            backupmanager_dot_v1_dot_backup__service__pb2.ListBackupChainsResponse.FromString,
             options,
             channel_credentials,
             insecure,

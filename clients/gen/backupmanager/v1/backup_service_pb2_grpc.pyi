@@ -24,6 +24,10 @@ class BackupServiceStub:
     """Lists backups, newest first. Scope: viewer."""
     GetBackup: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.GetBackupRequest, _backup_service_pb2.GetBackupResponse]
     """Returns one backup. Scope: viewer. Errors: BACKUP_NOT_FOUND."""
+    ListBackupChains: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.ListBackupChainsRequest, _backup_service_pb2.ListBackupChainsResponse]
+    """Lists a server's backups as chains: by disk, storage and age, the newest first; each disk's copies stand apart in a group of
+    their own. Scope: viewer. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND.
+    """
     PreviewRestore: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.PreviewRestoreRequest, _backup_service_pb2.PreviewRestoreResponse]
     """Shows what a restore would overwrite, and gives the confirmation that it needs. Scope: operator.
     Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND, SERVER_NOT_FOUND.
@@ -75,6 +79,16 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_backup_service_pb2.GetBackupRequest, _abc.Awaitable[_backup_service_pb2.GetBackupResponse]],
     ) -> _abc.Awaitable[_backup_service_pb2.GetBackupResponse]:
         """Returns one backup. Scope: viewer. Errors: BACKUP_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListBackupChains(
+        self,
+        request: _backup_service_pb2.ListBackupChainsRequest,
+        context: _aio.ServicerContext[_backup_service_pb2.ListBackupChainsRequest, _abc.Awaitable[_backup_service_pb2.ListBackupChainsResponse]],
+    ) -> _abc.Awaitable[_backup_service_pb2.ListBackupChainsResponse]:
+        """Lists a server's backups as chains: by disk, storage and age, the newest first; each disk's copies stand apart in a group of
+        their own. Scope: viewer. Errors: SERVER_NOT_FOUND, STORAGE_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def PreviewRestore(

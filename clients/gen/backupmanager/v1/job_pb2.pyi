@@ -47,6 +47,8 @@ class _JobTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobType.Value
     """Deletes what retention keeps no more."""
     JOB_TYPE_PURGE: _JobType.ValueType  # 8
     """Deletes what is left of a server."""
+    JOB_TYPE_HEALTH: _JobType.ValueType  # 9
+    """Looks at a storage without writing to it."""
 
 class JobType(_JobType, metaclass=_JobTypeEnumTypeWrapper):
     """What a job does."""
@@ -69,6 +71,8 @@ JOB_TYPE_PRUNE: JobType.ValueType  # 7
 """Deletes what retention keeps no more."""
 JOB_TYPE_PURGE: JobType.ValueType  # 8
 """Deletes what is left of a server."""
+JOB_TYPE_HEALTH: JobType.ValueType  # 9
+"""Looks at a storage without writing to it."""
 Global___JobType: _TypeAlias = JobType  # noqa: Y015
 
 class _JobState:
@@ -293,6 +297,7 @@ class JobResult(_message.Message):
     DELETE_FIELD_NUMBER: _builtins.int
     REINDEX_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backup(self) -> Global___BackupResult:
         """Of a backup."""
@@ -317,6 +322,10 @@ class JobResult(_message.Message):
     def test(self) -> Global___StorageTestResult:
         """Of a storage test."""
 
+    @_builtins.property
+    def health(self) -> Global___HealthResult:
+        """Of a look at a storage's health."""
+
     def __init__(
         self,
         *,
@@ -326,12 +335,13 @@ class JobResult(_message.Message):
         delete: Global___DeleteResult | None = ...,
         reindex: Global___ReindexResult | None = ...,
         test: Global___StorageTestResult | None = ...,
+        health: Global___HealthResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -620,6 +630,66 @@ class StorageTestStep(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StorageTestStep: _TypeAlias = StorageTestStep  # noqa: Y015
+
+@_typing.final
+class HealthResult(_message.Message):
+    """What a look at a storage's health found: there is a way in, and what lies there is ours."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_FIELD_NUMBER: _builtins.int
+    INITIALIZED_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    initialized: _builtins.bool
+    """The repository is there; false for a storage that was never used."""
+    @_builtins.property
+    def latency(self) -> _duration_pb2.Duration:
+        """From the first packet to the repository's name."""
+
+    @_builtins.property
+    def room(self) -> Global___StorageRoom:
+        """The room that the storage tells of; unset where it cannot."""
+
+    def __init__(
+        self,
+        *,
+        latency: _duration_pb2.Duration | None = ...,
+        initialized: _builtins.bool = ...,
+        room: Global___StorageRoom | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency", "room", b"room"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initialized", b"initialized", "latency", b"latency", "room", b"room"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthResult: _TypeAlias = HealthResult  # noqa: Y015
+
+@_typing.final
+class StorageRoom(_message.Message):
+    """Room on a storage, as it tells by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """All of it, in bytes."""
+    free_bytes: _builtins.int
+    """What can still be written, in bytes."""
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_bytes", b"free_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageRoom: _TypeAlias = StorageRoom  # noqa: Y015
 
 @_typing.final
 class JobLogEntry(_message.Message):

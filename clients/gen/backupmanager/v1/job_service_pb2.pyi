@@ -34,12 +34,21 @@ class ListJobsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """Only this server's: id, external id, or a unique name; empty for all."""
     page_size: _builtins.int
     """At most this many; default 100, at most 1000."""
     page_token: _builtins.str
     """From the previous page; empty for the first."""
+    storage_id: _builtins.str
+    """Only those on this storage: id or name; empty for all."""
+    hypervisor_id: _builtins.str
+    """Only those of this hypervisor: id or name; empty for all."""
+    job_id: _builtins.str
+    """Only those whose id begins with this; empty for all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]:
         """Only those in one of these states; empty for all."""
@@ -66,10 +75,13 @@ class ListJobsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+        hypervisor_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "start_time", b"start_time", "states", b"states", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "hypervisor_id", b"hypervisor_id", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "start_time", b"start_time", "states", b"states", "storage_id", b"storage_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,40 +24,52 @@ _sym_db = _symbol_database.Default()
 
 from clients.gen.backupmanager.v1 import disk_pb2 as backupmanager_dot_v1_dot_disk__pb2
 from clients.gen.backupmanager.v1 import retention_pb2 as backupmanager_dot_v1_dot_retention__pb2
+from clients.gen.backupmanager.v1 import failure_pb2 as backupmanager_dot_v1_dot_failure__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61\x63kupmanager/v1/storage.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a backupmanager/v1/retention.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x06\n\x07Storage\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x05local\x18\x03 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x04 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12\x32\n\x0b\x63ompression\x18\x05 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x36\n\nencryption\x18\x06 \x01(\x0b\x32\".backupmanager.v1.EncryptionStatus\x12/\n\x06limits\x18\x07 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x0f\n\x07\x65nabled\x18\x08 \x01(\x08\x12\x11\n\tread_only\x18\t \x01(\x08\x12\x15\n\rrepository_id\x18\n \x01(\t\x12/\n\x07secrets\x18\x0b \x03(\x0b\x32\x1e.backupmanager.v1.SecretStatus\x12;\n\x0c\x63\x61pabilities\x18\x0c \x01(\x0b\x32%.backupmanager.v1.StorageCapabilities\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x0f \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x10 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x11 \x01(\t\x12\x34\n\tretention\x18\x1e \x01(\x0b\x32!.backupmanager.v1.RetentionPolicy\x12\x11\n\tkeep_last\x18\x1f \x01(\x05\x12\x1c\n\x14\x64\x65lete_hypervisor_id\x18  \x01(\t\x12\x33\n\x08\x64\x65\x66\x61ults\x18! \x01(\x0b\x32!.backupmanager.v1.StorageDefaultsB\x08\n\x06\x63onfig\"\x1b\n\x0bLocalConfig\x12\x0c\n\x04path\x18\x01 \x01(\t\"p\n\nSftpConfig\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08host_key\x18\x05 \x01(\t\x12\x14\n\x0c\x62ind_address\x18\x06 \x01(\t\">\n\x0b\x43ompression\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x0f\n\x07threads\x18\x03 \x01(\x05\"3\n\x10\x45ncryptionStatus\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"\xd5\x01\n\rStorageLimits\x12\x16\n\x0eworker_threads\x18\x01 \x01(\x05\x12\"\n\x1a\x62\x61ndwidth_bytes_per_second\x18\x02 \x01(\x03\x12\x1d\n\x15read_bytes_per_second\x18\x03 \x01(\x03\x12\x33\n\x0bio_priority\x18\x04 \x01(\x0e\x32\x1e.backupmanager.v1.WorkPriority\x12\x34\n\x0c\x63pu_priority\x18\x05 \x01(\x0e\x32\x1e.backupmanager.v1.WorkPriority\"\xcc\x02\n\x0fStorageDefaults\x12\x1b\n\x0einterval_hours\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x36\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\x1f\n\x12\x66ull_interval_days\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1f\n\x12\x62\x61\x63kup_concurrency\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12,\n\x06window\x18\x05 \x01(\x0b\x32\x1c.backupmanager.v1.TimeWindow\x12\x33\n\x0c\x61llowed_days\x18\x06 \x01(\x0b\x32\x1d.backupmanager.v1.AllowedDaysB\x11\n\x0f_interval_hoursB\x15\n\x13_full_interval_daysB\x15\n\x13_backup_concurrency\"(\n\nTimeWindow\x12\r\n\x05start\x18\x01 \x01(\t\x12\x0b\n\x03\x65nd\x18\x02 \x01(\t\"6\n\x0b\x41llowedDays\x12\'\n\x04\x64\x61ys\x18\x01 \x03(\x0e\x32\x19.backupmanager.v1.Weekday\"1\n\x0cSecretStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"c\n\x13StorageCapabilities\x12\x13\n\x0bincremental\x18\x01 \x01(\x08\x12\x12\n\nencryption\x18\x02 \x01(\x08\x12\x14\n\x0c\x62ind_address\x18\x03 \x01(\x08\x12\r\n\x05usage\x18\x04 \x01(\x08*\xb6\x01\n\x07Weekday\x12\x17\n\x13WEEKDAY_UNSPECIFIED\x10\x00\x12\x12\n\x0eWEEKDAY_MONDAY\x10\x01\x12\x13\n\x0fWEEKDAY_TUESDAY\x10\x02\x12\x15\n\x11WEEKDAY_WEDNESDAY\x10\x03\x12\x14\n\x10WEEKDAY_THURSDAY\x10\x04\x12\x12\n\x0eWEEKDAY_FRIDAY\x10\x05\x12\x14\n\x10WEEKDAY_SATURDAY\x10\x06\x12\x12\n\x0eWEEKDAY_SUNDAY\x10\x07*v\n\x0cWorkPriority\x12\x1d\n\x19WORK_PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14WORK_PRIORITY_NORMAL\x10\x01\x12\x15\n\x11WORK_PRIORITY_LOW\x10\x02\x12\x16\n\x12WORK_PRIORITY_IDLE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x61\x63kupmanager/v1/storage.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a backupmanager/v1/retention.proto\x1a\x1e\x62\x61\x63kupmanager/v1/failure.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x07\n\x07Storage\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\x05local\x18\x03 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x04 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12\x32\n\x0b\x63ompression\x18\x05 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x36\n\nencryption\x18\x06 \x01(\x0b\x32\".backupmanager.v1.EncryptionStatus\x12/\n\x06limits\x18\x07 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x0f\n\x07\x65nabled\x18\x08 \x01(\x08\x12\x11\n\tread_only\x18\t \x01(\x08\x12\x15\n\rrepository_id\x18\n \x01(\t\x12/\n\x07secrets\x18\x0b \x03(\x0b\x32\x1e.backupmanager.v1.SecretStatus\x12;\n\x0c\x63\x61pabilities\x18\x0c \x01(\x0b\x32%.backupmanager.v1.StorageCapabilities\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x0f \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x10 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x11 \x01(\t\x12\x34\n\tretention\x18\x1e \x01(\x0b\x32!.backupmanager.v1.RetentionPolicy\x12\x11\n\tkeep_last\x18\x1f \x01(\x05\x12\x1c\n\x14\x64\x65lete_hypervisor_id\x18  \x01(\t\x12\x33\n\x08\x64\x65\x66\x61ults\x18! \x01(\x0b\x32!.backupmanager.v1.StorageDefaults\x12/\n\x06health\x18( \x01(\x0b\x32\x1f.backupmanager.v1.StorageHealth\x12-\n\x05usage\x18) \x01(\x0b\x32\x1e.backupmanager.v1.StorageUsage\x12\x34\n\x10last_backup_time\x18* \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06\x63onfig\"\xa1\x02\n\rStorageHealth\x12,\n\x05state\x18\x01 \x01(\x0e\x32\x1d.backupmanager.v1.HealthState\x12/\n\x0b\x63hange_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ncheck_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhypervisor_id\x18\x04 \x01(\t\x12*\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x15\n\rhealthy_count\x18\x07 \x01(\x05\x12\x17\n\x0funhealthy_count\x18\x08 \x01(\x05\"\xc1\x01\n\x0cStorageUsage\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x03\x12\x12\n\nfree_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x62\x61\x63kup_bytes\x18\x03 \x01(\x03\x12\x13\n\x0bother_bytes\x18\x04 \x01(\x03\x12\x14\n\x0cserver_count\x18\x05 \x01(\x03\x12\x30\n\x0cmeasure_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhypervisor_id\x18\x07 \x01(\t\"\xc4\x02\n\x0cStorageCheck\x12\x15\n\rhypervisor_id\x18\x01 \x01(\t\x12\x17\n\x0fhypervisor_name\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.backupmanager.v1.HealthState\x12.\n\ncheck_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\x15\n\rfailure_count\x18\x06 \x01(\x05\x12*\n\x07latency\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btotal_bytes\x18\x08 \x01(\x03\x12\x12\n\nfree_bytes\x18\t \x01(\x03\x12\x0e\n\x06job_id\x18\n \x01(\t\"\x97\x01\n\x0bServerUsage\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0bserver_name\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61\x63kup_count\x18\x03 \x01(\x03\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x03\x12\x34\n\x10last_backup_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1b\n\x0bLocalConfig\x12\x0c\n\x04path\x18\x01 \x01(\t\"p\n\nSftpConfig\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x10\n\x08username\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08host_key\x18\x05 \x01(\t\x12\x14\n\x0c\x62ind_address\x18\x06 \x01(\t\">\n\x0b\x43ompression\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\r\n\x05level\x18\x02 \x01(\x05\x12\x0f\n\x07threads\x18\x03 \x01(\x05\"3\n\x10\x45ncryptionStatus\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"\xd5\x01\n\rStorageLimits\x12\x16\n\x0eworker_threads\x18\x01 \x01(\x05\x12\"\n\x1a\x62\x61ndwidth_bytes_per_second\x18\x02 \x01(\x03\x12\x1d\n\x15read_bytes_per_second\x18\x03 \x01(\x03\x12\x33\n\x0bio_priority\x18\x04 \x01(\x0e\x32\x1e.backupmanager.v1.WorkPriority\x12\x34\n\x0c\x63pu_priority\x18\x05 \x01(\x0e\x32\x1e.backupmanager.v1.WorkPriority\"\xcc\x02\n\x0fStorageDefaults\x12\x1b\n\x0einterval_hours\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x36\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\x1f\n\x12\x66ull_interval_days\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1f\n\x12\x62\x61\x63kup_concurrency\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12,\n\x06window\x18\x05 \x01(\x0b\x32\x1c.backupmanager.v1.TimeWindow\x12\x33\n\x0c\x61llowed_days\x18\x06 \x01(\x0b\x32\x1d.backupmanager.v1.AllowedDaysB\x11\n\x0f_interval_hoursB\x15\n\x13_full_interval_daysB\x15\n\x13_backup_concurrency\"(\n\nTimeWindow\x12\r\n\x05start\x18\x01 \x01(\t\x12\x0b\n\x03\x65nd\x18\x02 \x01(\t\"6\n\x0b\x41llowedDays\x12\'\n\x04\x64\x61ys\x18\x01 \x03(\x0e\x32\x19.backupmanager.v1.Weekday\"1\n\x0cSecretStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\"c\n\x13StorageCapabilities\x12\x13\n\x0bincremental\x18\x01 \x01(\x08\x12\x12\n\nencryption\x18\x02 \x01(\x08\x12\x14\n\x0c\x62ind_address\x18\x03 \x01(\x08\x12\r\n\x05usage\x18\x04 \x01(\x08*\x96\x01\n\x0bHealthState\x12\x1c\n\x18HEALTH_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14HEALTH_STATE_UNKNOWN\x10\x01\x12\x18\n\x14HEALTH_STATE_HEALTHY\x10\x02\x12\x19\n\x15HEALTH_STATE_DEGRADED\x10\x03\x12\x1a\n\x16HEALTH_STATE_UNHEALTHY\x10\x04*\xb6\x01\n\x07Weekday\x12\x17\n\x13WEEKDAY_UNSPECIFIED\x10\x00\x12\x12\n\x0eWEEKDAY_MONDAY\x10\x01\x12\x13\n\x0fWEEKDAY_TUESDAY\x10\x02\x12\x15\n\x11WEEKDAY_WEDNESDAY\x10\x03\x12\x14\n\x10WEEKDAY_THURSDAY\x10\x04\x12\x12\n\x0eWEEKDAY_FRIDAY\x10\x05\x12\x14\n\x10WEEKDAY_SATURDAY\x10\x06\x12\x12\n\x0eWEEKDAY_SUNDAY\x10\x07*v\n\x0cWorkPriority\x12\x1d\n\x19WORK_PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14WORK_PRIORITY_NORMAL\x10\x01\x12\x15\n\x11WORK_PRIORITY_LOW\x10\x02\x12\x16\n\x12WORK_PRIORITY_IDLE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v1.storage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WEEKDAY']._serialized_start=1998
-  _globals['_WEEKDAY']._serialized_end=2180
-  _globals['_WORKPRIORITY']._serialized_start=2182
-  _globals['_WORKPRIORITY']._serialized_end=2300
-  _globals['_STORAGE']._serialized_start=149
-  _globals['_STORAGE']._serialized_end=934
-  _globals['_LOCALCONFIG']._serialized_start=936
-  _globals['_LOCALCONFIG']._serialized_end=963
-  _globals['_SFTPCONFIG']._serialized_start=965
-  _globals['_SFTPCONFIG']._serialized_end=1077
-  _globals['_COMPRESSION']._serialized_start=1079
-  _globals['_COMPRESSION']._serialized_end=1141
-  _globals['_ENCRYPTIONSTATUS']._serialized_start=1143
-  _globals['_ENCRYPTIONSTATUS']._serialized_end=1194
-  _globals['_STORAGELIMITS']._serialized_start=1197
-  _globals['_STORAGELIMITS']._serialized_end=1410
-  _globals['_STORAGEDEFAULTS']._serialized_start=1413
-  _globals['_STORAGEDEFAULTS']._serialized_end=1745
-  _globals['_TIMEWINDOW']._serialized_start=1747
-  _globals['_TIMEWINDOW']._serialized_end=1787
-  _globals['_ALLOWEDDAYS']._serialized_start=1789
-  _globals['_ALLOWEDDAYS']._serialized_end=1843
-  _globals['_SECRETSTATUS']._serialized_start=1845
-  _globals['_SECRETSTATUS']._serialized_end=1894
-  _globals['_STORAGECAPABILITIES']._serialized_start=1896
-  _globals['_STORAGECAPABILITIES']._serialized_end=1995
+  _globals['_HEALTHSTATE']._serialized_start=3181
+  _globals['_HEALTHSTATE']._serialized_end=3331
+  _globals['_WEEKDAY']._serialized_start=3334
+  _globals['_WEEKDAY']._serialized_end=3516
+  _globals['_WORKPRIORITY']._serialized_start=3518
+  _globals['_WORKPRIORITY']._serialized_end=3636
+  _globals['_STORAGE']._serialized_start=213
+  _globals['_STORAGE']._serialized_end=1148
+  _globals['_STORAGEHEALTH']._serialized_start=1151
+  _globals['_STORAGEHEALTH']._serialized_end=1440
+  _globals['_STORAGEUSAGE']._serialized_start=1443
+  _globals['_STORAGEUSAGE']._serialized_end=1636
+  _globals['_STORAGECHECK']._serialized_start=1639
+  _globals['_STORAGECHECK']._serialized_end=1963
+  _globals['_SERVERUSAGE']._serialized_start=1966
+  _globals['_SERVERUSAGE']._serialized_end=2117
+  _globals['_LOCALCONFIG']._serialized_start=2119
+  _globals['_LOCALCONFIG']._serialized_end=2146
+  _globals['_SFTPCONFIG']._serialized_start=2148
+  _globals['_SFTPCONFIG']._serialized_end=2260
+  _globals['_COMPRESSION']._serialized_start=2262
+  _globals['_COMPRESSION']._serialized_end=2324
+  _globals['_ENCRYPTIONSTATUS']._serialized_start=2326
+  _globals['_ENCRYPTIONSTATUS']._serialized_end=2377
+  _globals['_STORAGELIMITS']._serialized_start=2380
+  _globals['_STORAGELIMITS']._serialized_end=2593
+  _globals['_STORAGEDEFAULTS']._serialized_start=2596
+  _globals['_STORAGEDEFAULTS']._serialized_end=2928
+  _globals['_TIMEWINDOW']._serialized_start=2930
+  _globals['_TIMEWINDOW']._serialized_end=2970
+  _globals['_ALLOWEDDAYS']._serialized_start=2972
+  _globals['_ALLOWEDDAYS']._serialized_end=3026
+  _globals['_SECRETSTATUS']._serialized_start=3028
+  _globals['_SECRETSTATUS']._serialized_end=3077
+  _globals['_STORAGECAPABILITIES']._serialized_start=3079
+  _globals['_STORAGECAPABILITIES']._serialized_end=3178
 # @@protoc_insertion_point(module_scope)

@@ -4,9 +4,11 @@ isort:skip_file
 """
 
 from clients.gen.backupmanager.v1 import disk_pb2 as _disk_pb2
+from clients.gen.backupmanager.v1 import failure_pb2 as _failure_pb2
 from clients.gen.backupmanager.v1 import retention_pb2 as _retention_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -21,6 +23,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _HealthState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HealthStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEALTH_STATE_UNSPECIFIED: _HealthState.ValueType  # 0
+    """Not set."""
+    HEALTH_STATE_UNKNOWN: _HealthState.ValueType  # 1
+    """Nobody can say: it is disabled, was not checked yet, or there is no online hypervisor to check it from."""
+    HEALTH_STATE_HEALTHY: _HealthState.ValueType  # 2
+    """The last checks went well."""
+    HEALTH_STATE_DEGRADED: _HealthState.ValueType  # 3
+    """Some hypervisors get in and some do not."""
+    HEALTH_STATE_UNHEALTHY: _HealthState.ValueType  # 4
+    """No hypervisor that tried gets in."""
+
+class HealthState(_HealthState, metaclass=_HealthStateEnumTypeWrapper):
+    """What checks say of a storage."""
+
+HEALTH_STATE_UNSPECIFIED: HealthState.ValueType  # 0
+"""Not set."""
+HEALTH_STATE_UNKNOWN: HealthState.ValueType  # 1
+"""Nobody can say: it is disabled, was not checked yet, or there is no online hypervisor to check it from."""
+HEALTH_STATE_HEALTHY: HealthState.ValueType  # 2
+"""The last checks went well."""
+HEALTH_STATE_DEGRADED: HealthState.ValueType  # 3
+"""Some hypervisors get in and some do not."""
+HEALTH_STATE_UNHEALTHY: HealthState.ValueType  # 4
+"""No hypervisor that tried gets in."""
+Global___HealthState: _TypeAlias = HealthState  # noqa: Y015
 
 class _Weekday:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -121,6 +155,9 @@ class Storage(_message.Message):
     KEEP_LAST_FIELD_NUMBER: _builtins.int
     DELETE_HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id, made by the controller."""
     name: _builtins.str
@@ -185,6 +222,18 @@ class Storage(_message.Message):
     def defaults(self) -> Global___StorageDefaults:
         """What its jobs go by beside `compression`, `encryption` and `limits`, where no schedule says otherwise."""
 
+    @_builtins.property
+    def health(self) -> Global___StorageHealth:
+        """Whether hypervisors get in, as the last checks found."""
+
+    @_builtins.property
+    def usage(self) -> Global___StorageUsage:
+        """What fills it."""
+
+    @_builtins.property
+    def last_backup_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest usable backup on it; unset for none."""
+
     def __init__(
         self,
         *,
@@ -209,16 +258,229 @@ class Storage(_message.Message):
         keep_last: _builtins.int = ...,
         delete_hypervisor_id: _builtins.str = ...,
         defaults: Global___StorageDefaults | None = ...,
+        health: Global___StorageHealth | None = ...,
+        usage: Global___StorageUsage | None = ...,
+        last_backup_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "health", b"health", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "health", b"health", "keep_last", b"keep_last", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
 
 Global___Storage: _TypeAlias = Storage  # noqa: Y015
+
+@_typing.final
+class StorageHealth(_message.Message):
+    """Whether hypervisors get into a storage. It is looked at from time to time, from each hypervisor whose schedule uses it in
+    turn; it is told and never stops a backup.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    CHECK_TIME_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HEALTHY_COUNT_FIELD_NUMBER: _builtins.int
+    UNHEALTHY_COUNT_FIELD_NUMBER: _builtins.int
+    state: Global___HealthState.ValueType
+    """What the last checks say together."""
+    hypervisor_id: _builtins.str
+    """From where the last check was made."""
+    detail: _builtins.str
+    """In words, for people: why it is unknown, or from how many hypervisors it is reached."""
+    healthy_count: _builtins.int
+    """Hypervisors from which the last check went well."""
+    unhealthy_count: _builtins.int
+    """Hypervisors from which the last check failed."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is so."""
+
+    @_builtins.property
+    def check_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was checked last; unset for never."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """The newest failure that still holds; unset for none."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___HealthState.ValueType = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        check_time: _timestamp_pb2.Timestamp | None = ...,
+        hypervisor_id: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        detail: _builtins.str = ...,
+        healthy_count: _builtins.int = ...,
+        unhealthy_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "check_time", b"check_time", "failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "check_time", b"check_time", "detail", b"detail", "failure", b"failure", "healthy_count", b"healthy_count", "hypervisor_id", b"hypervisor_id", "state", b"state", "unhealthy_count", b"unhealthy_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageHealth: _TypeAlias = StorageHealth  # noqa: Y015
+
+@_typing.final
+class StorageUsage(_message.Message):
+    """What fills a storage. The first two figures are told by the storage itself and are 0 where it cannot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    BACKUP_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_BYTES_FIELD_NUMBER: _builtins.int
+    SERVER_COUNT_FIELD_NUMBER: _builtins.int
+    MEASURE_TIME_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    total_bytes: _builtins.int
+    """All room, in bytes."""
+    free_bytes: _builtins.int
+    """Room that is free, in bytes."""
+    backup_bytes: _builtins.int
+    """What our backups take there, in bytes."""
+    other_bytes: _builtins.int
+    """What everything else takes there, in bytes; 0 where it is not known."""
+    server_count: _builtins.int
+    """Servers with backups there."""
+    hypervisor_id: _builtins.str
+    """Where it told them: a local folder is another one on each hypervisor."""
+    @_builtins.property
+    def measure_time(self) -> _timestamp_pb2.Timestamp:
+        """When the storage told its figures; unset for never."""
+
+    def __init__(
+        self,
+        *,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        backup_bytes: _builtins.int = ...,
+        other_bytes: _builtins.int = ...,
+        server_count: _builtins.int = ...,
+        measure_time: _timestamp_pb2.Timestamp | None = ...,
+        hypervisor_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measure_time", b"measure_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_bytes", b"backup_bytes", "free_bytes", b"free_bytes", "hypervisor_id", b"hypervisor_id", "measure_time", b"measure_time", "other_bytes", b"other_bytes", "server_count", b"server_count", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageUsage: _TypeAlias = StorageUsage  # noqa: Y015
+
+@_typing.final
+class StorageCheck(_message.Message):
+    """The last check of a storage from one hypervisor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CHECK_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    hypervisor_id: _builtins.str
+    """From where."""
+    hypervisor_name: _builtins.str
+    """The hypervisor's name."""
+    state: Global___HealthState.ValueType
+    """What it found; unknown where no check ended with a word about the storage yet."""
+    failure_count: _builtins.int
+    """How many checks in a row failed."""
+    total_bytes: _builtins.int
+    """The room that was told there, in bytes; 0 where it cannot be."""
+    free_bytes: _builtins.int
+    """Of that free, in bytes."""
+    job_id: _builtins.str
+    """The job that found it, or that is at it now."""
+    @_builtins.property
+    def check_time(self) -> _timestamp_pb2.Timestamp:
+        """When it found that."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it is unhealthy."""
+
+    @_builtins.property
+    def latency(self) -> _duration_pb2.Duration:
+        """How long the last good check took to get in."""
+
+    def __init__(
+        self,
+        *,
+        hypervisor_id: _builtins.str = ...,
+        hypervisor_name: _builtins.str = ...,
+        state: Global___HealthState.ValueType = ...,
+        check_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        failure_count: _builtins.int = ...,
+        latency: _duration_pb2.Duration | None = ...,
+        total_bytes: _builtins.int = ...,
+        free_bytes: _builtins.int = ...,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check_time", b"check_time", "failure", b"failure", "latency", b"latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_time", b"check_time", "failure", b"failure", "failure_count", b"failure_count", "free_bytes", b"free_bytes", "hypervisor_id", b"hypervisor_id", "hypervisor_name", b"hypervisor_name", "job_id", b"job_id", "latency", b"latency", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StorageCheck: _TypeAlias = StorageCheck  # noqa: Y015
+
+@_typing.final
+class ServerUsage(_message.Message):
+    """How much of a storage one server's backups take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    BACKUP_COUNT_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server."""
+    server_name: _builtins.str
+    """Its name; empty for one that the controller does not know."""
+    backup_count: _builtins.int
+    """Its backups there."""
+    stored_bytes: _builtins.int
+    """Bytes that these take."""
+    @_builtins.property
+    def last_backup_time(self) -> _timestamp_pb2.Timestamp:
+        """The newest usable one."""
+
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+        backup_count: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        last_backup_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_backup_time", b"last_backup_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "last_backup_time", b"last_backup_time", "server_id", b"server_id", "server_name", b"server_name", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerUsage: _TypeAlias = ServerUsage  # noqa: Y015
 
 @_typing.final
 class LocalConfig(_message.Message):

@@ -70,6 +70,21 @@ class StorageServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.FromString,
                 _registered_method=True)
+        self.CheckStorage = channel.unary_unary(
+                '/backupmanager.v1.StorageService/CheckStorage',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageResponse.FromString,
+                _registered_method=True)
+        self.ListStorageChecks = channel.unary_unary(
+                '/backupmanager.v1.StorageService/ListStorageChecks',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksResponse.FromString,
+                _registered_method=True)
+        self.ListServerUsages = channel.unary_unary(
+                '/backupmanager.v1.StorageService/ListServerUsages',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesResponse.FromString,
+                _registered_method=True)
 
 
 class StorageServiceServicer:
@@ -130,6 +145,30 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckStorage(self, request, context):
+        """Starts a job that looks at a storage's health from one hypervisor; nothing is written there. The storage's `health` has
+        the outcome once the job has ended. Scope: operator. Errors: STORAGE_NOT_FOUND, STORAGE_DISABLED, HYPERVISOR_NOT_FOUND,
+        HYPERVISOR_UNREACHABLE, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStorageChecks(self, request, context):
+        """Lists the last check of a storage from each hypervisor, what is unhealthy first. Scope: viewer.
+        Errors: STORAGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListServerUsages(self, request, context):
+        """Lists the servers whose backups take room on a storage, the largest first. Scope: viewer. Errors: STORAGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StorageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -167,6 +206,21 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.ReindexStorage,
                     request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.SerializeToString,
+            ),
+            'CheckStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckStorage,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageResponse.SerializeToString,
+            ),
+            'ListStorageChecks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStorageChecks,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksResponse.SerializeToString,
+            ),
+            'ListServerUsages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListServerUsages,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -359,6 +413,87 @@ class StorageService:
             '/backupmanager.v1.StorageService/ReindexStorage',
             backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.SerializeToString,
             backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/CheckStorage',
+            backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStorageChecks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/ListStorageChecks',
+            backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.ListStorageChecksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListServerUsages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/ListServerUsages',
+            backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.ListServerUsagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

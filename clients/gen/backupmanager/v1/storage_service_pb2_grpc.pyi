@@ -39,6 +39,17 @@ class StorageServiceStub:
     """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
     HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
     """
+    CheckStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.CheckStorageRequest, _storage_service_pb2.CheckStorageResponse]
+    """Starts a job that looks at a storage's health from one hypervisor; nothing is written there. The storage's `health` has
+    the outcome once the job has ended. Scope: operator. Errors: STORAGE_NOT_FOUND, STORAGE_DISABLED, HYPERVISOR_NOT_FOUND,
+    HYPERVISOR_UNREACHABLE, REQUEST_ID_REUSED.
+    """
+    ListStorageChecks: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ListStorageChecksRequest, _storage_service_pb2.ListStorageChecksResponse]
+    """Lists the last check of a storage from each hypervisor, what is unhealthy first. Scope: viewer.
+    Errors: STORAGE_NOT_FOUND.
+    """
+    ListServerUsages: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ListServerUsagesRequest, _storage_service_pb2.ListServerUsagesResponse]
+    """Lists the servers whose backups take room on a storage, the largest first. Scope: viewer. Errors: STORAGE_NOT_FOUND."""
 
 class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Storages: where backups go."""
@@ -107,5 +118,34 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
         HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
+
+    @_abc_1.abstractmethod
+    def CheckStorage(
+        self,
+        request: _storage_service_pb2.CheckStorageRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.CheckStorageRequest, _abc.Awaitable[_storage_service_pb2.CheckStorageResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.CheckStorageResponse]:
+        """Starts a job that looks at a storage's health from one hypervisor; nothing is written there. The storage's `health` has
+        the outcome once the job has ended. Scope: operator. Errors: STORAGE_NOT_FOUND, STORAGE_DISABLED, HYPERVISOR_NOT_FOUND,
+        HYPERVISOR_UNREACHABLE, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListStorageChecks(
+        self,
+        request: _storage_service_pb2.ListStorageChecksRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ListStorageChecksRequest, _abc.Awaitable[_storage_service_pb2.ListStorageChecksResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.ListStorageChecksResponse]:
+        """Lists the last check of a storage from each hypervisor, what is unhealthy first. Scope: viewer.
+        Errors: STORAGE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListServerUsages(
+        self,
+        request: _storage_service_pb2.ListServerUsagesRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ListServerUsagesRequest, _abc.Awaitable[_storage_service_pb2.ListServerUsagesResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.ListServerUsagesResponse]:
+        """Lists the servers whose backups take room on a storage, the largest first. Scope: viewer. Errors: STORAGE_NOT_FOUND."""
 
 def add_StorageServiceServicer_to_server(servicer: StorageServiceServicer, server: _aio.Server) -> None: ...

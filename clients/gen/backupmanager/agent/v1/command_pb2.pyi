@@ -141,6 +141,7 @@ class RunCommand(_message.Message):
     DELETE_FIELD_NUMBER: _builtins.int
     REINDEX_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def storage(self) -> Global___StorageAccess:
         """Where backups lie, with all that is needed to get in."""
@@ -177,6 +178,10 @@ class RunCommand(_message.Message):
     def test(self) -> Global___TestWork:
         """Try the storage."""
 
+    @_builtins.property
+    def health(self) -> Global___HealthWork:
+        """Look at the storage."""
+
     def __init__(
         self,
         *,
@@ -189,12 +194,13 @@ class RunCommand(_message.Message):
         delete: Global___DeleteWork | None = ...,
         reindex: Global___ReindexWork | None = ...,
         test: Global___TestWork | None = ...,
+        health: Global___HealthWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test"]  # noqa: Y015
+    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_verb) -> _WhichOneofReturnType_verb | None: ...
 
@@ -526,3 +532,22 @@ class TestWork(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TestWork: _TypeAlias = TestWork  # noqa: Y015
+
+@_typing.final
+class HealthWork(_message.Message):
+    """Looks at a storage: connects, reads whose repository it is, and asks how much room is left. Writes nothing, and gives up
+    after seconds.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthWork: _TypeAlias = HealthWork  # noqa: Y015
