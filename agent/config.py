@@ -6,6 +6,7 @@ A key that is not known, and a value that does not fit, are refused with the key
 """
 
 import os
+import re
 import shlex
 import sys
 import tomllib
@@ -20,6 +21,8 @@ FILE_DEFAULT = Path("/etc/backup-manager/agent.toml")
 ENVIRONMENT_PREFIX = "BM_AGENT_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SECONDS_MAX = 3600.0
+_CONTROLLERS_MAX = 16
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([1-9][0-9]{0,4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Config:
     `state_folder` must survive a reboot, `run_folder` need not. `engine_command` is a program and its first arguments; in
     the file it is a list, in the environment one shell-quoted line. `cancel_word_seconds` is how long an engine may take to
     obey a cancel by word before it gets SIGTERM; `stop_grace_seconds` how long a guest may take to shut down before a restore
-    ends it.
+    ends it. `controllers` are HOST:PORT of further controllers of the same installation, tried in turn when one does not answer.
     """
 
     state_folder: Path = Path("/var/lib/backup-manager/agent")
@@ -40,6 +43,7 @@ class Config:
     engine_command: tuple[str, ...] = (sys.executable, "-m", "engine.worker")
     cancel_word_seconds: float = 10.0
     stop_grace_seconds: float = 60.0
+    controllers: tuple[str, ...] = ()
 
     @property
     def identity_file(self) -> Path:
@@ -99,6 +103,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _from_text(key: str, text: str) -> Any:
     if key == "engine_command":
         return shlex.split(text)
+    if key == "controllers":
+        return [part.strip() for part in text.split(",") if part.strip()]
     if key.endswith("_seconds"):
         try:
             return float(text)
@@ -120,6 +126,11 @@ def _checked(key: str, value: Any, place: str) -> Any:
     if key == "engine_command":
         expect(isinstance(value, list) and all(isinstance(one, str) for one in value), "must be a list of texts")
         expect(bool(value) and value[0].startswith("/"), "must begin with an absolute path")
+        return tuple(value)
+    if key == "controllers":
+        expect(isinstance(value, list) and all(isinstance(one, str) for one in value), "must be a list of texts")
+        expect(len(value) <= _CONTROLLERS_MAX, f"must not have more than {_CONTROLLERS_MAX}")
+        expect(all(_ADDRESS.fullmatch(one) for one in value), "must be HOST:PORT each, or [IPV6]:PORT")
         return tuple(value)
     if key.endswith("_seconds"):
         expect(isinstance(value, int | float) and not isinstance(value, bool), "must be a number")

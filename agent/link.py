@@ -1,5 +1,7 @@
 """The way to the controller: dial, serve a session, wait, dial again. It never ends by itself.
 
+Several controllers may share an installation: after each session that ended, or did not come about, the next one is dialed.
+
 A new dial reads the identity anew, so that a renewed or newly enrolled certificate is used without a restart. The certificate
 is renewed over the session's own channel when two thirds of its life are over.
 """
@@ -44,6 +46,7 @@ class Link:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._turn = 0  # which of the controllers is dialed
         self._session: Session | None = None
         self._backoff = Backoff()
         self._room = FreeRoom(host.config.scratch_folder)
@@ -82,12 +85,15 @@ class Link:
             reason, detail = "INTERNAL", type(error).__name__
         if session.good:
             self._backoff.reset()
+        self._turn += 1  # one that does not answer, stops or has lost its claim is left for the next
         seconds = self._backoff.seconds(refused=reason in REFUSALS)
         log.warning("no session reason=%s detail=%s retry_seconds=%.1f", reason, detail, seconds)
         return seconds
 
     async def _dial(self, session: Session, own: Identity) -> None:
-        async with channel(own.address, own.authority, certificate=own.client_certificate) as connection:
+        addresses = list(dict.fromkeys((own.address, *self._host.config.controllers)))
+        address = addresses[self._turn % len(addresses)]
+        async with channel(address, own.authority, certificate=own.client_certificate) as connection:
             stub = session_service_pb2_grpc.SessionServiceStub(connection)
             renewal = asyncio.create_task(self._renew_in_time(session, own, stub))
             self._session = session

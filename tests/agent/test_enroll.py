@@ -134,6 +134,8 @@ def test_a_damaged_identity_is_said_to_be_one(tmp_path: Path, text: str) -> None
         ('log_level = "loud"', "log_level"),
         ("engine_command = []", "engine_command"),
         ('engine_command = ["engine"]', "engine_command"),
+        ('controllers = "a:1"', "controllers"),
+        ('controllers = ["a"]', "controllers"),
         ("cancel_word_seconds = -1", "cancel_word_seconds"),
         ("libvirt_uri = 5", "libvirt_uri"),
         ("= broken", "the file"),
@@ -153,8 +155,17 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "agent.toml"
     file.write_text('log_level = "debug"\nstate_folder = "/a"')
 
-    loaded = config.load(file, {"BM_AGENT_STATE_FOLDER": "/b", "BM_AGENT_ENGINE_COMMAND": "/bin/x 'a b'", "HOME": "/"})
+    loaded = config.load(
+        file,
+        {
+            "BM_AGENT_STATE_FOLDER": "/b",
+            "BM_AGENT_ENGINE_COMMAND": "/bin/x 'a b'",
+            "HOME": "/",
+            "BM_AGENT_CONTROLLERS": "a.example:1, [::1]:2",
+        },
+    )
 
+    assert loaded.controllers == ("a.example:1", "[::1]:2")
     assert (str(loaded.state_folder), loaded.log_level, loaded.engine_command) == ("/b", "debug", ("/bin/x", "a b"))
     with pytest.raises(ConfigInvalid):
         config.load(file, {"BM_AGENT_STATE": "/b"})

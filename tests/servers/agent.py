@@ -37,6 +37,7 @@ class Agent:
         engine_command: Sequence[str] = (),
         cancel_word_seconds: float = 10.0,
         stop_grace_seconds: float = 0.0,
+        controllers: Sequence[str] = (),
         program: Sequence[str] = (sys.executable, "-m", "agent.main"),
         start: bool = True,
     ) -> None:
@@ -57,6 +58,7 @@ class Agent:
             f"engine_command = {json.dumps(command)}\n"
             f"cancel_word_seconds = {cancel_word_seconds}\n"
             f"stop_grace_seconds = {stop_grace_seconds}\n"
+            f"controllers = {json.dumps(list(controllers))}\n"
             'log_level = "debug"\n'
         )
 

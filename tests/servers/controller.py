@@ -71,9 +71,7 @@ class Controller:
         return connect.channel(self.agents, self.authority_pem, token=token, certificate=certificate)
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # JSON's strings, numbers and lists are TOML's.
-        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self._settings.items()))
+        self._write_settings()
         lines = dict(line.split(": ", 1) for line in self.command("init").splitlines())
         self.installation_id, self.fingerprint = lines["installation"], lines["authority"]
         self.admin_token = lines["access token"]
@@ -88,6 +86,15 @@ class Controller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def join(self, first: "Controller") -> None:
+        """Become another controller of a first one's installation; its authority and master key lie in our state folder already."""
+        self._write_settings()
+        self.installation_id, self.fingerprint, self.admin_token = (
+            first.installation_id,
+            first.fingerprint,
+            first.admin_token,
+        )
 
     def command(self, verb: str, *arguments: str, status: int = 0) -> str:
         """Run a verb of bm-controller to its end and return what it printed. Raises RuntimeError for another exit status."""
@@ -144,6 +151,11 @@ class Controller:
                 process.wait(STOP_SECONDS_MAX)
             except subprocess.TimeoutExpired:
                 _end(process)
+
+    def _write_settings(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # JSON's strings, numbers and lists are TOML's.
+        self.config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in self._settings.items()))
 
     def _program(self, verb: str) -> list[str]:
         return [sys.executable, "-W", "error", "-m", "controller.main", verb, "--config", str(self.config)]

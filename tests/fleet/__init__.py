@@ -1,0 +1,1 @@
+"""A fleet without hypervisors: real sessions of real certificates, imitated engines. See `fleet.py`."""
