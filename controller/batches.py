@@ -17,24 +17,17 @@ import peewee
 from controller import leases
 from controller.db import models
 from controller.db.notes import note
-from controller.errors import BatchNotFound
+from controller.errors import BatchNotFound, RequestIdReused
 from controller.rules import states
 
 Row = models.Batch
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """What a deferred batch waits for: `reason` is a word for programs, `text` a sentence, `since` when deferral began."""
-
-    reason: str
-    text: str
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it stands. `failure` has the fields of `jobs.Failure`."""
+    """A batch as it stands. `failure` has the fields of `jobs.Failure`; `wait` is {reason, text, since}: what a deferred one
+    waits for as a word and as a sentence, and since when (ISO 8601).
+    """
 
     batch_id: str
     schedule_id: str
@@ -62,6 +55,11 @@ class Batch:
     @property
     def ended(self) -> bool:
         return self.state not in states.BATCH_LIVE
+
+    @property
+    def hours_max(self) -> float:
+        """How many hours it may be at work."""
+        return round(float(self.spec.get("time_max_seconds", 0)) / 3600, 2)
 
     @property
     def at_work(self) -> bool:
@@ -167,6 +165,28 @@ def find_request(request_id: str) -> tuple[str, str] | None:
     return None if row is None else (row.batch_id, row.request_hash)
 
 
+def repeated(request_id: str, request_hash: str) -> str:
+    """Return the batch that this request has made before, "" for none. Raises RequestIdReused for another request."""
+    known = find_request(request_id) if request_id else None
+    if known is None:
+        return ""
+    batch_id, digest = known
+    if digest != request_hash:
+        raise RequestIdReused(request_id=request_id, job_id=batch_id)
+    return batch_id
+
+
+def cut_off(schedule_id: str, reason: str) -> set[str]:
+    """Return the servers whose job in the schedule's last ended batch failed for `reason`."""
+    ended = Row.end_time.is_null(False)
+    last = Row.select().where((Row.schedule_id == schedule_id) & ended).order_by(Row.batch_id.desc()).first()
+    if last is None:
+        return set()
+    job = models.Job
+    rows = job.select(job.server_id, job.failure).where((job.batch_id == last.batch_id) & (job.state == states.FAILED))
+    return {row.server_id for row in rows if (row.failure or {}).get("reason") == reason}
+
+
 # ---- living -------------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +205,16 @@ def change(batch_id: str, within: Sequence[str], **values: Any) -> bool:
         note("batch", batch_id, row.version)
         return True
     return False
+
+
+def accepted(batch_id: str, now: datetime) -> None:
+    """Note that an agent took up a job of it; the first one counts (X7)."""
+    change(batch_id, (states.DISPATCHED,), state=states.RUNNING, accept_time=now)
+
+
+def mark_error(batch_id: str, now: datetime) -> bool:
+    """Note that its being overdue was reported; False when it was before."""
+    return bool(Row.update(error_time=now).where((Row.batch_id == batch_id) & Row.error_time.is_null()).execute())
 
 
 def end(batch_id: str, state: str, now: datetime, failure: dict[str, Any] | None = None) -> bool:

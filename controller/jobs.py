@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, leases, outcomes, settings
+from controller import batches, happenings, leases, outcomes, settings
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
@@ -184,6 +184,11 @@ def live(*, hypervisor_id: str = "", server_id: str = "", states: Sequence[str] 
     return [_job(row) for row in query.order_by(Row.job_id)]
 
 
+def of_batch(batch_id: str) -> list[Job]:
+    """Return a batch's jobs in the order in which they begin."""
+    return [_job(row) for row in Row.select().where(Row.batch_id == batch_id).order_by(Row.job_id)]
+
+
 @dataclass(frozen=True, slots=True)
 class LogEntry:
     """A line of a job's log. `sequence` is the attempt's own, `position` counts the job's lines from 1."""
@@ -229,18 +234,19 @@ def holds_lease(stamp: Stamp, hypervisor_id: str) -> bool:
         return False
     if job.cancel_time is not None:
         return False
-    return job.type not in {"backup", "restore"} or leases.holders(leases.server_resource(job.server_id)) == [
-        job.job_id
-    ]
+    if job.type not in {"backup", "restore"}:
+        return True
+    name = leases.next_resource if job.spec.get("during_batch") else leases.server_resource
+    return leases.holders(name(job.server_id)) == [job.job_id]
 
 
 # ---- living -------------------------------------------------------------------------------------------------------------
 
 
-def insert(new: NewJob, epoch: int, now: datetime) -> None:
-    """Add a queued job. Raises peewee.IntegrityError when its request_id is taken."""
+def insert(new: NewJob, epoch: int, now: datetime, *, state: str = QUEUED) -> None:
+    """Add a job that waits, as a single or (PENDING) in a batch. Raises peewee.IntegrityError when its request_id is taken."""
     Row.insert(
-        **{**asdict(new), "request_id": new.request_id or None}, state=QUEUED, epoch=epoch, create_time=now
+        **{**asdict(new), "request_id": new.request_id or None}, state=state, epoch=epoch, create_time=now
     ).execute()
     _event("job.created", new.job_id, now)
     note("job", new.job_id, 1)
@@ -252,8 +258,8 @@ def set_generation(job_id: str, generation: int) -> None:
 
 
 def dispatch(job_id: str, now: datetime) -> bool:
-    """Send a queued job to its hypervisor. False when it is no longer queued."""
-    if not _change(job_id, (QUEUED,), now, "job.dispatched", state=DISPATCHED, dispatch_time=now):
+    """Send a waiting job to its hypervisor. False when it waits no longer."""
+    if not _change(job_id, (QUEUED, PENDING), now, "job.dispatched", state=DISPATCHED, dispatch_time=now):
         return False
     job = get(job_id)
     outbox.put(job.hypervisor_id, "run", job.stamp, now)
@@ -263,6 +269,8 @@ def dispatch(job_id: str, now: datetime) -> bool:
 def accept(job: Job, now: datetime) -> bool:
     """The agent took it up. False when it runs already, or has ended."""
     outbox.receive_run(job.job_id, job.attempt, now)
+    if job.batch_id:
+        batches.accepted(job.batch_id, now)
     return _change(job.job_id, (DISPATCHED,), now, "job.running", state=RUNNING, start_time=now)
 
 
@@ -289,8 +297,8 @@ def request_cancel(job: Job, reason: str, now: datetime) -> bool:
     One that reached nobody ends at once. One that may have reached the agent gets a cancel command, again when an earlier one
     was received without effect. False when the job has ended.
     """
-    if job.state == QUEUED or (job.state == DISPATCHED and outbox.withdraw_run(job.job_id, now)):
-        return end(job.job_id, stopped(reason), now)
+    if job.state in {QUEUED, PENDING} or (job.state == DISPATCHED and outbox.withdraw_run(job.job_id, now)):
+        return end(job.job_id, stopped(reason, job.batch_id), now)
     if job.cancel_time is None and not _change(
         job.job_id, SENT, now, "job.cancel_requested", cancel_time=now, cancel_reason=reason
     ):
@@ -300,10 +308,11 @@ def request_cancel(job: Job, reason: str, now: datetime) -> bool:
     return True
 
 
-def stopped(reason: str) -> End:
-    """Return how a job ends that was stopped for `reason`."""
+def stopped(reason: str, batch_id: str = "") -> End:
+    """Return how a job ends that was stopped for `reason`; one of a batch had the batch's hours."""
     if reason == JobStale.reason:
-        return End.failed(JobStale(hours=settings.get().max_single_job_hours))
+        single = settings.get().max_single_job_hours
+        return End.failed(JobStale(hours=batches.get(batch_id).hours_max if batch_id else single))
     return End(CANCELLED, Failure.of(JobCancelled()))
 
 

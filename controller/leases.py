@@ -4,6 +4,9 @@
     lease_hold  job_id, resource                                      what a job has to give back
     slot        hypervisor, number  job_id                            Backup Concurrency, as rows
 
+    server:…    who works on a server, or waits to        next:…    the single that waits while a batch works on the server
+    chain:…     who reads, extends or removes a chain     work:…    singles and removals together, or one batch alone
+
 A lease does not expire: it ends with its job. Each claim and each release makes its generation grow, so that whoever held it
 before is recognized. A claim's outcome is the answer; nothing is read first. Run inside a transaction; a job that gets only a
 part of what it wants raises and so gets nothing.
@@ -28,6 +31,16 @@ def chain_resource(chain_id: str) -> str:
 def removal_resource(hypervisor_id: str) -> str:
     """The right to remove backups from a hypervisor; one job at a time."""
     return f"removal:{hypervisor_id}"
+
+
+def work_resource(hypervisor_id: str) -> str:
+    """The right to move data on a hypervisor: singles and removals share it, a batch has it alone."""
+    return f"work:{hypervisor_id}"
+
+
+def next_resource(server_id: str) -> str:
+    """The right to be the next single on a server that a batch works on; one at a time (X2)."""
+    return f"next:{server_id}"
 
 
 def claim(resource: str, job_id: str) -> int | None:
@@ -58,6 +71,15 @@ def share(resource: str, job_id: str) -> int | None:
         .execute()
     )
     return _held(list(rows), resource, job_id, exclusive=False)
+
+
+def step_back(job_id: str, resource: str, other: str) -> None:
+    """Give a resource that a job has alone back, and take another one alone for it. Raises nothing: see `holders`."""
+    LeaseHold.delete().where((LeaseHold.job_id == job_id) & (LeaseHold.resource == resource)).execute()
+    Lease.update(holder="", generation=Lease.generation + 1).where(
+        (Lease.resource == resource) & (Lease.holder == job_id)
+    ).execute()
+    claim(other, job_id)
 
 
 def release_all(job_id: str) -> None:

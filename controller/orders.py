@@ -250,12 +250,20 @@ def _claim(plan: _Plan, job_id: str) -> None:
     wanted = [(leases.share, leases.chain_resource(chain_id)) for chain_id in sorted(plan.shared)]
     wanted += [(leases.claim, leases.chain_resource(chain_id)) for chain_id in sorted(plan.claimed)]
     if plan.takes_server:
-        wanted.append((leases.claim, leases.server_resource(plan.server_id)))
+        behind = plan.spec.get("during_batch") or _is_of_batch(plan.server_id)
+        name = leases.next_resource if behind else leases.server_resource
+        wanted.append((leases.claim, name(plan.server_id)))
     for take, resource in wanted:
         generation = take(resource, job_id)
         if generation is None:
             raise ServerBusy(server_id=plan.server_id, job_id=", ".join(leases.holders(resource)))
         jobs.set_generation(job_id, generation)
+
+
+def _is_of_batch(server_id: str) -> bool:
+    """Tell whether a batch has the server: then a single waits behind it, one at most (X2)."""
+    found = (jobs.find(one) for one in leases.holders(leases.server_resource(server_id)))
+    return any(job is not None and job.batch_id for job in found)
 
 
 # ---- plans --------------------------------------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import disk_pb2
-from controller import installation, schedules, storages
+from controller import batches, installation, schedules, storages
+from controller import settings as chosen
 from controller.agents.outbox import Pending
+from controller.batches import Batch
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.jobs import Job
 from controller.limits import CANCEL_GRACE, Limits
+from controller.rules import states
 from controller.rules.settings import Resolved, limits_json
 from controller.storages import Storage
 
@@ -36,8 +39,9 @@ def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetim
     if pending.kind == "cancel":
         command.cancel.grace.CopyFrom(_span(CANCEL_GRACE))
         return command
-    left = pending.create_time + limits.accept_time_max - now
-    command.deadline.CopyFrom(_span(max(left, _DEADLINE_MIN)))
+    batch = batches.get(job.batch_id) if job.batch_id else None
+    until = _begin_until(pending, job, batch, limits)
+    command.deadline.CopyFrom(_span(max(until - now, _DEADLINE_MIN)))
     storage = storages.find(job.storage_id)
     settings = schedules.resolve(storage, job.hypervisor_id)
     run = command.run
@@ -46,7 +50,32 @@ def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetim
     json_format.ParseDict(limits_json(settings), run.limits)
     json_format.ParseDict(storage.compression, run.compression)
     _WORK[job.type](run, job, _server_keys(storage, job.server_id, vault))
+    if batch is not None:
+        _add_batch(run, job, batch)
     return command
+
+
+def _begin_until(pending: Pending, job: Job, batch: Batch | None, limits: Limits) -> datetime:
+    """Return when a job must have begun: a single soon, a batch's before the window closes and the batch is stale (D14, X7)."""
+    if batch is None:
+        patience = chosen.get().single_job_time_max if job.spec.get("during_batch") else limits.accept_time_max
+        return pending.create_time + patience
+    stale = (batch.start_time or batch.create_time) + timedelta(seconds=batch.spec["time_max_seconds"])
+    return min(stale, batch.close_time) if batch.close_time is not None else stale
+
+
+def _add_batch(run: command_pb2.RunCommand, job: Job, batch: Batch) -> None:
+    """Say which batch the job is of, and where in it."""
+    found = batches.counts([batch.batch_id])[batch.batch_id]
+    run.batch.CopyFrom(
+        command_pb2.BatchMembership(
+            batch_id=batch.batch_id,
+            position=job.spec["position"],
+            concurrency=batch.spec["concurrency"],
+            job_count=sum(found.get(state, 0) for state in states.SENT),
+        )
+    )
+    run.backup.interval.CopyFrom(_span(timedelta(seconds=batch.spec["interval_seconds"])))
 
 
 def _access(storage: Storage, settings: Resolved, vault: Vault) -> command_pb2.StorageAccess:
@@ -102,6 +131,7 @@ def _restore(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.Serve
             disks=job.spec["disks"],
             target_folder=job.spec["target_folder"],
             manifest_digest=job.spec["manifest_digest"],
+            during_batch=bool(job.spec.get("during_batch")),
             server_keys=keys,
         )
     )

@@ -23,8 +23,20 @@ from controller.db import models
 from controller.db.models import AgentEvent as EventRow
 from controller.db.models import AgentJournal
 from controller.errors import JobCancelled
-from controller.jobs import CANCELLED, COMPLETED, COMPLETED_WITH_WARNINGS, FAILED, QUEUED, End, Failure, Job
+from controller.jobs import (
+    CANCELLED,
+    COMPLETED,
+    COMPLETED_WITH_WARNINGS,
+    FAILED,
+    PENDING,
+    QUEUED,
+    SKIPPED,
+    End,
+    Failure,
+    Job,
+)
 from controller.limits import Limits
+from engine.errors import WindowClosed
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +124,8 @@ def _apply(hypervisor_id: str, event: AgentEvent, epoch: int, limits: Limits, no
         case Accepted():
             return APPLIED if jobs.accept(job, now) else "accepted before"
         case Rejected(failure):
-            how = jobs.stopped(job.cancel_reason) if job.cancel_time else End(FAILED, failure)
+            stopped = job.cancel_time is not None
+            how = jobs.stopped(job.cancel_reason, job.batch_id) if stopped else _failed(job, failure)
             _end(job, how, limits, now)
             return APPLIED
         case Records(records):
@@ -128,17 +141,22 @@ def _refusal(job: Job, event: AgentEvent, epoch: int) -> str:
         return "stale generation"
     if job.ended:
         return "job ended"
-    return "never sent" if job.state == QUEUED else ""
+    return "never sent" if job.state in {QUEUED, PENDING} else ""
 
 
 def _finish(job: Job, finished: Finished, limits: Limits, now: datetime) -> None:
-    if job.start_time is None:  # its acceptance was lost with an older journal
+    if job.start_time is None and not _never_begun(job, finished):  # its acceptance was lost with an older journal
         jobs.accept(job, now)
     result, warnings = apply_result(job, finished, now)
     how = _how(job, finished)
     said = (*finished.warnings, *warnings)
     state = COMPLETED_WITH_WARNINGS if said and how.state == COMPLETED else how.state
     _end(job, End(state, how.failure, said, result), limits, now)
+
+
+def _never_begun(job: Job, finished: Finished) -> bool:
+    """Tell whether a batch's job ended without its turn."""
+    return bool(job.batch_id) and finished.state not in {COMPLETED, COMPLETED_WITH_WARNINGS}
 
 
 def _how(job: Job, finished: Finished) -> End:
@@ -149,12 +167,17 @@ def _how(job: Job, finished: Finished) -> End:
         finished.failure is not None and finished.failure.reason in _STOPPED_REASONS
     )
     if stopped and job.cancel_time is not None:
-        return jobs.stopped(job.cancel_reason)
+        return jobs.stopped(job.cancel_reason, job.batch_id)
     if finished.failure is not None:
-        return End(FAILED, finished.failure)
+        return _failed(job, finished.failure)
     if finished.state == CANCELLED:
         return End(FAILED, Failure(JobCancelled.reason, "the work was stopped on the hypervisor"))
     return End(FAILED, Failure("INTERNAL", "the agent gave no reason"))
+
+
+def _failed(job: Job, failure: Failure) -> End:
+    """Return the end of a job that failed, or that only came too late for its batch's window (D14)."""
+    return End(SKIPPED if job.batch_id and failure.reason == WindowClosed.reason else FAILED, failure)
 
 
 def _end(job: Job, how: End, limits: Limits, now: datetime) -> None:

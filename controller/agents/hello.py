@@ -100,7 +100,7 @@ def judge(hypervisor_id: str, suspects: tuple[Suspect, ...], limits: Limits, now
             continue
         if job.state == DISPATCHED and not suspect.received:
             continue  # it is not known to have arrived: it is sent again
-        how = jobs.stopped(job.cancel_reason) if job.cancel_time else End.failed(OperationLost())
+        how = jobs.stopped(job.cancel_reason, job.batch_id) if job.cancel_time else End.failed(OperationLost())
         if jobs.end(job.job_id, how, now, fence=True):
             log.error("job lost by its hypervisor job_id=%s hypervisor_id=%s", job.job_id, hypervisor_id)
             lost.append(job.job_id)

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from controller import backups, hypervisors, jobs, leases, schedules, servers, storages
+from controller import backups, batches, hypervisors, jobs, leases, schedules, servers, storages
+from controller.cycle import batch_dispatch
 from controller.db import models
 from controller.errors import BackupNotFound, HypervisorUnreachable
 from controller.hypervisors import Hypervisor
 from controller.jobs import End, Job
 from controller.limits import Limits
-from controller.rules import admission
+from controller.rules import admission, states
+from controller.rules import batch as rules
 from controller.rules.exclusion import GROUPS, Group, Outcome, Work, decide_all
 from engine.errors import BackupManagerError
 
@@ -44,13 +46,18 @@ def run(limits: Limits, now: datetime, hypervisor_id: str = "") -> int:
 
 def after_end(ended: Job, limits: Limits, now: datetime) -> None:
     """Dispatch what may have waited for a job: at its hypervisor, and for a removal's chains anywhere."""
+    if ended.batch_id:
+        batch_dispatch.look_after(ended.batch_id, now)
     run(limits, now, "" if GROUPS[ended.type] is Group.REMOVAL else ended.hypervisor_id)
 
 
 def works_of(chosen: Sequence[Job]) -> list[Work]:
     """Return jobs as the rules see them, with the chains that they hold."""
     chains = leases.chains_of([job.job_id for job in chosen])
-    return [Work(job.type, job.hypervisor_id, job.server_id, chains[job.job_id], job.job_id) for job in chosen]
+    return [
+        Work("batch" if job.batch_id else job.type, job.hypervisor_id, job.server_id, chains[job.job_id], job.job_id)
+        for job in chosen
+    ]
 
 
 def _consider(job: Job, limits: Limits, now: datetime) -> bool:
@@ -63,7 +70,7 @@ def _consider(job: Job, limits: Limits, now: datetime) -> bool:
         return jobs.end(job.job_id, End.failed(error), now)
     try:
         with models.proxy.atomic():
-            generation = _claim(job)
+            generation = _claim(job, now)
     except _NotNow:
         return False
     jobs.set_generation(job.job_id, max(generation, 1))
@@ -84,18 +91,39 @@ def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
             raise BackupNotFound(backup_id=job.backup_id, server_id=job.server_id) from None
 
 
-def _claim(job: Job) -> int:
+def _claim(job: Job, now: datetime) -> int:
     """Take what a job still needs to run; return the highest generation among that. Raises _NotNow."""
     asked, *running = works_of([job, *jobs.live(states=jobs.SENT, hypervisor_id=job.hypervisor_id)])
-    outcome, _ = decide_all(asked, running)
+    during_batch = bool(job.spec.get("during_batch"))
+    outcome, _ = decide_all(asked, [one for one in running if not (during_batch and one.group is Group.BATCH)])
     if outcome.value >= Outcome.QUEUE.value:
         raise _NotNow
+    if asked.group in {Group.TRANSFER, Group.REMOVAL} and not during_batch:
+        _queue_behind_batch(job, now)
+        _got(leases.share(leases.work_resource(job.hypervisor_id), job.job_id))
+    server = _take_server(job) if asked.group is Group.TRANSFER and not during_batch else 0
     if asked.group is Group.TRANSFER and not leases.claim_slot(job.hypervisor_id, job.job_id, _cap(job)):
         raise _NotNow
     if asked.group is Group.REMOVAL:
         return _got(leases.claim(leases.removal_resource(job.hypervisor_id), job.job_id))
     chains = backups.chains_of(backups.needs(job.backup_id)) if job.type == "verify" else ()
-    return max((_got(leases.share(leases.chain_resource(one), job.job_id)) for one in sorted(chains)), default=0)
+    return max([server, *(_got(leases.share(leases.chain_resource(one), job.job_id)) for one in sorted(chains))])
+
+
+def _queue_behind_batch(job: Job, now: datetime) -> None:
+    """Let a batch go first that has waited long enough for the hypervisor's singles (X3). Raises _NotNow."""
+    for batch in batches.live(hypervisor_id=job.hypervisor_id, within=(states.DEFERRED,)):
+        wait = batch.wait or {}
+        if wait.get("reason") == batch_dispatch.BUSY and rules.holds_back(
+            datetime.fromisoformat(wait["since"]), job.create_time, now
+        ):
+            raise _NotNow
+
+
+def _take_server(job: Job) -> int:
+    """Take the server for a single that waited behind a batch, and so could not have it yet. Raises _NotNow."""
+    resource = leases.server_resource(job.server_id)
+    return 0 if job.job_id in leases.holders(resource) else _got(leases.claim(resource, job.job_id))
 
 
 def _cap(job: Job) -> int:

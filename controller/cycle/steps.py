@@ -1,10 +1,11 @@
 """What each round of the cycle does, in this order. A new step is one line here, and a file beside this one."""
 
-from controller.cycle import dispatch, housekeeping, places, presence, stale
+from controller.cycle import batch_dispatch, dispatch, housekeeping, places, presence, stale
 from controller.cycle.tick import Step
 
 STEPS: tuple[Step, ...] = (
     Step("stale", stale.step),
+    Step("schedules", batch_dispatch.step),
     Step("queue", dispatch.step),
     Step("presence", presence.step),
     Step("housekeeping", housekeeping.step),

@@ -9,7 +9,8 @@
 It holds on one hypervisor; between two, only the server and the chains are shared. Where a * stands, or on any two
 hypervisors, work that meets on a chain cannot run: reading (restore, verify, mount, copy) shares a chain, a backup shares
 it and alone may extend it, a removal wants it alone. What is asked for a server whose chain is taken is refused, so that
-nobody waits behind a decision that has become another meanwhile; a check is patient, and waits.
+nobody waits behind a decision that has become another meanwhile; a check is patient, and waits, and so does a single
+behind a batch (X2). A batch stands here as the jobs it consists of, each with its server and its chains.
 † QUEUE where the removal is of the same server: on one hypervisor, a server's backups are written or removed, never both.
 """
 
@@ -63,6 +64,7 @@ GROUPS: dict[str, Group] = {
     "inventory": Group.CHECK,
 }
 CHAIN_USES: dict[str, ChainUse] = {
+    "batch": ChainUse.EXTENDED,
     "backup": ChainUse.EXTENDED,
     "restore": ChainUse.SHARED,
     "verify": ChainUse.SHARED,
@@ -123,7 +125,8 @@ def decide(asked: Work, running: Work) -> Outcome:
     if _same_server(asked, running, {Group.TRANSFER}):
         outcomes.append(Outcome.BUSY)
     if asked.chains & running.chains and _collide(asked.chain_use, running.chain_use):
-        outcomes.append(Outcome.QUEUE if asked.group is Group.CHECK else Outcome.BUSY)
+        patient = asked.group is Group.CHECK or (asked.group is Group.TRANSFER and running.group is Group.BATCH)
+        outcomes.append(Outcome.QUEUE if patient else Outcome.BUSY)
     return max(outcomes, key=lambda outcome: outcome.value)
 
 

@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from controller import claims, installation, jobs, orders, servers, storages
+from controller import claims, installation, jobs, orders, servers, settings, storages
 from controller.agents import enrollment, events, hello
 from controller.agents.convert import Accepted, AgentEvent, Finished, Greeting, Records, Rejected, Said
 from controller.agents.outbox import Stamp
 from controller.backups import BackupRecord, DiskBackup
-from controller.cycle import dispatch, stale
+from controller.cycle import batch_dispatch, dispatch, stale
 from controller.db import models
 from controller.db.database import Database
 from controller.db.secrets import Vault
@@ -149,8 +149,17 @@ class World:
         """One round of the cycle, by its parts."""
         now = self.now()
         since = listening_since or now - timedelta(days=365)
+        for batch_id in self.run(stale.stale_batches, self.limits, now):
+            self.run(batch_dispatch.cancel, batch_id, "JOB_STALE", now)
         for job_id in self.run(stale.candidates, self.limits, since, now):
             self.run(stale.settle, job_id, self.limits, since, now)
+        for batch_id in self.run(batch_dispatch.at_work):
+            self.run(batch_dispatch.look_after, batch_id, now)
+        if not self.run(settings.get).dispatch_paused:
+            for batch_id in self.run(batch_dispatch.waiting):
+                self.run(batch_dispatch.consider, batch_id, self.limits, now)
+            for schedule_id in self.run(batch_dispatch.due, now):
+                self.run(batch_dispatch.fire, schedule_id, self.limits, now)
         self.run(dispatch.run, self.limits, now)
 
     def events(self) -> list[str]:

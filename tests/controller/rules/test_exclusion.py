@@ -22,7 +22,7 @@ def each(asked: tuple[str, ...], running: tuple[str, ...]) -> list[tuple[str, st
 
 def test_every_kind_of_work_is_in_this_test() -> None:
     assert {"batch", *TRANSFERS, *REMOVALS, *CHECKS} == set(GROUPS)
-    assert {*READERS, *REMOVALS, "backup"} == set(CHAIN_USES)
+    assert {*READERS, *REMOVALS, "backup", "batch"} == set(CHAIN_USES)
 
 
 @pytest.mark.feature("X1")

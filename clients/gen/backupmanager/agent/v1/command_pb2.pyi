@@ -142,6 +142,7 @@ class RunCommand(_message.Message):
     REINDEX_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def storage(self) -> Global___StorageAccess:
         """Where backups lie, with all that is needed to get in."""
@@ -182,6 +183,10 @@ class RunCommand(_message.Message):
     def health(self) -> Global___HealthWork:
         """Look at the storage."""
 
+    @_builtins.property
+    def batch(self) -> Global___BatchMembership:
+        """The job is one of a batch: it runs in the batch's process, when its turn comes. Unset for a single."""
+
     def __init__(
         self,
         *,
@@ -195,16 +200,53 @@ class RunCommand(_message.Message):
         reindex: Global___ReindexWork | None = ...,
         test: Global___TestWork | None = ...,
         health: Global___HealthWork | None = ...,
+        batch: Global___BatchMembership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_verb) -> _WhichOneofReturnType_verb | None: ...
 
 Global___RunCommand: _TypeAlias = RunCommand  # noqa: Y015
+
+@_typing.final
+class BatchMembership(_message.Message):
+    """What makes jobs a batch. Each comes in a command of its own, so that a batch has no size that a message could not hold,
+    and is accepted, cancelled and reported by itself; its deadline is how long it may wait for its turn.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    JOB_COUNT_FIELD_NUMBER: _builtins.int
+    batch_id: _builtins.str
+    """The batch; all jobs that carry its id run in one process, one after another or side by side."""
+    position: _builtins.int
+    """Place of the job among them: smaller ones begin first."""
+    concurrency: _builtins.int
+    """How many of them run side by side, at least 1."""
+    job_count: _builtins.int
+    """How many of them are on their way now; the agent begins when it has so many, or when no more come for a moment."""
+    def __init__(
+        self,
+        *,
+        batch_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        job_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "concurrency", b"concurrency", "job_count", b"job_count", "position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchMembership: _TypeAlias = BatchMembership  # noqa: Y015
 
 @_typing.final
 class StorageAccess(_message.Message):
@@ -335,6 +377,7 @@ class BackupWork(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     FULL_INTERVAL_DAYS_FIELD_NUMBER: _builtins.int
     SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server."""
     domain_uuid: _builtins.str
@@ -359,6 +402,10 @@ class BackupWork(_message.Message):
     def server_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerKey]:
         """The server's keys."""
 
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration:
+        """How far apart the schedule's runs are; unset where there is none. A full is due half of it early (T29)."""
+
     def __init__(
         self,
         *,
@@ -371,10 +418,11 @@ class BackupWork(_message.Message):
         disks: _abc.Iterable[_builtins.str] | None = ...,
         full_interval_days: _builtins.int = ...,
         server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "consistency", b"consistency", "create_time", b"create_time", "disks", b"disks", "domain_uuid", b"domain_uuid", "full_interval_days", b"full_interval_days", "server_id", b"server_id", "server_keys", b"server_keys", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "consistency", b"consistency", "create_time", b"create_time", "disks", b"disks", "domain_uuid", b"domain_uuid", "full_interval_days", b"full_interval_days", "interval", b"interval", "server_id", b"server_id", "server_keys", b"server_keys", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +441,7 @@ class RestoreWork(_message.Message):
     TARGET_FOLDER_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    DURING_BATCH_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server whose backup it is."""
     domain_uuid: _builtins.str
@@ -403,6 +452,8 @@ class RestoreWork(_message.Message):
     """Folder for raw files instead of the domain's disks."""
     manifest_digest: _builtins.str
     """SHA-256 of backup.json as the catalog knows it, hexadecimal; empty when it does not."""
+    during_batch: _builtins.bool
+    """A batch is at work: hold it, begin when the servers now in progress are done, and let it go on afterwards."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; empty for all in it."""
@@ -421,10 +472,11 @@ class RestoreWork(_message.Message):
         target_folder: _builtins.str = ...,
         manifest_digest: _builtins.str = ...,
         server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        during_batch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "domain_uuid", b"domain_uuid", "manifest_digest", b"manifest_digest", "server_id", b"server_id", "server_keys", b"server_keys", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "domain_uuid", b"domain_uuid", "during_batch", b"during_batch", "manifest_digest", b"manifest_digest", "server_id", b"server_id", "server_keys", b"server_keys", "target_folder", b"target_folder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,467 @@
+"""From a due schedule to jobs at work: making batches, starting those that may, and seeing them to their end.
+
+    due schedule, force, retry ──► deferred ──► may it begin? ── no ──► waits, with the reason in its row
+                                                    │ yes: the hypervisor's work lease, a batch slot
+                                                    ▼
+    servers of the hypervisor ──► eligible, in order ──► jobs pending ──► sent, at most SENT_MAX at a time ──► … ──► end
+
+A batch's jobs are all sent at once with the batch's id: the agent runs them in one process, as many side by side as Backup
+Concurrency says, also while nobody can reach us. Each schedule and each batch is dealt with in a transaction of its own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import peewee
+
+from controller import (
+    access,
+    backups,
+    batches,
+    happenings,
+    hypervisors,
+    installation,
+    jobs,
+    leases,
+    schedules,
+    settings,
+    storages,
+    system_log,
+)
+from controller.batches import Batch, NewBatch
+from controller.db import models
+from controller.errors import (
+    BatchWaiting,
+    ControllerError,
+    DispatchPaused,
+    HypervisorNotFound,
+    HypervisorUnreachable,
+    JobCancelled,
+    JobStale,
+    NothingToRetry,
+    ServerBusy,
+)
+from controller.jobs import End, Failure, Job, NewJob
+from controller.limits import Limits
+from controller.rules import access as levels
+from controller.rules import admission, states
+from controller.rules import batch as rules
+from controller.rules import schedule as hours
+from controller.schedules import Schedule
+from controller.servers import Server
+from controller.storages import Storage
+from engine.errors import BackupManagerError, WindowClosed
+from engine.ids import new_id
+
+if TYPE_CHECKING:
+    from controller.cycle.tick import Round
+
+log = logging.getLogger(__name__)
+
+BUSY, CAPPED, PAUSED, CLOSED = "hypervisor_busy", "batches_capped", "dispatch_paused", "outside_window"
+_SLOTS = "batches"  # the slot rows of Max Concurrent Batches, which belong to no hypervisor
+
+
+class _NotNow(Exception):
+    """A batch has to wait; what it took so far is given back."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.text = text
+
+
+# ---- the step -----------------------------------------------------------------------------------------------------------
+
+
+async def step(around: "Round") -> None:
+    """Fire what is due, start what may, and look after what is at work; so many hypervisors at once (X12)."""
+    run, limits, now = around.database.run, around.limits, around.now
+    chosen = await run(settings.get)
+    gate = asyncio.Semaphore(chosen.dispatch_concurrency)
+
+    async def each(act: Callable[[str, Limits, datetime], object], ids: Iterable[str]) -> None:
+        async def one(subject: str) -> None:
+            async with gate:
+                try:
+                    await run(act, subject, limits, now)
+                except Exception:
+                    log.exception("a batch could not be dealt with, the others go on subject=%s", subject)
+
+        await asyncio.gather(*(one(subject) for subject in ids))
+
+    await each(lambda batch_id, _, time: look_after(batch_id, time), await run(at_work))
+    if chosen.dispatch_paused:
+        return
+    await each(consider, await run(waiting))
+    await each(fire, await run(due, now))
+
+
+def at_work() -> list[str]:
+    return [one.batch_id for one in batches.live(within=states.BATCH_AT_WORK)]
+
+
+def waiting() -> list[str]:
+    return [one.batch_id for one in batches.live(within=(states.DEFERRED,))]
+
+
+def due(now: datetime) -> list[str]:
+    waiting = {one.schedule_id for one in batches.live(within=(states.DEFERRED,))}
+    return [one.schedule_id for one in schedules.due(now) if one.schedule_id not in waiting]
+
+
+# ---- making -------------------------------------------------------------------------------------------------------------
+
+
+def fire(schedule_id: str, limits: Limits, now: datetime) -> str:
+    """Make the batch of a due schedule, and start it if that may be. Returns its id, "" when one waits already."""
+    schedule = schedules.get(schedule_id)
+    new = NewBatch(
+        batch_id=new_id(now),
+        schedule_id=schedule_id,
+        hypervisor_id=schedule.hypervisor_id,
+        storage_id=schedule.storage_id,
+        origin="schedule",
+        due_time=schedule.due_time,
+    )
+    if not _insert(new, now):
+        return ""
+    consider(new.batch_id, limits, now)
+    return new.batch_id
+
+
+def force(schedule_id: str, requester: str, request_id: str, limits: Limits, now: datetime) -> str:
+    """Run a schedule now, whatever its hours and its due time (D26). Raises DispatchPaused, BatchWaiting, ScheduleDeleted."""
+    schedule = schedules.get_live(schedule_id)
+    new = NewBatch(
+        batch_id=new_id(now),
+        schedule_id=schedule_id,
+        hypervisor_id=schedule.hypervisor_id,
+        storage_id=schedule.storage_id,
+        origin="force",
+        requester=requester,
+        request_id=request_id,
+        request_hash=schedule_id,
+    )
+    return _order(new, limits, now)
+
+
+def retry(batch_id: str, requester: str, request_id: str, limits: Limits, now: datetime) -> str:
+    """Run a batch of only those servers that failed in another (X13).
+
+    Raises BatchNotFound, NothingToRetry, DispatchPaused, BatchWaiting, ScheduleDeleted.
+    """
+    known = batches.get(batch_id)
+    failed = [job.server_id for job in jobs.of_batch(batch_id) if job.state == states.FAILED]
+    if not failed or not known.ended:
+        raise NothingToRetry(batch_id=batch_id)
+    schedules.get_live(known.schedule_id)
+    new = NewBatch(
+        batch_id=new_id(now),
+        schedule_id=known.schedule_id,
+        hypervisor_id=known.hypervisor_id,
+        storage_id=known.storage_id,
+        origin="retry",
+        origin_batch_id=batch_id,
+        spec={"server_ids": failed},
+        requester=requester,
+        request_id=request_id,
+        request_hash=batch_id,
+    )
+    return _order(new, limits, now)
+
+
+def _order(new: NewBatch, limits: Limits, now: datetime) -> str:
+    """Make a batch that a person asks for; the same request_id is the same batch."""
+    if known := batches.repeated(new.request_id, new.request_hash):
+        return known
+    if settings.get().dispatch_paused:
+        raise DispatchPaused
+    if not _insert(new, now):
+        if known := batches.repeated(new.request_id, new.request_hash):
+            return known
+        known_waiting = batches.live(schedule_id=new.schedule_id, within=(states.DEFERRED,))
+        other = known_waiting[0] if known_waiting else None
+        raise BatchWaiting(
+            batch_id=other.batch_id if other else "",
+            schedule_id=new.schedule_id,
+            wait=(other.wait or {}).get("text", "") if other else "",
+        )
+    consider(new.batch_id, limits, now)
+    return new.batch_id
+
+
+def _insert(new: NewBatch, now: datetime) -> bool:
+    try:
+        with models.proxy.atomic():
+            batches.insert(new, installation.get().epoch, now)
+    except peewee.IntegrityError:
+        return False
+    return True
+
+
+# ---- starting -----------------------------------------------------------------------------------------------------------
+
+
+def consider(batch_id: str, limits: Limits, now: datetime) -> bool:
+    """Start a deferred batch if that may be, else write down what it waits for. Tells whether it has started."""
+    batch = batches.get(batch_id)
+    if batch.state != states.DEFERRED:
+        return False
+    try:
+        schedule = schedules.get(batch.schedule_id)
+        if not schedule.live or (batch.origin == "schedule" and not schedule.enabled):
+            return not _end(batch, states.CANCELLED, now, Failure(JobCancelled.reason, "the schedule was switched off"))
+        with models.proxy.atomic():
+            _check(batch, schedule, limits, now)
+            _take(batch)
+            _start(batch, schedule, now)
+    except _NotNow as reason:
+        _defer(batch, reason, now)
+        return False
+    except ControllerError as error:  # such as an offline hypervisor: it waits as well
+        _defer(batch, _NotNow(error.reason.lower(), error.message), now)
+        if isinstance(error, HypervisorUnreachable | HypervisorNotFound):
+            _report_overdue(batch, error, now)
+        return False
+    return True
+
+
+def _check(batch: Batch, schedule: Schedule, limits: Limits, now: datetime) -> None:
+    """Raise what keeps a batch from beginning now."""
+    if settings.get().dispatch_paused:
+        raise _NotNow(PAUSED, "the dispatcher is paused")
+    if batch.origin == "schedule" and not hours.is_open(schedule.hours, now):
+        raise _NotNow(CLOSED, "the schedule's window is closed")
+    admission.check_hypervisor("backup", hypervisors.find(batch.hypervisor_id, limits, now))
+
+
+def _take(batch: Batch) -> None:
+    """Take the right to work alone on the hypervisor, and a place among the batches. Raises _NotNow."""
+    cap = settings.get().max_concurrent_batches
+    if cap is not None and not leases.claim_slot(_SLOTS, batch.batch_id, cap):
+        raise _NotNow(CAPPED, f"{cap} batches are at work already")
+    resource = leases.work_resource(batch.hypervisor_id)
+    if leases.claim(resource, batch.batch_id) is None:
+        holders = leases.holders(resource)
+        kind = "batch" if any(batches.find(one) for one in holders) else "job"
+        raise _NotNow(BUSY, f"{kind} {', '.join(holders)} is at work on the hypervisor")
+
+
+def _start(batch: Batch, schedule: Schedule, now: datetime) -> None:
+    storage = storages.find(batch.storage_id)
+    spec = {**batch.spec, **_settings_of(schedule)}
+    limited = batch.origin == "schedule"
+    batches.change(
+        batch.batch_id,
+        (states.DEFERRED,),
+        state=states.DISPATCHED,
+        wait=None,
+        start_time=now,
+        close_time=hours.next_closing(schedule.hours, now) if limited else None,
+        spec=spec,
+    )
+    if batch.origin != "retry":
+        schedules.started(schedule.schedule_id, now)
+    chosen = _servers(batch, schedule)
+    for position, server in enumerate(chosen):
+        _add_job(batch, server, storage, spec, now, position)
+    happenings.record(
+        "batch.started",
+        now,
+        batch_id=batch.batch_id,
+        schedule_id=batch.schedule_id,
+        hypervisor_id=batch.hypervisor_id,
+        storage_id=batch.storage_id,
+        body={"servers": len(chosen), "origin": batch.origin},
+    )
+    log.info("batch started batch_id=%s hypervisor_id=%s servers=%d", batch.batch_id, batch.hypervisor_id, len(chosen))
+    look_after(batch.batch_id, now)
+
+
+def _settings_of(schedule: Schedule) -> dict[str, Any]:
+    """Return what holds for all jobs of a batch, in JSON types, as it is at the batch's start."""
+    resolved = schedule.resolved
+    time_max = rules.time_max(settings.get().batch_time_max, schedule.interval)
+    return {
+        "concurrency": resolved.backup_concurrency.value,
+        "consistency": resolved.consistency.value,
+        "full_interval_days": resolved.full_interval_days.value,
+        "interval_seconds": int(schedule.interval.total_seconds()),
+        "time_max_seconds": int(time_max.total_seconds()),
+    }
+
+
+def _servers(batch: Batch, schedule: Schedule) -> list[Server]:
+    """Return the servers of a batch in their order (X13): those whose level has them backed up by schedule."""
+    known = access.commissioned(batch.hypervisor_id)
+    found = access.of_servers(known)
+    chosen = {one.server_id: one for one in known if levels.allows(found[one.server_id].level, "scheduled")}
+    if "server_ids" in batch.spec:
+        chosen = {server_id: one for server_id, one in chosen.items() if server_id in batch.spec["server_ids"]}
+    cut_off = batches.cut_off(schedule.schedule_id, JobStale.reason)
+    candidates = [
+        rules.Candidate(one.server_id, one.last_backup_time, one.server_id in cut_off) for one in chosen.values()
+    ]
+    return [chosen[one.server_id] for one in rules.order(candidates)]
+
+
+def _add_job(
+    batch: Batch, server: Server, storage: Storage, spec: dict[str, Any], now: datetime, position: int
+) -> None:
+    """Add one server's share, or that it is left out and why (S21, X15)."""
+    new = NewJob(
+        job_id=new_id(now + timedelta(milliseconds=position)),  # ids sort as the servers come
+        type="backup",
+        hypervisor_id=batch.hypervisor_id,
+        server_id=server.server_id,
+        storage_id=batch.storage_id,
+        backup_id=new_id(now),
+        spec={
+            "type": "incremental",
+            "consistency": spec["consistency"],
+            "disks": [],
+            "domain_uuid": server.domain_uuid,
+            "full_interval_days": spec["full_interval_days"],
+            "position": position,
+        },
+        requester=batch.requester,
+        batch_id=batch.batch_id,
+    )
+    jobs.insert(new, installation.get().epoch, now, state=states.PENDING)
+    try:
+        admission.check_storage("backup", storage)
+        admission.check_server("backup", server, now)
+    except ControllerError as error:
+        jobs.end(new.job_id, End(states.SKIPPED, Failure.of(error)), now)
+
+
+def _defer(batch: Batch, why: _NotNow, now: datetime) -> None:
+    """Write down what a batch waits for; the time of the first wait for one reason stays."""
+    before = batch.wait or {}
+    same = before.get("reason") == why.reason
+    wait = {"reason": why.reason, "text": why.text, "since": before["since"] if same else now.isoformat()}
+    if wait != before:
+        batches.change(batch.batch_id, (states.DEFERRED,), wait=wait)
+
+
+def _report_overdue(batch: Batch, error: ControllerError, now: datetime) -> None:
+    """Say once for each due time that nobody is there to do it (X16)."""
+    if batches.mark_error(batch.batch_id, now):
+        system_log.write(
+            "error",
+            "dispatcher",
+            f"the schedule's run is overdue: {error.message}",
+            now,
+            batch_id=batch.batch_id,
+            schedule_id=batch.schedule_id,
+            hypervisor_id=batch.hypervisor_id,
+        )
+
+
+# ---- at work ------------------------------------------------------------------------------------------------------------
+
+
+def look_after(batch_id: str, now: datetime) -> None:
+    """Send what can be sent, close what is late, and end the batch when nothing of it is left (X9)."""
+    batch = batches.get(batch_id)
+    if not batch.at_work:
+        return
+    live = [job for job in jobs.of_batch(batch_id) if not job.ended]
+    if batch.cancel_time is None:
+        _feed(batch, live, now)
+    settle(batch_id, now)
+
+
+def _feed(batch: Batch, live: list[Job], now: datetime) -> None:
+    sent = sum(job.state in states.SENT for job in live)
+    late = batch.close_time is not None and now >= batch.close_time
+    for job in live:
+        if job.state != states.PENDING:
+            continue
+        if late:
+            jobs.end(job.job_id, End(states.SKIPPED, Failure.of(WindowClosed())), now)
+        elif sent < rules.SENT_MAX:
+            sent += _send(job, now)
+
+
+def _send(job: Job, now: datetime) -> bool:
+    """Take what a job needs and send it; when another works on its server, it is left out. Tells whether it was sent."""
+    try:
+        with models.proxy.atomic():
+            jobs.set_generation(job.job_id, max(1, _claim(job)))
+            return jobs.dispatch(job.job_id, now)
+    except BackupManagerError as error:
+        jobs.end(job.job_id, End(states.SKIPPED, Failure.of(error)), now)
+        return False
+
+
+def _claim(job: Job) -> int:
+    """Take the server and the chains that its backup extends; return the highest generation. Raises ServerBusy.
+
+    A single that waits for the server and has it meanwhile steps back: it comes after the batch (X2).
+    """
+    resource = leases.server_resource(job.server_id)
+    generation = leases.claim(resource, job.job_id)
+    if generation is None:
+        for other in leases.holders(resource):
+            waiting = jobs.find(other)
+            if waiting is None or waiting.state != states.QUEUED:
+                raise ServerBusy(server_id=job.server_id, job_id=other)
+            leases.step_back(other, resource, leases.next_resource(job.server_id))
+        generation = leases.claim(resource, job.job_id)
+    generations = [generation]
+    for chain in sorted(backups.active_chains(job.server_id, job.storage_id)):
+        generations.append(leases.share(leases.chain_resource(chain), job.job_id))
+        if generations[-1] is None:
+            raise ServerBusy(server_id=job.server_id, job_id=", ".join(leases.holders(leases.chain_resource(chain))))
+    return max(one or 0 for one in generations)
+
+
+def settle(batch_id: str, now: datetime) -> bool:
+    """End a batch at work if all of its jobs have ended; tell whether it ended."""
+    batch = batches.get(batch_id)
+    found = batches.counts([batch_id])[batch_id]
+    if not batch.at_work or any(found.get(state) for state in states.LIVE):
+        return False
+    if batch.cancel_reason == JobStale.reason:
+        return _end(batch, states.FAILED, now, Failure.of(JobStale(hours=batch.hours_max)))
+    cancelled = batch.cancel_reason == JobCancelled.reason
+    return _end(batch, states.outcome(found, cancelled=cancelled), now)
+
+
+def _end(batch: Batch, state: str, now: datetime, failure: Failure | None = None) -> bool:
+    if not batches.end(batch.batch_id, state, now, asdict(failure) if failure else None):
+        return False
+    happenings.record(
+        f"batch.{state}",
+        now,
+        batch_id=batch.batch_id,
+        schedule_id=batch.schedule_id,
+        hypervisor_id=batch.hypervisor_id,
+        storage_id=batch.storage_id,
+        body=batches.counts([batch.batch_id])[batch.batch_id],
+    )
+    log.info("batch ended batch_id=%s state=%s", batch.batch_id, state)
+    return True
+
+
+def cancel(batch_id: str, reason: str, now: datetime) -> bool:
+    """Ask for a batch's end with all of its jobs; `reason` as with a job's. False when it has ended."""
+    batch = batches.get(batch_id)
+    if batch.state == states.DEFERRED:
+        how = states.CANCELLED if reason == JobCancelled.reason else states.FAILED
+        return _end(batch, how, now, Failure.of(JobCancelled()))
+    if not batch.at_work:
+        return False
+    if batch.cancel_time is None:
+        batches.change(batch_id, states.BATCH_AT_WORK, cancel_time=now, cancel_reason=reason)
+    for job in jobs.of_batch(batch_id):
+        if not job.ended:
+            jobs.request_cancel(job, reason, now)
+    settle(batch_id, now)
+    return True
