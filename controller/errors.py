@@ -332,6 +332,14 @@ class WebhookDeliveryNotFound(ControllerError):
     remedy = "Only what was given up can be sent again; what waits is tried by itself"
 
 
+class LookTooLong(ControllerError):
+    """A look at a storage that neither ends well nor fails: a mount that hangs, as a rule."""
+
+    reason = "STORAGE_HANGS"
+    template = "the look at the storage did not end within {minutes} minutes"
+    remedy = "Look for a mount that hangs on the hypervisor, or a server that takes connections and does not answer"
+
+
 # ---- ends of jobs, and of sessions --------------------------------------------------------------------------------------
 
 

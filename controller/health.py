@@ -57,6 +57,7 @@ class Found:
 
 
 NEVER = Health()
+_CHECK = (CheckRow.hypervisor_id, CheckRow.state, CheckRow.check_time, CheckRow.try_time, CheckRow.fail_time)
 
 
 # ---- looking ------------------------------------------------------------------------------------------------------------
@@ -95,14 +96,40 @@ def rank_of(found: Found) -> int:
 
 def checks_of(storage_id: str) -> dict[str, Check]:
     """Return what each hypervisor found last, as the rules see it."""
-    columns = (CheckRow.hypervisor_id, CheckRow.state, CheckRow.check_time, CheckRow.try_time, CheckRow.fail_time)
-    rows: Any = CheckRow.select(*columns).where(CheckRow.storage_id == storage_id).tuples()
+    rows: Any = CheckRow.select(*_CHECK).where(CheckRow.storage_id == storage_id).tuples()
     return {row[0]: Check(*row) for row in rows}
 
 
 def users() -> dict[str, list[str]]:
     """Return the hypervisors whose enabled schedule uses each storage, by storage."""
-    return {}
+    row = models.Schedule
+    rows: Any = row.select(row.storage_id, row.hypervisor_id).where(row.enabled & row.delete_time.is_null()).tuples()
+    found: dict[str, list[str]] = {}
+    for storage_id, hypervisor_id in rows:
+        found.setdefault(storage_id, []).append(hypervisor_id)
+    return found
+
+
+def storages() -> list[tuple[str, bool]]:
+    """Return the ids of all storages, and whether each is enabled."""
+    row = models.Storage
+    rows: Any = row.select(row.storage_id, row.enabled).order_by(row.storage_id).tuples()
+    return list(rows)
+
+
+def all_checks() -> dict[str, dict[str, Check]]:
+    """Return what each hypervisor found last of each storage, as the rules see it, by one query."""
+    rows: Any = CheckRow.select(CheckRow.storage_id, *_CHECK).tuples()
+    found: dict[str, dict[str, Check]] = {}
+    for storage_id, *values in rows:
+        found.setdefault(storage_id, {})[values[0]] = Check(*values)
+    return found
+
+
+def last_job(storage_id: str, hypervisor_id: str) -> str:
+    """Return the job of a hypervisor's last look at a storage, "" for none."""
+    row = CheckRow.get_or_none(_pair(storage_id, hypervisor_id))
+    return "" if row is None else str(row.job_id)
 
 
 # ---- keeping ------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import ipaddress
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import grpc
@@ -62,7 +62,7 @@ from clients.gen.backupmanager.v1 import (
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
-from controller import installation
+from controller import installation, totals
 from controller.addresses import join_address, split_address
 from controller.agents.ownership import Ownership
 from controller.agents.sessions import Sessions
@@ -182,9 +182,13 @@ class Controller:
         database = await asyncio.to_thread(Database.open, settings.database_url)
         stack.push_async_callback(asyncio.to_thread, database.close)
         known = await database.run(installation.get)
+        await database.run(totals.recount_all)
         changes = Changes()
         database.subscribe(changes.publish)
-        limits, version = limits_of(settings), importlib.metadata.version("backup-manager")
+        limits, version = (
+            replace(limits_of(settings), listening_since=clock.now()),
+            importlib.metadata.version("backup-manager"),
+        )
         networks = tuple(ipaddress.ip_network(one) for one in settings.webhook_networks)
         courier = Courier(database, vault, clock, changes, networks, version)
         tick = Tick(database, vault, clock, lambda: limits, settings.tick_seconds, STEPS)

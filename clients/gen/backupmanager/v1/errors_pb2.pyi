@@ -164,6 +164,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The storage holds no repository; `storage`."""
     ERROR_REASON_REPOSITORY_UNSUPPORTED: _ErrorReason.ValueType  # 112
     """The repository's format is not known to this version; `storage`, `found`, `known`."""
+    ERROR_REASON_STORAGE_HANGS: _ErrorReason.ValueType  # 190
+    """A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
     ERROR_REASON_WRONG_KEY: _ErrorReason.ValueType  # 120
     """FAILED_PRECONDITION. The passphrase or key does not open the storage's key; `key_id`."""
     ERROR_REASON_KEY_MISSING: _ErrorReason.ValueType  # 121
@@ -383,6 +385,8 @@ ERROR_REASON_REPOSITORY_MISSING: ErrorReason.ValueType  # 111
 """The storage holds no repository; `storage`."""
 ERROR_REASON_REPOSITORY_UNSUPPORTED: ErrorReason.ValueType  # 112
 """The repository's format is not known to this version; `storage`, `found`, `known`."""
+ERROR_REASON_STORAGE_HANGS: ErrorReason.ValueType  # 190
+"""A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
 ERROR_REASON_WRONG_KEY: ErrorReason.ValueType  # 120
 """FAILED_PRECONDITION. The passphrase or key does not open the storage's key; `key_id`."""
 ERROR_REASON_KEY_MISSING: ErrorReason.ValueType  # 121
