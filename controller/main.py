@@ -65,7 +65,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config)
     logs.setup(settings.log_level)
+    _raise_file_limit()
     return asyncio.run(_run(settings))
+
+
+def _raise_file_limit() -> None:
+    """Take as many file descriptors as we may: each agent needs one, and what a login shell gives is 1024."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -61,7 +61,8 @@ def seed(state: Path, url: str, size: Size) -> Seeded:
     authority, vault = Authority.load(state / "authority", (), now), Vault.load(state / "master.key")
     database = Database.open(url)
     try:
-        new = NewStorage("fleet", "sftp", {"host": "backup.invalid", "port": 22, "username": "bm", "path": "/srv"})
+        place = {"host": "backup.invalid", "port": 22, "username": "bm", "path": "/srv"}
+        new = NewStorage("fleet", "sftp", place, retention={"daily": 7, "weekly": 4, "monthly": 3})
         storage_id = database.call(storages.create, new, None, vault, now).storage_id
         hosts, serials = _hosts(authority, size, now)
         database.call(_insert, models.Hypervisor, _hypervisors(hosts, serials, now))
