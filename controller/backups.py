@@ -213,6 +213,28 @@ def chains_of(backup_ids: Sequence[str]) -> frozenset[str]:
     return frozenset(f"{server_id}/{chain_id or backup_id}" for server_id, chain_id, backup_id in _tuples(rows))
 
 
+def of_chain(server_id: str, storage_id: str, chain_id: str, disk: str = "") -> list[str]:
+    """Return the backups that lie in a chain, of one disk or of any, oldest first; a copy is in the chain of its own id."""
+    own = (DiskRow.chain_id == chain_id) | ((DiskRow.chain_id == "") & (DiskRow.backup == chain_id))
+    query = (
+        DiskRow.select(DiskRow.backup)
+        .join(Row)
+        .where(own & (Row.server_id == server_id) & (Row.storage_id == storage_id) & Row.delete_time.is_null())
+    )
+    if disk:
+        query = query.where(DiskRow.disk == disk)
+    return [row[0] for row in _tuples(query.distinct().order_by(DiskRow.backup))]
+
+
+def makers(backup_ids: Sequence[str]) -> dict[str, str]:
+    """Return the hypervisor that made each of these backups."""
+    found: dict[str, str] = {}
+    for chunk in chunks(backup_ids):
+        rows = _tuples(Row.select(Row.backup_id, Row.hypervisor_id).where(Row.backup_id.in_(chunk)))
+        found.update({backup_id: hypervisor_id for backup_id, hypervisor_id in rows})  # noqa: C416 - as in dependents
+    return found
+
+
 def active_chains(server_id: str, storage_id: str) -> frozenset[str]:
     """Return the chains that a next backup of the server there would extend: per disk, that of its newest backup.
 

@@ -197,6 +197,41 @@ class StorageReadOnly(ControllerError):
     template = "storage {storage_id} is read-only"
 
 
+class DeleteBound(ControllerError):
+    """Deletes on this storage are one hypervisor's alone."""
+
+    reason = "DELETE_BOUND"
+    template = "on storage {storage_id} only hypervisor {hypervisor_id} deletes"
+    remedy = "Let that hypervisor do it, or bind the storage's deletes to another one"
+
+
+class RetentionChanged(ControllerError):
+    """Something that was to be pruned is kept now: the policy or the backups changed while the job waited."""
+
+    reason = "RETENTION_CHANGED"
+    template = "backup {backup_id} is kept by now, nothing was deleted"
+
+
+class PurgeNotFound(ControllerError):
+    reason = "PURGE_NOT_FOUND"
+    template = "no purge {purge_id}"
+
+
+class PurgeEnded(ControllerError):
+    """It was cancelled, or is done."""
+
+    reason = "PURGE_ENDED"
+    template = "purge {purge_id} has ended: {state}"
+
+
+class PurgeRunning(ControllerError):
+    """Its deletion has been sent to a hypervisor. Cancel that job, if it must not go on."""
+
+    reason = "PURGE_RUNNING"
+    template = "purge {purge_id} runs already, as job {job_id}"
+    remedy = "Cancel the job to stop what it has not deleted yet"
+
+
 class StorageInUse(ControllerError):
     reason = "STORAGE_IN_USE"
     template = "storage {storage_id} is in use: {backup_count} backups lie there, {schedule_count} schedules use it"

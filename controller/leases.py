@@ -118,6 +118,13 @@ def chains_of(job_ids: Sequence[str]) -> dict[str, frozenset[str]]:
     return {job_id: frozenset(chains) for job_id, chains in found.items()}
 
 
+def chains_in_use(server_id: str) -> frozenset[str]:
+    """Return the chains of a server that any job holds, as `backups.chains_of` names them."""
+    prefix = chain_resource(f"{server_id}/")
+    rows = LeaseHold.select(LeaseHold.resource).where(LeaseHold.resource.startswith(prefix))
+    return frozenset(row.resource.removeprefix(chain_resource("")) for row in rows)
+
+
 def claim_slot(hypervisor_id: str, job_id: str, cap: int) -> bool:
     """Take a place to work at on a hypervisor that has `cap` of them. False when all are taken."""
     if Slot.select().where((Slot.hypervisor_id == hypervisor_id) & (Slot.number <= cap)).count() < cap:

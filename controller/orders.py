@@ -24,6 +24,7 @@ from controller import (
     installation,
     jobs,
     leases,
+    removals,
     schedules,
     servers,
     storages,
@@ -33,6 +34,7 @@ from controller.cycle import dispatch
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.errors import (
+    BackupNotFound,
     DiskNotFound,
     HypervisorNotFound,
     HypervisorUnreachable,
@@ -52,6 +54,8 @@ from controller.rules.exclusion import Outcome, Work, decide_all
 from controller.servers import Server
 from controller.storages import Storage
 from engine.ids import new_id
+
+DELETE_BACKUPS_MAX = 1000  # of one job; their records and the command fit in a message (N9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,35 @@ class VerifyOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain, on all disks or on one, as a person names it."""
+
+    server_id: str
+    storage_id: str
+    chain_id: str
+    disk: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteOrder:
+    """Backups, or all of a chain."""
+
     backup_ids: Sequence[str]
     confirmation: str
     hypervisor_id: str = ""
+    request_id: str = ""
+    chain: Chain | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalOrder:
+    """What retention or a purge decided to delete: backups of one server on one storage that one hypervisor can reach."""
+
+    type: str  # prune or purge
+    server_id: str
+    storage_id: str
+    backup_ids: Sequence[str]
+    maker_id: str
     request_id: str = ""
 
 
@@ -114,7 +143,9 @@ class HealthOrder:
     request_id: str = ""
 
 
-Order: TypeAlias = BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | ReindexOrder | TestOrder | HealthOrder
+Order: TypeAlias = (
+    BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | RemovalOrder | ReindexOrder | TestOrder | HealthOrder
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +171,15 @@ class RestorePreview:
 
 @dataclass(frozen=True, slots=True)
 class DeletePreview:
-    """What a deletion would remove: what was asked for, and what cannot live without it."""
+    """What a deletion would remove: what was asked for, and what cannot live without it.
+
+    `record_count` counts the disks of all these; `active`: the next backup would have gone on with one of their chains.
+    """
 
     backups: tuple[Backup, ...]
     stored_bytes: int
+    record_count: int
+    active: bool
     confirmation: str
 
 
@@ -178,6 +214,7 @@ def start(order: Order, context: Context) -> str:
     job_id = new_id(context.now)
     admission.check_hypervisor(plan.type, plan.hypervisor)
     admission.check_storage(plan.type, plan.storage)
+    removals.check_binding(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
     _check_free(plan)
     new = NewJob(
         job_id=job_id,
@@ -279,6 +316,8 @@ def _plan(order: Order, context: Context) -> _Plan:
             return _plan_verify(order, context)
         case DeleteOrder():
             return _plan_delete(order, context)
+        case RemovalOrder():
+            return _plan_removal(order, context)
         case ReindexOrder():
             return _plan_storage("reindex", order, context, server_id=order.server_id)
         case TestOrder():
@@ -349,20 +388,40 @@ def _plan_verify(order: VerifyOrder, context: Context) -> _Plan:
 
 
 def _plan_delete(order: DeleteOrder, context: Context) -> _Plan:
-    doomed, facts = _delete_facts(order.backup_ids)
+    doomed, facts = _delete_facts(order.backup_ids, order.chain)
     confirmations.check(context.vault, "delete", facts, order.confirmation)
-    storage = storages.find(doomed[0].storage_id)
-    hypervisor = _worker(order.hypervisor_id, doomed[0], storage, context)
-    chosen = [one.backup_id for one in doomed]
-    server = _find_server(doomed[0].server_id)
+    first, storage = doomed[0], storages.find(doomed[0].storage_id)
+    hypervisor = removals.choose(
+        storage,
+        first.server_id,
+        first.hypervisor_id,
+        context.limits,
+        context.now,
+        asked=order.hypervisor_id,
+        by_hand=True,
+    )
+    return _removal("delete", hypervisor, storage, first.server_id, [one.backup_id for one in doomed])
+
+
+def _plan_removal(order: RemovalOrder, context: Context) -> _Plan:
+    storage = storages.find(order.storage_id)
+    hypervisor = removals.choose(storage, order.server_id, order.maker_id, context.limits, context.now)
+    return _removal(order.type, hypervisor, storage, order.server_id, order.backup_ids)
+
+
+def _removal(verb: str, hypervisor: Hypervisor, storage: Storage, server_id: str, chosen: Sequence[str]) -> _Plan:
+    server = _find_server(server_id)
     home = server is not None and server.hypervisor_id == hypervisor.hypervisor_id
     return _Plan(
-        type="delete",
+        type=verb,
         hypervisor=hypervisor,
         storage=storage,
-        server_id=doomed[0].server_id,
+        server_id=server_id,
         backup_id=chosen[0] if len(chosen) == 1 else "",
-        spec={"backup_ids": chosen, "domain_uuid": server.domain_uuid if server is not None and home else ""},
+        spec={
+            "backup_ids": list(chosen),
+            "domain_uuid": server.domain_uuid if server is not None and home else "",
+        },
         claimed=backups.chains_of(chosen),
     )
 
@@ -389,7 +448,7 @@ def _plan_storage(
 
 
 def _worker(reference: str, backup: Backup, storage: Storage, context: Context) -> Hypervisor:
-    """Return the hypervisor for work that needs the storage only: the one asked for, else the server's, else any online.
+    """Return the hypervisor for reading a storage: the one asked for, else the server's, else any online.
 
     A local folder is only where the backup was made.
     """
@@ -433,11 +492,20 @@ def preview_restore(
     return RestorePreview(*preview, confirmations.sign(context.vault, "restore", facts))
 
 
-def preview_delete(backup_ids: Sequence[str], context: Context) -> DeletePreview:
-    """Show what deleting backups would remove. Raises BackupNotFound, InvalidField."""
-    doomed, facts = _delete_facts(backup_ids)
-    confirmation = confirmations.sign(context.vault, "delete", facts)
-    return DeletePreview(tuple(doomed), sum(one.stored_bytes for one in doomed), confirmation)
+def preview_delete(backup_ids: Sequence[str], context: Context, chain: Chain | None = None) -> DeletePreview:
+    """Show what deleting backups, or a chain, would remove. Raises BackupNotFound, ServerNotFound, StorageNotFound, InvalidField."""
+    doomed, facts = _delete_facts(backup_ids, chain)
+    first = doomed[0]
+    return DeletePreview(
+        backups=tuple(doomed),
+        stored_bytes=sum(one.stored_bytes for one in doomed),
+        record_count=sum(len(one.disks) for one in doomed),
+        active=bool(
+            backups.active_chains(first.server_id, first.storage_id)
+            & backups.chains_of([one.backup_id for one in doomed])
+        ),
+        confirmation=confirmations.sign(context.vault, "delete", facts),
+    )
 
 
 _RestoreShown: TypeAlias = tuple[Backup, tuple[str, ...], bool, tuple[str, ...]]
@@ -485,13 +553,32 @@ def _chosen_disks(backup: Backup, server: Server, wanted: Sequence[str], *, to_f
     return chosen
 
 
-def _delete_facts(backup_ids: Sequence[str]) -> tuple[list[Backup], dict[str, Any]]:
+def _delete_facts(backup_ids: Sequence[str], chain: Chain | None) -> tuple[list[Backup], dict[str, Any]]:
     """Return the backups that would go, newest first, and the same as facts to sign."""
+    if chain is not None:
+        backup_ids = _members(chain)
     if not backup_ids:
         raise InvalidField(field="backup_ids", problem="is empty")
     asked = [backups.get(one) for one in dict.fromkeys(backup_ids)]
     if len({(one.server_id, one.storage_id) for one in asked}) > 1:
         raise InvalidField(field="backup_ids", problem="must be of one server on one storage")
     doomed = [backups.get(one) for one in backups.dependents([one.backup_id for one in asked])]
+    if len(doomed) > DELETE_BACKUPS_MAX:
+        raise InvalidField(field="backup_ids", problem=f"would remove more than {DELETE_BACKUPS_MAX} backups at once")
     facts = {"backups": [[one.backup_id, one.state, one.stored_bytes, one.manifest_digest] for one in doomed]}
     return doomed, facts
+
+
+def _members(chain: Chain) -> list[str]:
+    """Return the backups that lie in a chain. Raises BackupNotFound."""
+    server_id = _server_id(chain.server_id)
+    members = backups.of_chain(server_id, storages.find(chain.storage_id).storage_id, chain.chain_id, chain.disk)
+    if not members:
+        raise BackupNotFound(backup_id=f"in chain {chain.chain_id}", server_id=server_id)
+    return members
+
+
+def _server_id(reference: str) -> str:
+    """Return a server's id; one that only the catalog knows is its own reference."""
+    server = _find_server(reference)
+    return reference if server is None else server.server_id

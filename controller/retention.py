@@ -13,14 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
-from zoneinfo import ZoneInfo
 
-from controller import backups, storages
+from controller import backups, schedules, settings, storages
 from controller.db import models
 from controller.db.fields import from_microseconds
 from controller.db.statements import statement
+from controller.errors import RetentionChanged
 from controller.rules import retention as policies
+from controller.rules import settings as resolution
 from controller.rules.retention import words
+from controller.rules.settings import Resolved
+from controller.rules.zones import find_zone
+from controller.schedules import Schedule
 from controller.storages import Storage
 from engine import retention as engine
 from engine.retention import Backup, DiskPoint, Rhythm, Rules, Verdict
@@ -50,7 +54,7 @@ class Applied:
 
     @property
     def rules(self) -> Rules:
-        return policies.rules(self.policy, self.keep_last, ZoneInfo(self.time_zone), self.storage_type)
+        return policies.rules(self.policy, self.keep_last, find_zone("time_zone", self.time_zone), self.storage_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +71,27 @@ class Basis:
 
 
 def basis(storage: Storage) -> Basis:
-    """Return what decides on a storage now."""
-    own = Applied(
-        storage.retention,
-        storage.keep_last,
-        "UTC",
-        storage.type,
-        policy_origin="storage" if storage.retention else "default",
-        keep_last_origin="default" if storage.keep_last == policies.KEEP_LAST_DEFAULT else "storage",
+    """Return what decides on a storage now. A schedule counts while it is not deleted, also when it is disabled."""
+    used_by = schedules.list_schedules(storage_id=storage.storage_id, limit=None)
+    own = _applied(storage, resolution.resolve(storage, None, settings.get().time_zone), None)
+    return Basis(storage, own, {one.hypervisor_id: _applied(storage, one.resolved, one) for one in used_by})
+
+
+def _applied(storage: Storage, resolved: Resolved, schedule: Schedule | None) -> Applied:
+    going_on = schedule is not None and schedule.enabled
+    full_days = 0 if storage.type == "pbs" else resolved.full_interval_days.value
+    return Applied(
+        policy=resolved.retention.value,
+        keep_last=resolved.keep_last.value,
+        time_zone=resolved.time_zone.value,
+        storage_type=storage.type,
+        schedule_id=schedule.schedule_id if schedule else "",
+        policy_origin=resolved.retention.origin,
+        keep_last_origin=resolved.keep_last.origin,
+        rhythm=Rhythm(timedelta(hours=resolved.interval_hours.value), timedelta(days=full_days))
+        if going_on
+        else _NO_RHYTHM,
     )
-    return Basis(storage, own, {})
 
 
 # ---- histories ---------------------------------------------------------------------------------------------------------
@@ -198,6 +213,16 @@ def going(history: History, applied: Applied, now: datetime) -> list[str]:
     """Return the backups that nothing keeps, newest first. Pure."""
     reasons = engine.decide(history.backups, applied.rules, now)
     return [one.backup_id for one in reversed(history.backups) if not reasons[one.backup_id]]
+
+
+def check_going(server_id: str, storage_id: str, backup_ids: Iterable[str], now: datetime) -> None:
+    """Raise RetentionChanged when one of these, that were to be pruned, is kept by now."""
+    bases = basis(storages.find(storage_id))
+    for history in histories(storage_id, [server_id]):
+        lost = {*going(history, bases.applied(history.hypervisor_id), now)}
+        kept = set(backup_ids) & {one.backup_id for one in history.backups} - lost
+        if kept:
+            raise RetentionChanged(backup_id=min(kept))
 
 
 def explain(backup_id: str, now: datetime) -> Explanation:

@@ -166,6 +166,8 @@ _WORK: dict[str, Any] = {
     "restore": _restore,
     "verify": _verify,
     "delete": _delete,
+    "prune": _delete,
+    "purge": _delete,
     "reindex": _reindex,
     "test": _test,
     "health": _health,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controller import backups, hypervisors, jobs, servers, storages
+from controller import backups, hypervisors, jobs, prune_queue, servers, storages
 from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
@@ -46,7 +46,7 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
         case "restore" if result.get("restore", {}).get("server_started"):
             # A preview before the next inventory would else sign that no server is stopped, and be stale with it.
             hypervisors.set_domain_state(job.hypervisor_id, job.spec["domain_uuid"], "running")
-        case "delete":
+        case "delete" | "prune" | "purge":
             _delete(job, result.get("delete", {}), now)
         case "reindex" if completed:
             _reindex(job, result.setdefault("reindex", {}), now)
@@ -62,6 +62,7 @@ def _backup(job: Job, record: BackupRecord | None, now: datetime) -> tuple[str, 
         log.error("record of another backup refused job_id=%s backup_id=%s", job.job_id, record.backup_id)
         return ("the agent's record is of another backup and was refused; a reindex of the storage will find this one",)
     backups.record(record, job.storage_id, job.hypervisor_id, now)
+    prune_queue.note_backup(job.server_id, job.storage_id, now)
     return ()
 
 

@@ -11,7 +11,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from controller import backups, batches, hypervisors, jobs, leases, schedules, servers, storages
+from controller import (
+    backups,
+    batches,
+    hypervisors,
+    jobs,
+    leases,
+    removals,
+    retention,
+    schedules,
+    servers,
+    storages,
+)
 from controller.cycle import batch_dispatch
 from controller.db import models
 from controller.errors import BackupNotFound, HypervisorUnreachable
@@ -73,6 +84,10 @@ def _consider(job: Job, limits: Limits, now: datetime) -> bool:
             generation = _claim(job, now)
     except _NotNow:
         return False
+    try:
+        _decide_anew(job, now)
+    except BackupManagerError as error:
+        return jobs.end(job.job_id, End.failed(error), now)
     jobs.set_generation(job.job_id, max(generation, 1))
     return jobs.dispatch(job.job_id, now)
 
@@ -81,6 +96,7 @@ def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
     """Raise what speaks against doing the job now."""
     admission.check_hypervisor(job.type, hypervisor)
     admission.check_storage(job.type, storages.find(job.storage_id))
+    removals.check_binding(job.type, storages.find(job.storage_id), job.hypervisor_id)
     if job.type in {"backup", "restore"}:
         to_files = bool(job.spec.get("target_folder"))
         admission.check_server(job.type, servers.find(job.server_id), now, to_files=to_files)
@@ -89,6 +105,12 @@ def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
             backups.get(job.backup_id)
         except BackupNotFound:
             raise BackupNotFound(backup_id=job.backup_id, server_id=job.server_id) from None
+
+
+def _decide_anew(job: Job, now: datetime) -> None:
+    """Raise what became of a decision that was made when the job was ordered, perhaps hours ago, and which deletes data."""
+    if job.type == "prune":
+        retention.check_going(job.server_id, job.storage_id, job.spec["backup_ids"], now)
 
 
 def _claim(job: Job, now: datetime) -> int:

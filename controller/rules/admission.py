@@ -11,8 +11,8 @@ from controller.hypervisors import Hypervisor
 from controller.servers import Server
 from controller.storages import Storage
 
-WRITING = frozenset({"backup", "delete", "test"})  # refused on a read-only storage (S21, S22)
-TIMED = frozenset({"backup", "delete"})  # refused when the host's clock is wrong (N14)
+WRITING = frozenset({"backup", "delete", "prune", "purge", "test"})  # refused on a read-only storage (S21, S22)
+TIMED = frozenset({"backup", "delete", "prune", "purge"})  # refused when the host's clock is wrong (N14)
 
 
 def check_storage(verb: str, storage: Storage) -> None:

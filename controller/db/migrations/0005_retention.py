@@ -13,14 +13,15 @@ class Table(peewee.Model):
 
 class PruneRound(Table):
     storage_id = TextField(primary_key=True)
-    evaluate_time = BigIntegerField()
+    evaluate_time = BigIntegerField(null=True)
+    cursor = TextField()
 
 
 class PruneCandidate(Table):
     key = TextField(primary_key=True)
     storage_id = TextField()
     server_id = TextField()
-    find_time = BigIntegerField(index=True)
+    look_time = BigIntegerField(index=True)
 
 
 class Purge(Table):

@@ -7,19 +7,23 @@ from controller.db.models.base import Table, id_field, number_field, text_field
 
 
 class PruneRound(Table):
-    """When a storage was evaluated last, as a whole."""
+    """When a storage was evaluated last, as a whole. `cursor`: the server up to which a round has come that is under way."""
 
     storage_id = id_field()
-    evaluate_time = TimeField()
+    evaluate_time = OptionalTimeField()
+    cursor = text_field()
 
 
 class PruneCandidate(Table):
-    """A server with backups on a storage that may have to go: found by a storage's evaluation, or just backed up."""
+    """A server with backups on a storage that may have to go: found by a storage's evaluation, or just backed up.
+
+    It is looked at from `look_time` on.
+    """
 
     key = id_field()  # storage and server: a key of one column is what both databases take in an upsert
     storage_id = TextField()
     server_id = TextField()
-    find_time = TimeField(index=True)
+    look_time = TimeField(index=True)
 
 
 class Purge(Table):

@@ -232,6 +232,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS. `name`."""
     ERROR_REASON_PACKAGE_IN_USE: _ErrorReason.ValueType  # 164
     """FAILED_PRECONDITION. Living servers have the package; `package_id`, `server_count`."""
+    ERROR_REASON_DELETE_BOUND: _ErrorReason.ValueType  # 170
+    """FAILED_PRECONDITION. Deletes on this storage are one hypervisor's alone; `storage_id`, `hypervisor_id`."""
+    ERROR_REASON_RETENTION_CHANGED: _ErrorReason.ValueType  # 171
+    """A job's end: a backup that was to be pruned is kept by now, and nothing was deleted; `backup_id`."""
+    ERROR_REASON_PURGE_NOT_FOUND: _ErrorReason.ValueType  # 172
+    """NOT_FOUND. `purge_id`."""
+    ERROR_REASON_PURGE_ENDED: _ErrorReason.ValueType  # 173
+    """FAILED_PRECONDITION. The purge was cancelled or is done; `purge_id`, `state`. Also the end of a job of a cancelled one."""
+    ERROR_REASON_PURGE_RUNNING: _ErrorReason.ValueType  # 174
+    """FAILED_PRECONDITION. The purge was sent to a hypervisor; `purge_id`, `job_id`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -453,4 +463,14 @@ ERROR_REASON_PACKAGE_EXISTS: ErrorReason.ValueType  # 163
 """ALREADY_EXISTS. `name`."""
 ERROR_REASON_PACKAGE_IN_USE: ErrorReason.ValueType  # 164
 """FAILED_PRECONDITION. Living servers have the package; `package_id`, `server_count`."""
+ERROR_REASON_DELETE_BOUND: ErrorReason.ValueType  # 170
+"""FAILED_PRECONDITION. Deletes on this storage are one hypervisor's alone; `storage_id`, `hypervisor_id`."""
+ERROR_REASON_RETENTION_CHANGED: ErrorReason.ValueType  # 171
+"""A job's end: a backup that was to be pruned is kept by now, and nothing was deleted; `backup_id`."""
+ERROR_REASON_PURGE_NOT_FOUND: ErrorReason.ValueType  # 172
+"""NOT_FOUND. `purge_id`."""
+ERROR_REASON_PURGE_ENDED: ErrorReason.ValueType  # 173
+"""FAILED_PRECONDITION. The purge was cancelled or is done; `purge_id`, `state`. Also the end of a job of a cancelled one."""
+ERROR_REASON_PURGE_RUNNING: ErrorReason.ValueType  # 174
+"""FAILED_PRECONDITION. The purge was sent to a hypervisor; `purge_id`, `job_id`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
