@@ -22,11 +22,14 @@ RESOURCES = (
     ("hypervisor", "clients.cli.hypervisors", "The hosts of the servers."),
     ("server", "clients.cli.servers", "Which servers there are to back up."),
     ("storage", "clients.cli.storages", "Where backups go."),
+    ("schedule", "clients.cli.schedules", "When servers are backed up."),
+    ("preset", "clients.cli.presets", "Performance settings that go together."),
     ("backup", "clients.cli.backups", "Make, see, restore, check, delete backups."),
     ("job", "clients.cli.jobs", "See and end work."),
     ("webhook", "clients.cli.webhooks", "Having events sent by HTTP."),
     ("log", "clients.cli.system_log", "What the controller did and met of its own accord."),
     ("audit", "clients.cli.audit", "Who did what."),
+    ("settings", "clients.cli.settings", "The settings of the whole installation."),
     ("token", "clients.cli.tokens", "Who may call the controller."),
 )
 

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.event_service_pb2_grpc import EventServiceStub
     from clients.gen.backupmanager.v1.hypervisor_service_pb2_grpc import HypervisorServiceStub
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
+    from clients.gen.backupmanager.v1.preset_service_pb2_grpc import PresetServiceStub
+    from clients.gen.backupmanager.v1.schedule_service_pb2_grpc import ScheduleServiceStub
     from clients.gen.backupmanager.v1.server_service_pb2_grpc import ServerServiceStub
+    from clients.gen.backupmanager.v1.settings_service_pb2_grpc import SettingsServiceStub
     from clients.gen.backupmanager.v1.storage_service_pb2_grpc import StorageServiceStub
     from clients.gen.backupmanager.v1.system_log_service_pb2_grpc import SystemLogServiceStub
     from clients.gen.backupmanager.v1.system_service_pb2_grpc import SystemServiceStub
@@ -100,6 +103,24 @@ class Controller:
         from clients.gen.backupmanager.v1.storage_service_pb2_grpc import StorageServiceStub
 
         return StorageServiceStub(self._link)
+
+    @cached_property
+    def schedules(self) -> ScheduleServiceStub:
+        from clients.gen.backupmanager.v1.schedule_service_pb2_grpc import ScheduleServiceStub
+
+        return ScheduleServiceStub(self._link)
+
+    @cached_property
+    def presets(self) -> PresetServiceStub:
+        from clients.gen.backupmanager.v1.preset_service_pb2_grpc import PresetServiceStub
+
+        return PresetServiceStub(self._link)
+
+    @cached_property
+    def settings(self) -> SettingsServiceStub:
+        from clients.gen.backupmanager.v1.settings_service_pb2_grpc import SettingsServiceStub
+
+        return SettingsServiceStub(self._link)
 
     @cached_property
     def backups(self) -> BackupServiceStub:

@@ -8,6 +8,17 @@ from clients.cli import ask, words
 from clients.cli.failures import Usage
 from clients.cli.options import Output, RequestId, ServerFilter, StorageArgument, Wait, Yes, group, request_id
 from clients.cli.output import Column, Format, Screen, card, heading, plain, state
+from clients.cli.overrides import (
+    Concurrency,
+    Consistency,
+    Days,
+    FullInterval,
+    Interval,
+    Overrides,
+    Window,
+    shown,
+    title,
+)
 from clients.cli.results import conclude
 from clients.cli.session import Controller, run
 from clients.cli.storage_settings import (
@@ -195,6 +206,12 @@ def update(
     read_limit: ReadLimit = "",
     io_priority: IoPriority = None,
     cpu_priority: CpuPriority = None,
+    interval: Interval = "",
+    window: Window = "",
+    days: Days = "",
+    consistency: Consistency = "",
+    full_interval: FullInterval = "",
+    concurrency: Concurrency = "",
     output: Output = "table",
 ) -> None:
     """Change a storage.
@@ -205,6 +222,14 @@ def update(
 
     settings = Settings(
         compress, level, compression_threads, workers, upload_limit, read_limit, io_priority, cpu_priority
+    )
+    defaults = Overrides(
+        interval_hours=interval,
+        consistency=consistency,
+        full_interval_days=full_interval,
+        backup_concurrency=concurrency,
+        window=window,
+        allowed_days=days,
     )
     files = SecretFiles(key_file, key_passphrase_file, passphrase_file)
     sftp_only = {"host": host, "port": port, "username": username, "host_key": host_key, "bind_address": bind_address}
@@ -231,6 +256,8 @@ def update(
         if settings.changes_limits:
             settings.limits(changed.limits)
             paths.append("limits")
+        if defaults.write(changed.defaults):
+            paths.append("defaults")
         if encrypt is not None:
             changed.encryption.enabled = encrypt
             paths.append("encryption.enabled")
@@ -377,6 +404,7 @@ def _card(screen: Screen, storage: "Storage") -> "RenderableType":
             f"on, key {storage.encryption.key_id or 'not made yet'}" if storage.encryption.enabled else "off",
         ),
         ("Workers", str(limits.worker_threads or 4)),
+        *_defaults(storage),
         ("Upload limit", words.rate(limits.bandwidth_bytes_per_second)),
         ("Read limit", words.rate(limits.read_bytes_per_second)),
         ("Disk priority", words.enum_label(limits, "io_priority")),
@@ -387,3 +415,9 @@ def _card(screen: Screen, storage: "Storage") -> "RenderableType":
         ("Changed", words.long_time(words.set_time(storage, "update_time"), screen.now)),
     )
     return card(heading(storage.name, _state(storage)), facts)
+
+
+def _defaults(storage: "Storage") -> list[tuple[str, str]]:
+    """Return what the storage says of its jobs, as facts."""
+    given = [field.name for field, _ in storage.defaults.ListFields()]
+    return [(title(name).capitalize(), shown(name, storage.defaults)) for name in given]

@@ -1,15 +1,18 @@
 """Global settings over the wire: what they are at first, what is refused, and that a change holds for the next tick."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from clients.gen.backupmanager.v1 import settings_pb2, settings_service_pb2
-from controller.settings import RANGES
+from controller.settings import NAMES, RANGES, Settings, as_dict
 from tests.controller.services.api import Api, field_refused, refusal
 from tests.servers.controller import Controller
 
+MANUAL = Path(__file__).parents[3] / "docs" / "schedules.md"
 GET, UPDATE = settings_service_pb2.GetSettingsRequest, settings_service_pb2.UpdateSettingsRequest
 INFINITE = float("inf")
 
@@ -103,3 +106,15 @@ async def test_what_makes_no_sense_is_refused(api: Api, name: str, value: Any) -
 async def test_a_mask_of_nothing_or_of_something_else_is_refused(api: Api) -> None:
     assert await field_refused(api.settings.UpdateSettings(UPDATE())) == "update_mask"
     assert await field_refused(change(api, "etag")) == "update_mask"
+
+
+def test_the_manual_has_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \| .*? \|$", MANUAL.read_text(), re.MULTILINE))
+    words = {True: "on", False: "off", None: "no limit"}
+    wanted = {
+        name.replace("_", "-"): words[value] if value is None or isinstance(value, bool) else str(value)
+        for name, value in as_dict(Settings()).items()
+    }
+    assert rows == wanted
+    fields = {field.name for field in settings_pb2.Settings.DESCRIPTOR.fields}
+    assert fields - {"update_time", "etag"} == set(NAMES)
