@@ -50,6 +50,6 @@ class Buffers:
         return bytearray(capacity + self._extra)
 
     def give_back(self, buffer: bytearray) -> None:
-        """Take back a buffer that nobody looks at any more."""
+        """Take back a buffer that nobody looks at any more. Any buffer of these will do: two of one capacity may be swapped."""
         with self._lock:
             self._free.append(buffer)

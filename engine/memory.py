@@ -1,9 +1,8 @@
 """How the C library hands out memory in an engine process: one pool, kept, and large blocks apart from it.
 
 By default each thread gets a pool of its own, and what it frees is given back to the kernel and faulted in again. One pool
-that is kept until the end took 58 instead of 69 MiB for four workers. Large blocks come from the kernel and go back at once,
-as only what a frame compresses to is short-lived (its buffers are kept, see buffers.py): in the pool they left holes, which
-took 4 MiB more at the same CPU time.
+that is kept until the end took 58 instead of 69 MiB for four workers. Large blocks come from the kernel and go back at once:
+frames have buffers that are kept (see buffers.py), so what else is large is rare, and in the pool it would leave holes.
 """
 
 import ctypes

@@ -4,8 +4,13 @@
                                                         └──────── in order ─────────► segment writer ──► storage
 
 `ordered.py` has the scheduling; here stands what one thread does with one frame, and what is written in turn. A frame has one
-buffer all its way: it is read into it, and sealed into it again; in between its compressed bytes are one more block, of which
-there are as many as compression threads.
+buffer nearly all its way; a second one only from its compression to its seal:
+
+    read into A │ compress A into B │ plain:      store B, give A back             │ what is raw lies in A: store A
+                                    │ encrypted:  seal B into A, store A, give B back  │ … and is sealed into B: store B
+
+So no memory is taken for a frame, and none faulted in anew. Zero extents travel with the frame that follows them: there may be
+thousands, and each would cost as much scheduling as a frame.
 """
 
 import contextlib
@@ -16,23 +21,26 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from engine.buffers import Buffers, capacity_of
-from engine.extents import FRAME_BYTES_MAX, Extent, FramePlan
+from engine.extents import FRAME_BYTES_MAX, FRAME_EXTENTS_MAX, Extent, FramePlan
 from engine.failpoint import reached
 from engine.format.compress import ZstdCompressor
 from engine.format.crypto import SEAL_BYTES, ServerKey
-from engine.format.frames import FrameSealer, Packed, SealedFrame
-from engine.format.index import RAW
+from engine.format.frames import FrameSealer, Packed, SealedFrame, pack_into
+from engine.format.index import RAW, ZSTD
 from engine.format.layout import Identity, Segment, SegmentRef
 from engine.format.placement import SEGMENT_PLAIN_BYTES_MAX, Placed, PlacedFrame, PlacedZero, SegmentEnd, place
 from engine.format.writer import SegmentWriter
 from engine.ordered import run_ordered
 from engine.source.disk import Disk, Reader
 from engine.source.throttled import ThrottledReader
-from engine.storage.base import Buffer, Storage
+from engine.storage.base import Storage
 from engine.work import Work
 
 # Frames in memory beside those that are being compressed: one that is read ahead, one that is sealed or written.
 FRAMES_BESIDE = 2
+# Second buffers beside those of the frames that are being compressed: one frame is sealed while the next is compressed.
+SPARES_BESIDE = 1
+ZEROS_TOGETHER_MAX = FRAME_EXTENTS_MAX  # so that what lies between one frame's extents is one item with it
 Finished: TypeAlias = Callable[[SegmentRef, bool], None]
 
 
@@ -65,9 +73,7 @@ def store(
     """
     ended = threading.Event()
     held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
-    shared = _Shared(
-        work, ended, Buffers(held_bytes_max + FRAME_BYTES_MAX, SEAL_BYTES)
-    )  # one more: see _Worker._seal_raw
+    shared = _Shared(work, ended, held_bytes_max)
     items = _segments(place(plan, segment_bytes_max, first=first), identity, disk.size_bytes, key)
     with _Output(storage, work, shared.buffers, finished) as output, work.stop.waking(ended.set):
         run_ordered(
@@ -85,20 +91,26 @@ def store(
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """Zero extents, and at the end a frame or the segment's end, if the group has come that far."""
+
     segment: Segment
-    placed: Placed
+    group: tuple[Placed, ...]
+
+    @property
+    def frame(self) -> PlacedFrame | None:
+        return self.group[-1] if isinstance(self.group[-1], PlacedFrame) else None
 
 
 def _weigh(item: _Item) -> int:
-    return capacity_of(item.placed.plan.length) if isinstance(item.placed, PlacedFrame) else 0
+    return capacity_of(item.frame.plan.length) if item.frame else 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """`buffer`, if any, holds what is stored: it is given back when that is written."""
+    """`buffer`, if any, holds what is stored of the item's frame: it is given back when that is written."""
 
     segment: Segment
-    placed: Placed
+    group: tuple[Placed, ...]
     sealed: SealedFrame | None = None
     buffer: bytearray | None = None
 
@@ -106,35 +118,43 @@ class _Result:
 def _segments(
     placed_items: Iterator[Placed], identity: DiskIdentity, size_bytes: int, key: ServerKey | None
 ) -> Iterator[_Item]:
-    """Give every item its segment, begun with a fresh salt when the first item of it comes by."""
+    """Group the items, and give every group its segment, begun with a fresh salt when the first item of it comes by."""
     segment: Segment | None = None
+    group: list[Placed] = []
     for placed in placed_items:
         if segment is None or segment.identity.number != placed.segment:
             one = Identity(identity.server_id, identity.backup_id, identity.disk, placed.segment, size_bytes)
             segment = Segment.begin(one, key)
-        yield _Item(segment, placed)
+        group.append(placed)
+        if not isinstance(placed, PlacedZero) or len(group) == ZEROS_TOGETHER_MAX:
+            yield _Item(segment, tuple(group))
+            group = []
 
 
 class _Shared:
     """What the workers of one disk share: buffers, and as many compressors as frames may be compressed at an instant."""
 
-    def __init__(self, work: Work, ended: threading.Event, buffers: Buffers) -> None:
-        self.buffers = buffers
+    def __init__(self, work: Work, ended: threading.Event, held_bytes_max: int) -> None:
+        spares = work.settings.compression_threads + SPARES_BESIDE
+        self.buffers = Buffers(held_bytes_max + spares * FRAME_BYTES_MAX, SEAL_BYTES)
         self.level = work.settings.compression_level
-        self.raw_turn = threading.Lock()
+        # Who has one waits at most for somebody who has one too, and compresses.
+        self.spares = threading.Semaphore(spares)
         self._limit = work.compressing
         self._ended = ended
         self._idle: list[ZstdCompressor] = []
 
-    def compress(self, data: Buffer) -> bytes:
-        """Return `data` compressed, when it is this thread's turn (P7). Raises Cancelled."""
+    def pack(self, plain: memoryview, target: memoryview) -> Packed:
+        """Return `plain` compressed into `target`, or as it is, when it is this thread's turn (P7). Raises Cancelled."""
+        if not self.level:
+            return Packed(RAW, plain, len(plain))
         with self._limit.inside(self._ended):
             try:
                 compressor = self._idle.pop()
             except IndexError:
                 compressor = ZstdCompressor(self.level)
             try:
-                return compressor.compress(data)
+                return pack_into(compressor, plain, target)
             finally:
                 self._idle.append(compressor)
 
@@ -146,35 +166,24 @@ class _Worker:
         self._reader = reader
         self._shared = shared
         self._buffers = shared.buffers
-        self._sealer = FrameSealer(shared.level, compressor=shared if shared.level else None)
+        self._sealer = FrameSealer(level=0)
 
     def process(self, item: _Item) -> _Result:
-        placed = item.placed
-        if not isinstance(placed, PlacedFrame):
-            return _Result(item.segment, placed)
-        # After an exception the buffer is just let go: the run is over.
-        buffer = self._buffers.take(placed.plan.length)
-        plain = memoryview(buffer)[: placed.plan.length]
-        self._reader.read_into(placed.plan.extents, plain)
-        packed = self._sealer.compress(plain)
-        if not item.segment.encrypted:
-            sealed = self._sealer.seal(item.segment, placed, packed)
-            if packed.method == RAW:  # then what is stored is the buffer itself
-                return _Result(item.segment, placed, sealed, buffer)
-            self._buffers.give_back(buffer)
-            return _Result(item.segment, placed, sealed)
-        if packed.method == RAW:
-            return self._seal_raw(item.segment, placed, packed, buffer)
-        sealed = self._sealer.seal(item.segment, placed, packed, memoryview(buffer))
-        return _Result(item.segment, placed, sealed, buffer)
-
-    def _seal_raw(self, segment: Segment, placed: PlacedFrame, packed: Packed, buffer: bytearray) -> _Result:
-        """Seal into another buffer, since a box must not overlap what it is made of: the one there is for it, each in turn."""
-        with self._shared.raw_turn:
-            target = self._buffers.take(packed.plain_bytes)
-            sealed = self._sealer.seal(segment, placed, packed, memoryview(target))
-            self._buffers.give_back(buffer)
-        return _Result(segment, placed, sealed, target)
+        frame = item.frame
+        if frame is None:
+            return _Result(item.segment, item.group)
+        # After an exception the buffers are just let go: the run is over.
+        buffer = self._buffers.take(frame.plan.length)
+        plain = memoryview(buffer)[: frame.plan.length]
+        self._reader.read_into(frame.plan.extents, plain)
+        with self._shared.spares:
+            spare = self._buffers.take(frame.plan.length)
+            packed = self._shared.pack(plain, memoryview(spare))
+            encrypted = item.segment.encrypted
+            kept, free = (buffer, spare) if encrypted == (packed.method == ZSTD) else (spare, buffer)
+            sealed = self._sealer.seal(item.segment, frame, packed, memoryview(kept) if encrypted else None)
+            self._buffers.give_back(free)
+        return _Result(item.segment, item.group, sealed, kept)
 
     def close(self) -> None:
         self._reader.close()
@@ -198,25 +207,23 @@ class _Output:
             sink = self._open.enter_context(self._storage.create(result.segment.identity.name))
             self._writer = SegmentWriter(sink, result.segment)
             self._reported = 0
-        placed = result.placed
         done = 0
-        if result.sealed is not None:
-            self._writer.append(result.sealed)
-            done = result.sealed.placed.plan.length
-            if result.buffer is not None:
-                self._buffers.give_back(result.buffer)
-        elif isinstance(placed, PlacedZero):
-            self._writer.append_zero(placed.extent)
-            done = placed.extent.length
+        for placed in result.group:
+            done += _write(self._writer, placed, result.sealed)
+            reached("frame")
+        if result.buffer is not None:
+            self._buffers.give_back(result.buffer)
         self._report(done, self._writer.stored_bytes)
-        reached("frame")
-        if isinstance(placed, SegmentEnd):
-            self.segments.append(self._writer.finish(last=placed.last))
-            self._report(0, self.segments[-1].stored_bytes)
-            self._writer = None
-            self._open.close()
-            self._finished(self.segments[-1], placed.last)
-            reached("segment")
+        if isinstance(result.group[-1], SegmentEnd):
+            self._end_segment(self._writer, last=result.group[-1].last)
+
+    def _end_segment(self, writer: SegmentWriter, *, last: bool) -> None:
+        self.segments.append(writer.finish(last=last))
+        self._report(0, self.segments[-1].stored_bytes)
+        self._writer = None
+        self._open.close()
+        self._finished(self.segments[-1], last)
+        reached("segment")
 
     def _report(self, done: int, stored_bytes: int) -> None:
         self._work.report.advance(done, stored_bytes - self._reported)
@@ -229,3 +236,14 @@ class _Output:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.__exit__(kind, error, trace)
+
+
+def _write(writer: SegmentWriter, placed: Placed, sealed: SealedFrame | None) -> int:
+    """Write one item of a group whose frame, if it has one, is `sealed`; return how many bytes of the disk it stands for."""
+    if isinstance(placed, PlacedZero):
+        writer.append_zero(placed.extent)
+        return placed.extent.length
+    if isinstance(placed, SegmentEnd) or sealed is None:
+        return 0
+    writer.append(sealed)
+    return placed.plan.length

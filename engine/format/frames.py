@@ -43,6 +43,12 @@ class SealedFrame:
     digest: bytes
 
 
+def pack_into(compressor: ZstdCompressor, plain: memoryview, target: memoryview) -> Packed:
+    """Return the frame's plaintext compressed into `target`, which is another buffer of its length at least, or as it is."""
+    count = compressor.compress_into(plain, target[: len(plain) - 1])
+    return Packed(ZSTD, target[:count], len(plain)) if count else Packed(RAW, plain, len(plain))
+
+
 class FrameSealer:
     """Makes stored bytes of frames. One thread at a time; the interpreter lock is free during the work.
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidSpec
 from engine.extents import FRAME_BYTES_MAX
+from engine.format import libzstd
 from engine.format.compress import DecompressFailed, Decompressor, ZstdCompressor
+from engine.units import KIB, MIB
 from tests.engine.format.samples import RELAXED, noise, text
 
 COMPRESSORS = {level: ZstdCompressor(level) for level in (1, 3)}
@@ -36,6 +38,59 @@ def test_a_whole_frame_keeps_the_formats_rules(level):
     declared = zstandard.get_frame_parameters(packed)
     assert (declared.content_size, declared.has_checksum, declared.dict_id) == (len(data), True, 0)
     assert Decompressor().decompress(packed, len(data)) == data
+
+
+@pytest.fixture(params=["the host's libzstd", "the package's"])
+def compressor(request, monkeypatch):
+    if request.param == "the package's":
+        monkeypatch.setattr(libzstd, "load", lambda: None)
+    else:
+        assert libzstd.load() is not None, "install libzstd1"
+    return ZstdCompressor
+
+
+@pytest.mark.feature("T13", "T16")
+@pytest.mark.parametrize("level", [1, 3, 9, 19])
+@pytest.mark.parametrize("length", [FRAME_BYTES_MAX, MIB, 64 * KIB, 300])
+def test_what_is_compressed_into_a_buffer_keeps_the_formats_rules(compressor, level, length):
+    data = bytearray(text(length // 2, "half") + noise(length - length // 2, "half"))
+    target = memoryview(bytearray(length + 10))
+
+    count = compressor(level).compress_into(memoryview(data), target[:-10])
+
+    packed = bytes(target[:count])
+    declared = zstandard.get_frame_parameters(packed)
+    assert (declared.content_size, declared.has_checksum, declared.dict_id) == (length, True, 0)
+    assert Decompressor().decompress(packed, length) == data
+    assert bytes(target[-10:]) == bytes(10)
+
+
+@pytest.mark.feature("T13")
+def test_what_does_not_fit_into_a_buffer_is_told_and_the_next_frame_is_whole(compressor):
+    one, rejected = compressor(), bytearray(noise(100_000, "x"))
+    target = memoryview(bytearray(100_000))
+
+    assert one.compress_into(memoryview(rejected), target[:99_999]) == 0
+    assert one.compress_into(memoryview(rejected), target[:0]) == 0
+
+    data = bytearray(text(90_000, "x"))
+    count = one.compress_into(memoryview(data), target)
+    assert 0 < count < len(data)
+    assert Decompressor().decompress(bytes(target[:count]), len(data)) == data
+
+
+def test_a_host_without_the_library_is_noticed(monkeypatch):
+    monkeypatch.setattr(libzstd, "_LIBRARY", "libnothing-of-this-name.so.1")
+
+    assert libzstd.load.__wrapped__() is None
+
+
+def test_a_parameter_that_the_library_refuses_is_an_error():
+    library = libzstd.load()
+    assert library is not None
+
+    with pytest.raises(ValueError, match="does not take"):
+        libzstd.Context(library, {libzstd.HASH_LOG: 10_000})
 
 
 def test_every_damaged_byte_and_every_cut_is_an_error_or_harmless():
