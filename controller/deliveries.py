@@ -15,7 +15,7 @@ from typing import Any
 
 from controller import events, webhooks
 from controller.db import models
-from controller.errors import CursorExpired, WebhookDeliveryNotFound
+from controller.errors import CursorExpired, WebhookDeliveryNotFound, WebhookNotFound
 from controller.events import EventFilter
 from controller.rules.deliveries import wait_after
 from controller.webhooks import Webhook
@@ -55,7 +55,10 @@ def collect(webhook_id: str, now: datetime) -> bool:
 
     The cursor's move is the claim: of two controllers at it, one makes them.
     """
-    webhook = webhooks.find(webhook_id)
+    try:
+        webhook = webhooks.find(webhook_id)
+    except WebhookNotFound:
+        return False  # deleted a moment ago
     if not webhook.enabled or webhook.waiting_count >= WAITING_MAX:
         return False
     missed = 0
@@ -85,7 +88,7 @@ def claim(webhook_id: str, limit: int, now: datetime) -> list[Delivery]:
     query = (
         Row.select(Row.delivery_id)
         .where((Row.webhook == webhook_id) & (Row.state == WAITING) & (Row.due_time <= now))
-        .order_by(Row.due_time, Row.delivery_id)
+        .order_by(Row.due_time, Row.sequence)
         .limit(limit)
     )
     taken: list[Delivery] = []
@@ -125,15 +128,15 @@ def failed(delivery: Delivery, failure: str, luck: float, now: datetime) -> None
 
 
 def list_deliveries(
-    webhook_id: str, states: Sequence[str] = (), *, after: tuple[str] | None = None, limit: int = 101
+    webhook_id: str, states: Sequence[str] = (), *, after: tuple[int] | None = None, limit: int = 101
 ) -> list[Delivery]:
-    """Return a webhook's deliveries, newest first, those after the id in `after`."""
+    """Return a webhook's deliveries, newest first, those after the sequence in `after`; a webhook has one of each event."""
     query = Row.select().where(Row.webhook == webhook_id)
     if states:
         query = query.where(Row.state.in_(list(states)))
     if after:
-        query = query.where(Row.delivery_id < after[0])
-    return [_delivery(row) for row in query.order_by(Row.delivery_id.desc()).limit(limit)]
+        query = query.where(Row.sequence < after[0])
+    return [_delivery(row) for row in query.order_by(Row.sequence.desc()).limit(limit)]
 
 
 def resend(reference: str, delivery_ids: Sequence[str], now: datetime) -> int:

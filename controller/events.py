@@ -112,7 +112,9 @@ def remove_before(time: datetime, limit: int) -> int:
             break
         gone.append(row.sequence)
     if gone:
-        _Horizon.update(removed_sequence=gone[-1]).where(_Horizon.removed_sequence < gone[-1]).execute()
+        _Horizon.insert(number=1, removed_sequence=gone[-1]).on_conflict(
+            conflict_target=[_Horizon.number], update={_Horizon.removed_sequence: gone[-1]}
+        ).execute()
         Row.delete().where(Row.sequence <= gone[-1]).execute()
     return len(gone)
 

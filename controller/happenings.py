@@ -5,7 +5,7 @@
 
 Numbers are given at the commit and not at `record`: two controllers on one PostgreSQL would else number in one order and commit in
 another, and a reader who has seen 12 would never look for an 11 that appears behind it. So whoever has read up to a sequence
-has read everything below it. A commit that fails leaves a gap in the numbers, which nothing will ever fill.
+has read everything below it. A number is never given twice, also after its event was removed.
 """
 
 import re

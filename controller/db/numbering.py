@@ -13,6 +13,16 @@ from controller.db.notes import Note
 TOPIC = "event"  # of the note that something was recorded; told with the newest sequence as its value
 _LOCK_KEY = 0x626D_6576  # any number, the same in all our controllers
 _COLUMNS = "time, kind, job_id, server_id, storage_id, hypervisor_id, body, schedule_id, batch_id"
+# The database's own numbers would not do: SQLite gives the largest ones again once their rows are removed.
+_NEWEST = """
+    SELECT COALESCE(MAX(reached), 0) FROM (
+        SELECT MAX(sequence) AS reached FROM event UNION ALL SELECT MAX(removed_sequence) FROM event_horizon
+    ) AS ends
+"""
+_NUMBER = f"""
+    INSERT INTO event (sequence, {_COLUMNS})
+    SELECT ({_NEWEST}) + ROW_NUMBER() OVER (ORDER BY number), {_COLUMNS} FROM event_pending
+"""  # noqa: S608 - made of constants
 
 
 def number_events(database: Any, notes: Sequence[Note]) -> list[Note]:
@@ -23,9 +33,7 @@ def number_events(database: Any, notes: Sequence[Note]) -> list[Note]:
     postgres = isinstance(database, peewee.PostgresqlDatabase)
     if postgres:
         database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_LOCK_KEY,))
-    database.execute_sql(
-        f"INSERT INTO event ({_COLUMNS}) SELECT {_COLUMNS} FROM event_pending ORDER BY number"  # noqa: S608 - constants
-    )
+    database.execute_sql(_NUMBER)
     database.execute_sql("DELETE FROM event_pending")
-    newest = database.execute_sql("SELECT MAX(sequence) FROM event").fetchone()[0]
-    return [*rest, Note(TOPIC, "", int(newest or 0))]
+    newest = database.execute_sql(_NEWEST).fetchone()[0]
+    return [*rest, Note(TOPIC, "", int(newest))]

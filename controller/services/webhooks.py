@@ -93,9 +93,9 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         reference = check.reference("webhook_id", request.webhook_id)
         words = {convert.enum_word(webhook_pb2.WebhookDeliveryState.DESCRIPTOR, one) for one in request.states}
         states = tuple(sorted(words - {""}))
-        page = paging.page("deliveries", (reference, states), request.page_size, request.page_token, (str,))
+        page = paging.page("deliveries", (reference, states), request.page_size, request.page_token, (int,))
         rows = await self._parts.database.run(_list, reference, states, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.webhook_delivery, lambda row: (row.delivery_id,))
+        filled = paging.fill(page, rows, convert.webhook_delivery, lambda row: (row.sequence,))
         return messages.ListWebhookDeliveriesResponse(
             deliveries=filled.messages, next_page_token=filled.next_page_token
         )
@@ -114,7 +114,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         return url
 
 
-def _list(reference: str, states: tuple[str, ...], after: tuple[str] | None, limit: int) -> list[Delivery]:
+def _list(reference: str, states: tuple[str, ...], after: tuple[int] | None, limit: int) -> list[Delivery]:
     webhook_id = webhooks.find(reference).webhook_id
     return deliveries.list_deliveries(webhook_id, states, after=after, limit=limit)
 
