@@ -1,4 +1,4 @@
-"""Several controllers on one database: whose session an agent's is."""
+"""Several controllers on one database: whose session an agent's is. And large catalogs: a server's backups on a storage."""
 
 from typing import Any
 
@@ -15,6 +15,8 @@ class SessionOwner(peewee.Model):
         legacy_table_names = False
 
 
-def up(_migrator: Any, db: Any) -> None:
+def up(migrator: Any, db: Any) -> None:
     with db.bind_ctx((SessionOwner,)):
         db.create_tables((SessionOwner,))
+    # Without it all backups of a storage are read for each slice of its servers: the time grows with the square of their number.
+    migrator.migrate(migrator.add_index("backup", ("storage_id", "server_id")))

@@ -32,7 +32,12 @@ class Backup(Table):
     )  # a job of ours deleted it; the row stays, so that an older reading does not bring it back
 
     class Meta:
-        indexes = ((("server_id", "backup_id"), False), (("storage_id", "backup_id"), False), (("job_id",), False))
+        indexes = (
+            (("server_id", "backup_id"), False),
+            (("storage_id", "backup_id"), False),
+            (("storage_id", "server_id"), False),
+            (("job_id",), False),
+        )
 
 
 class BackupDisk(Table):
