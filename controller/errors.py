@@ -174,6 +174,43 @@ class PackageInUse(ControllerError):
     remedy = "Give these another package first"
 
 
+# ---- the portal: what an end user is told, and no more ------------------------------------------------------------------
+
+
+class NotIncluded(AccessLevelDenied):
+    """The same reason in words for an end user, without a level that means nothing to them."""
+
+    template = "this is not included for server {server_id}"
+    remedy = ""
+
+
+class CooldownActive(ControllerError):
+    reason = "COOLDOWN_ACTIVE"
+    template = "this was done a short while ago; it is possible again in {retry_seconds} s"
+
+
+class SelfServiceOff(ControllerError):
+    reason = "SELF_SERVICE_OFF"
+    template = "the provider has switched this off: {act}"
+
+
+class PortalRefused(ControllerError):
+    """All else that is in an end user's way: `refusal` is a word of PortalRefusal, `advice` a sentence for the user."""
+
+    reason = "PORTAL_REFUSED"
+    template = "{advice}"
+
+
+class PointNotFound(ControllerError):
+    reason = "POINT_NOT_FOUND"
+    template = "no backup {point_id}"
+
+
+class DriveNotFound(ControllerError):
+    reason = "DRIVE_NOT_FOUND"
+    template = "no {drive}"
+
+
 # ---- storages -----------------------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ class BackupOrder:
     disks: Sequence[str] = ()
     request_id: str = ""
     override_access: bool = False
+    portal: bool = False  # an end user asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class RestoreOrder:
     confirmation: str = ""
     request_id: str = ""
     override_access: bool = False
+    portal: bool = False  # an end user asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +338,7 @@ def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
         "disks": list(order.disks),
         "domain_uuid": server.domain_uuid,
         "full_interval_days": settings.full_interval_days.value,
+        "portal": order.portal,
     }
     return _Plan(
         type="backup",
@@ -361,6 +364,7 @@ def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
         "target_folder": order.target_folder,
         "domain_uuid": "" if order.target_folder else server.domain_uuid,
         "manifest_digest": backup.manifest_digest,
+        "portal": order.portal,
     }
     return _Plan(
         type="restore",

@@ -45,6 +45,8 @@ from clients.gen.backupmanager.v1 import (
     job_service_pb2_grpc,
     package_service_pb2,
     package_service_pb2_grpc,
+    portal_service_pb2,
+    portal_service_pb2_grpc,
     preset_service_pb2,
     preset_service_pb2_grpc,
     schedule_service_pb2,
@@ -91,6 +93,7 @@ from controller.services.hypervisors import HypervisorServicer
 from controller.services.jobs import JobServicer
 from controller.services.packages import PackageServicer
 from controller.services.parts import Parts
+from controller.services.portal import PortalServicer
 from controller.services.presets import PresetServicer
 from controller.services.schedules import ScheduleServicer
 from controller.services.servers import ServerServicer
@@ -117,6 +120,7 @@ _PUBLIC = (
     preset_service_pb2.DESCRIPTOR,
     schedule_service_pb2.DESCRIPTOR,
     package_service_pb2.DESCRIPTOR,
+    portal_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
     settings_service_pb2.DESCRIPTOR,
     storage_service_pb2.DESCRIPTOR,
@@ -258,6 +262,7 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     hypervisor_service_pb2_grpc.add_HypervisorServiceServicer_to_server(HypervisorServicer(parts), server)
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
     package_service_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(parts), server)
+    portal_service_pb2_grpc.add_PortalServiceServicer_to_server(PortalServicer(parts), server)
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
     preset_service_pb2_grpc.add_PresetServiceServicer_to_server(PresetServicer(parts), server)
     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)

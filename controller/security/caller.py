@@ -2,6 +2,7 @@
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import datetime
 
 from controller.security.permissions import Scope
 
@@ -19,6 +20,7 @@ class Caller:
     server_ids: tuple[str, ...] = ()
     hypervisor_id: str = ""
     certificate_serial: str = ""
+    token_time: datetime | None = None  # when the token was made
 
 
 NOBODY = Caller("")

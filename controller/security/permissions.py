@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Scope: TypeAlias = Literal["admin", "operator", "viewer", "portal"]
-Demand: TypeAlias = Literal["admin", "operator", "viewer", "any", "open", "certificate"]
+Demand: TypeAlias = Literal["admin", "operator", "viewer", "portal", "any", "open", "certificate"]
 
 _RANK = {"viewer": 1, "operator": 2, "admin": 3}
 
@@ -122,6 +122,17 @@ RULES: dict[str, Rule] = {
     f"{_V1}AccessTokenService/RevokeAccessToken": Rule("admin", "access_token_id"),
     f"{_V1}SystemService/GetVersion": Rule("any"),
     f"{_V1}SystemService/GetCapabilities": Rule("any"),
+    f"{_V1}PortalService/ListPortalServers": Rule("portal"),
+    f"{_V1}PortalService/GetPortalServer": Rule("portal"),
+    f"{_V1}PortalService/ListPortalDrives": Rule("portal"),
+    f"{_V1}PortalService/ListPortalBackups": Rule("portal"),
+    f"{_V1}PortalService/StartPortalBackup": Rule("portal", "server_id", made="operation.operation_id"),
+    f"{_V1}PortalService/PreviewPortalRestore": Rule("portal"),
+    f"{_V1}PortalService/StartPortalRestore": Rule("portal", "server_id", made="operation.operation_id"),
+    f"{_V1}PortalService/ListPortalOperations": Rule("portal"),
+    f"{_V1}PortalService/GetPortalOperation": Rule("portal"),
+    f"{_V1}PortalService/WatchPortalOperation": Rule("portal"),
+    f"{_V1}PortalService/PollPortalOperation": Rule("portal"),
     f"{_AGENT}EnrollmentService/Enroll": Rule("open", made="hypervisor_id"),
     f"{_AGENT}SessionService/Session": Rule("certificate"),
     f"{_AGENT}SessionService/RenewCertificate": Rule("certificate", changes_caller=True),
@@ -137,4 +148,6 @@ def allows(scope: Scope, demand: Demand) -> bool:
     """Tell whether a token of `scope` satisfies a method that demands `demand`."""
     if demand in {"any", "open"}:
         return True
+    if demand == "portal":
+        return scope == "portal"  # nobody else: the others have services that hide nothing
     return _RANK.get(scope, 0) >= _RANK.get(demand, len(_RANK) + 1)

@@ -41,6 +41,8 @@ STATUS: dict[str, grpc.StatusCode] = {
     "JOB_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "ACCESS_TOKEN_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "PACKAGE_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "POINT_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
+    "DRIVE_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "DISK_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "HYPERVISOR_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
     "SERVER_EXISTS": grpc.StatusCode.ALREADY_EXISTS,
@@ -61,6 +63,9 @@ STATUS: dict[str, grpc.StatusCode] = {
     "SERVER_CONFLICT": grpc.StatusCode.FAILED_PRECONDITION,
     "ACCESS_LEVEL_DENIED": grpc.StatusCode.FAILED_PRECONDITION,
     "PACKAGE_IN_USE": grpc.StatusCode.FAILED_PRECONDITION,
+    "COOLDOWN_ACTIVE": grpc.StatusCode.FAILED_PRECONDITION,
+    "SELF_SERVICE_OFF": grpc.StatusCode.FAILED_PRECONDITION,
+    "PORTAL_REFUSED": grpc.StatusCode.FAILED_PRECONDITION,
     "STORAGE_DISABLED": grpc.StatusCode.FAILED_PRECONDITION,
     "STORAGE_READ_ONLY": grpc.StatusCode.FAILED_PRECONDITION,
     "STORAGE_IN_USE": grpc.StatusCode.FAILED_PRECONDITION,
@@ -113,8 +118,9 @@ def status_of(error: BackupManagerError) -> "grpc.Status":
             field=facts.get("field", ""), description=facts.get("problem", "")
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if code is grpc.StatusCode.UNAVAILABLE:
-        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS)))
+    if code is grpc.StatusCode.UNAVAILABLE or "retry_seconds" in facts:
+        seconds = int(facts.get("retry_seconds", RETRY_SECONDS))
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds)))
     rich = status_pb2.Status(
         code=code_pb2.Code.Value(code.name),
         message=_cut(error.message, MESSAGE_CHARACTERS_MAX),

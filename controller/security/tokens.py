@@ -126,7 +126,8 @@ def authenticate(secret: str, now: datetime) -> Caller:
     if row.last_use_time is None or row.last_use_time < minute:
         table = models.AccessToken
         table.update(last_use_time=minute).where(table.access_token_id == row.access_token_id).execute()
-    return Caller(row.name, cast("Scope", row.scope), row.access_token_id, tuple(row.server_ids))
+    scope = cast("Scope", row.scope)
+    return Caller(row.name, scope, row.access_token_id, tuple(row.server_ids), token_time=row.create_time)
 
 
 def check_works(access_token_id: str, now: datetime) -> None:

@@ -242,6 +242,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The purge was cancelled or is done; `purge_id`, `state`. Also the end of a job of a cancelled one."""
     ERROR_REASON_PURGE_RUNNING: _ErrorReason.ValueType  # 174
     """FAILED_PRECONDITION. The purge was sent to a hypervisor; `purge_id`, `job_id`."""
+    ERROR_REASON_COOLDOWN_ACTIVE: _ErrorReason.ValueType  # 165
+    """FAILED_PRECONDITION with RetryInfo. The end user's last one of this kind was a short while ago; `server_id`, `retry_seconds`."""
+    ERROR_REASON_SELF_SERVICE_OFF: _ErrorReason.ValueType  # 166
+    """FAILED_PRECONDITION. The installation does not let end users do this; `act`."""
+    ERROR_REASON_PORTAL_REFUSED: _ErrorReason.ValueType  # 167
+    """FAILED_PRECONDITION. Something else is in the end user's way; `refusal` is the word of a PortalRefusal, `advice` a sentence for
+    the user.
+    """
+    ERROR_REASON_POINT_NOT_FOUND: _ErrorReason.ValueType  # 168
+    """NOT_FOUND. The server has no backup of this id that its user may see; `point_id`."""
+    ERROR_REASON_DRIVE_NOT_FOUND: _ErrorReason.ValueType  # 169
+    """NOT_FOUND. The server or the backup has no such drive; `drive`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -473,4 +485,16 @@ ERROR_REASON_PURGE_ENDED: ErrorReason.ValueType  # 173
 """FAILED_PRECONDITION. The purge was cancelled or is done; `purge_id`, `state`. Also the end of a job of a cancelled one."""
 ERROR_REASON_PURGE_RUNNING: ErrorReason.ValueType  # 174
 """FAILED_PRECONDITION. The purge was sent to a hypervisor; `purge_id`, `job_id`."""
+ERROR_REASON_COOLDOWN_ACTIVE: ErrorReason.ValueType  # 165
+"""FAILED_PRECONDITION with RetryInfo. The end user's last one of this kind was a short while ago; `server_id`, `retry_seconds`."""
+ERROR_REASON_SELF_SERVICE_OFF: ErrorReason.ValueType  # 166
+"""FAILED_PRECONDITION. The installation does not let end users do this; `act`."""
+ERROR_REASON_PORTAL_REFUSED: ErrorReason.ValueType  # 167
+"""FAILED_PRECONDITION. Something else is in the end user's way; `refusal` is the word of a PortalRefusal, `advice` a sentence for
+the user.
+"""
+ERROR_REASON_POINT_NOT_FOUND: ErrorReason.ValueType  # 168
+"""NOT_FOUND. The server has no backup of this id that its user may see; `point_id`."""
+ERROR_REASON_DRIVE_NOT_FOUND: ErrorReason.ValueType  # 169
+"""NOT_FOUND. The server or the backup has no such drive; `drive`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
