@@ -88,6 +88,9 @@ def to_record(command: command_pb2.Command, *, uptime: float, boot_id: str) -> O
     _expect(command.attempt >= 1, "attempt", "must be at least 1")
     run = command.run
     work = _work(run)
+    if run.HasField("batch"):
+        _expect(is_id(run.batch.batch_id), "batch.batch_id", "is not an id")
+        _expect(_verb(run) == "backup", "batch", "consists of backups")
     budget = budget_of(run.limits)
     return Operation(
         job_id=command.job_id,
@@ -106,6 +109,11 @@ def to_record(command: command_pb2.Command, *, uptime: float, boot_id: str) -> O
         receive_uptime=uptime,
         boot_id=boot_id,
         deadline_seconds=seconds_of(command.deadline),
+        batch_id=run.batch.batch_id,
+        position=run.batch.position,
+        concurrency=max(1, run.batch.concurrency),
+        job_count=run.batch.job_count,
+        during_batch=run.restore.during_batch,
     )
 
 
@@ -176,6 +184,7 @@ def _backup(work: command_pb2.BackupWork) -> spec.BackupJob:
         consistency=_known(_CONSISTENCIES, work.consistency, "mode of consistency"),
         disks=tuple(work.disks),
         full_interval_days=work.full_interval_days,
+        interval_seconds=int(seconds_of(work.interval)),
         server_keys=_keys(work.server_keys),
     )
 

@@ -109,6 +109,10 @@ class Journal:
         """The work begins: state and event in one step."""
         return await self._appending(_move, operation, "accepted", body, state="running")
 
+    async def assign(self, operations: list[Operation], process: str) -> list[Operation]:
+        """Remember which process operations of a batch were given to, all of them in one step; "" for none (any more)."""
+        return await self._database.run(_assign, operations, process)
+
     async def finish(self, operation: Operation, body: bytes, *, unhealed: bool) -> Operation:
         """The work has ended and its process is reaped: state and event in one step."""
         return await self._appending(_move, operation, "finished", body, state="finished", unhealed=unhealed)
@@ -190,11 +194,21 @@ def open_journal(path: Path, now: datetime, changed: asyncio.Event | None = None
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         database = Database(path, SCHEMA)
+    database.run_now(_add_columns)
     database.run_now(outbox.begin, new_id(now))
     return Journal(database, database.run_now(outbox.position), changed)
 
 
 # ---- in the database's thread --------------------------------------------------------------------------------------------
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Give a journal of an older version the columns of this one, with their defaults."""
+    known = {row["name"] for row in connection.execute("PRAGMA table_info(operations)")}
+    for one in dataclasses.fields(Operation):
+        if one.name not in known and isinstance(one.default, int | float | str):
+            value = f"'{one.default}'" if isinstance(one.default, str) else one.default + 0
+            connection.execute(f"ALTER TABLE operations ADD COLUMN {one.name} DEFAULT {value}")
 
 
 def _knows(connection: sqlite3.Connection, command_id: str) -> bool:
@@ -258,7 +272,7 @@ def _operations(connection: sqlite3.Connection) -> list[Operation]:
 
 def _operation(row: sqlite3.Row) -> Operation:
     values = {one.name: row[one.name] for one in dataclasses.fields(Operation)}
-    for flag in ("cancelled", "unhealed"):
+    for flag in ("cancelled", "unhealed", "during_batch"):
         values[flag] = bool(values[flag])
     return Operation(**values)
 
@@ -276,6 +290,10 @@ def _update(connection: sqlite3.Connection, /, operation: Operation, **changes: 
         (*changes.values(), *operation.key),
     )
     return _find(connection, *operation.key) or dataclasses.replace(operation, **changes)  # type: ignore[arg-type]  # the names are its fields
+
+
+def _assign(connection: sqlite3.Connection, operations: list[Operation], process: str) -> list[Operation]:
+    return [_update(connection, one, process=process, offset=0) for one in operations]
 
 
 def _move(

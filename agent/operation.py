@@ -137,6 +137,11 @@ class Runner:
         self.settled.set()
         self.clear.set()
 
+    @property
+    def scrubber(self) -> Scrubber | None:
+        """What takes the operation's secrets out of texts; None when they are not known here."""
+        return self._scrubber
+
     def release(self) -> None:
         """The agent stops; the engine goes on."""
         if self.process is not None:

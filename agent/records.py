@@ -22,6 +22,10 @@ class Operation:
     `receive_uptime` (seconds since boot `boot_id`) is what the deadline counts from. `workers`, `read_limit`, `upload_limit`
     are the budget of the storage on this hypervisor (P1), not this process's share. `offset` bytes of the engine's events
     are dealt with, `log_count` log lines among them. `unhealed` marks an engine that died before it could tidy up.
+
+    One of a batch waits until its turn in the batch's process has come. `process` names the folder of the process that it was
+    given to, "" before; `concurrency` of the batch's jobs run side by side, smaller `position`s first, and `job_count` of them
+    came together. `during_batch` marks a restore that a batch at work has to make room for.
     """
 
     job_id: str
@@ -46,6 +50,12 @@ class Operation:
     unhealed: bool = False
     offset: int = 0
     log_count: int = 0
+    batch_id: str = ""
+    position: int = 0
+    concurrency: int = 1
+    job_count: int = 1
+    process: str = ""
+    during_batch: bool = False
 
     @property
     def key(self) -> tuple[str, int]:

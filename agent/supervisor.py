@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agent import convert_results, shares
+from agent.batch import Batch, Member
 from agent.errors import CommandLate
 from agent.folder import Folder
 from agent.host import Host, Leases
@@ -22,7 +23,7 @@ from agent.operation import Runner
 from agent.process import Process
 from agent.records import Operation
 from engine import spec
-from engine.errors import BackupManagerError, Cancelled, EngineError
+from engine.errors import BackupManagerError, Cancelled, EngineError, WindowClosed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Supervisor:
         self._host = host
         self._leases = leases
         self._runners: dict[tuple[str, int], Runner] = {}  # in the order of their commands
+        self._batches: dict[str, Batch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def recover(self) -> None:
@@ -47,9 +49,14 @@ class Supervisor:
         Returns when all of it was looked after once, or after RECOVER_SECONDS; what is not done goes on.
         """
         operations = await self._host.journal.operations()
-        self._drop_strangers({operation.folder_name for operation in operations})
+        processes = {operation.process for operation in operations if operation.state != "finished"} - {""}
+        self._drop_strangers({operation.folder_name for operation in operations} | processes)
         for operation in operations:
             await self._recover(operation)
+        for name in sorted(processes):
+            found = [one for one in self._runners.values() if isinstance(one, Member) and one.operation.process == name]
+            if found:
+                self._batch(found[0].operation.batch_id).adopt(name, found)
         waits = [runner.settled.wait() for runner in self._runners.values() if runner.operation.state != "waiting"]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.gather(*waits), RECOVER_SECONDS)
@@ -59,8 +66,11 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for batch in self._batches.values():
+            await batch.stop()
         for runner in self._runners.values():
-            runner.release()
+            if not isinstance(runner, Member):
+                runner.release()
 
     # ---- what the controller wants -------------------------------------------------------------------------------------
 
@@ -101,7 +111,9 @@ class Supervisor:
             for runner in self._runners.values()
             if runner.operation.subjects & operation.subjects and not runner.clear.is_set()
         ]
-        runner = Runner(self._host, self._leases, operation, specification)
+        member = operation.batch_id and operation.state != "finished"
+        kind = Member if member else Runner
+        runner = kind(self._host, self._leases, operation, specification)
         self._runners[operation.key] = runner
         self._spawn(self._run(runner, rivals))
 
@@ -111,7 +123,8 @@ class Supervisor:
             await self._see_through(runner, rivals)
         except Exception:
             log.exception("the care for an operation failed, it begins anew job_id=%s", runner.operation.job_id)
-            runner.release()
+            if not isinstance(runner, Member):
+                runner.release()
             await asyncio.sleep(RETRY_SECONDS)
             operation = await self._host.journal.find(*runner.operation.key)
             del self._runners[runner.operation.key]  # only now, and replaced at once: it keeps others from the server
@@ -120,6 +133,7 @@ class Supervisor:
             await self._wait_for_successor(runner)
         else:
             del self._runners[runner.operation.key]
+        self._drop_batch(runner.operation.batch_id)
         # Not before: whoever waits for this server must not begin beside a process that we lost sight of.
         runner.clear.set()
         runner.settled.set()
@@ -135,10 +149,18 @@ class Supervisor:
             await successor.clear.wait()
 
     async def _see_through(self, runner: Runner, rivals: list[Runner]) -> None:
+        if isinstance(runner, Member):
+            await self._see_member(runner, rivals)
+        elif runner.operation.during_batch and runner.operation.state != "finished":
+            await self._during_batch(runner, rivals)
+        else:
+            await self._see_single(runner, lambda: _all_clear(rivals))
+
+    async def _see_single(self, runner: Runner, free: Callable[[], Coroutine[Any, Any, None]]) -> None:
         now = self._host.clock.now
         try:
             if runner.operation.state == "waiting":
-                await self._wait_turn(runner, rivals)
+                await self._wait_turn(runner, free())
                 body = convert_results.accepted(runner.operation, now())
                 runner.operation = await self._host.journal.accept(runner.operation, body)
         except Cancelled as error:
@@ -154,20 +176,87 @@ class Supervisor:
             else:
                 await runner.heal_until_clear()
 
-    async def _wait_turn(self, runner: Runner, rivals: list[Runner]) -> None:
-        """Return when nobody else works on the same server. Raises Cancelled, CommandLate."""
+    async def _see_member(self, member: Member, rivals: list[Runner]) -> None:
+        """See a job of a batch through its process, or one after the other, to its end."""
+        batch = self._batch(member.operation.batch_id)
+        try:
+            while True:
+                if member.operation.state == "waiting" and not member.entered.is_set() and not member.operation.process:
+                    await self._wait_turn(member, self._enter(batch, member, rivals))
+                if await member.attend():
+                    break
+                member.operation = (await self._host.journal.assign([member.operation], ""))[0]
+        except Cancelled as error:
+            member.folder.drop_spec()
+            body = convert_results.ended_badly(
+                member.operation, self._host.clock.now(), "cancelled", error, ["It had not begun yet"]
+            )
+            member.operation = await self._host.journal.finish(member.operation, body, unhealed=False)
+        except CommandLate:
+            await self._reject(member.operation, WindowClosed())
+        else:
+            await member.report()
+
+    async def _enter(self, batch: Batch, member: Member, rivals: list[Runner]) -> None:
+        """Return when a process has the member; when given up, it waits for none any more."""
+        await _all_clear(rivals)
+        batch.join(member)
+        try:
+            await member.entered.wait()
+        finally:
+            batch.leave(member)
+
+    async def _during_batch(self, runner: Runner, rivals: list[Runner]) -> None:
+        """Do a restore between two jobs of the batches at work (X2)."""
+        batches = list(self._batches.values())
+        holding = asyncio.gather(*(batch.hold() for batch in batches))
+
+        async def free() -> None:
+            await holding
+            await _all_clear([one for one in rivals if not isinstance(one, Member) or one.begun])
+
+        try:
+            await self._see_single(runner, free)
+        finally:
+            holding.cancel()
+            for batch in batches:
+                batch.go_on()
+
+    def _drop_batch(self, batch_id: str) -> None:
+        """Forget a batch of which nobody is left here."""
+        batch = self._batches.get(batch_id)
+        if (
+            batch is not None
+            and not batch.working
+            and all(one.operation.batch_id != batch_id for one in self._runners.values())
+        ):
+            del self._batches[batch_id]
+
+    def _batch_changed(self, storage_id: str) -> None:
+        """A process of a batch began or ended."""
+        self._share_budget(storage_id)
+        for batch_id in list(self._batches):
+            self._drop_batch(batch_id)
+
+    def _batch(self, batch_id: str) -> Batch:
+        return self._batches.setdefault(batch_id, Batch(self._host, batch_id, self._batch_changed))
+
+    async def _wait_turn(self, runner: Runner, turn: Coroutine[Any, Any, None]) -> None:
+        """Return when `turn` does, which waits for whoever works on the same server. Raises Cancelled, CommandLate."""
         operation = runner.operation
         elapsed = self._host.clock.uptime() - operation.receive_uptime
-        free = asyncio.create_task(_all_clear(rivals))
+        free = asyncio.create_task(turn)
         cancelled = asyncio.create_task(runner.cancel_asked.wait())
         tasks: set[asyncio.Task[Any]] = {free, cancelled}
         try:
             remaining = max(0.0, operation.deadline_seconds - elapsed)
             await asyncio.wait(tasks, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+            if isinstance(runner, Member) and runner.entered.is_set():
+                return  # its process has it: that is told of the rest
             if runner.cancel_asked.is_set():
                 raise Cancelled
             if not free.done():
-                holder = next(rival.operation.job_id for rival in rivals if not rival.clear.is_set())
+                holder = self._holder(operation)
                 raise CommandLate(
                     seconds=operation.deadline_seconds, detail=f"job {holder} still holds the server", job_id=holder
                 )
@@ -178,6 +267,13 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _holder(self, operation: Operation) -> str:
+        """Return the job that an operation waits for, "" if it is none of the same server."""
+        others = (
+            one for one in self._runners.values() if one.operation.key != operation.key and not one.clear.is_set()
+        )
+        return next((one.operation.job_id for one in others if one.operation.subjects & operation.subjects), "")
+
     async def _reject(self, operation: Operation, error: BackupManagerError) -> None:
         log.warning("rejected job_id=%s reason=%s detail=%s", operation.job_id, error.reason, error)
         body = convert_results.rejected(convert_results.event(operation, self._host.clock.now()), error)
@@ -186,20 +282,27 @@ class Supervisor:
 
     def _share_budget(self, storage_id: str) -> None:
         """Give everybody who works on a storage a share of the newest command's budget."""
-        working = [
-            runner
+        singles = [
+            (runner, runner.operation)
             for runner in self._runners.values()
-            if runner.operation.storage_id == storage_id
+            if not isinstance(runner, Member)
+            and runner.operation.storage_id == storage_id
             and runner.operation.state == "running"
             and not runner.clear.is_set()
         ]
+        batched = [
+            (batch, batch.newest)
+            for batch in self._batches.values()
+            if batch.newest is not None and batch.storage_id == storage_id and batch.working
+        ]
+        working: list[tuple[Runner | Batch, Operation]] = [*batched, *singles]
         if not working:
             return
-        newest = working[-1].operation
+        newest = working[-1][1]
         budget = shares.Budget(newest.workers, newest.read_limit, newest.upload_limit)
-        grants = shares.split(budget, [runner.operation.verb for runner in working])
-        for runner, grant in zip(working, grants, strict=True):
-            runner.grant(grant)
+        grants = shares.split(budget, [operation.verb for _, operation in working])
+        for (process, _), grant in zip(working, grants, strict=True):
+            process.grant(grant)
 
     # ---- after a restart -----------------------------------------------------------------------------------------------
 
@@ -208,7 +311,7 @@ class Supervisor:
         if operation.state == "finished":
             if operation.unhealed:
                 self._take_up(operation, None)
-        elif operation.state == "running":
+        elif operation.state == "running" or operation.process:
             self._take_up(operation, specification)
         elif specification is None or operation.boot_id != self._host.boot_id:
             error = CommandLate(seconds=operation.deadline_seconds, detail="this host was restarted meanwhile")

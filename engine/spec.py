@@ -7,7 +7,7 @@ The spec holds secrets (storage credentials, server keys): it exists as a 0600 f
 Everything here is a frozen dataclass with JSON types inside; `load` refuses what does not fit with InvalidSpec naming the
 field. Times are ISO 8601 in UTC. Unknown fields are refused: agent and engine are of one distribution.
 
-Events (`type` and its fields; all but `ended` carry `job_id`):
+Events (`type` and its fields; all but `held` and `ended` carry `job_id`):
     started                                    the job begins
     stage     stage                            freeze, read, commit, … (see STAGES)
     progress  stage bytes_done bytes_total bytes_stored      at most one a second and job
@@ -15,11 +15,15 @@ Events (`type` and its fields; all but `ended` carry `job_id`):
     record    record                           a backup found by reindex (clear part of backup.json and of its disks' manifests)
     commit                                     asks whether the job still holds its lease; see `Control`
     finished  state failure result             state is completed, completed_with_warnings, failed or cancelled; fsynced
+    held                                       from here on no job begins, until the agent says otherwise
     ended                                      the process's last line
 `failure` is null or {reason, message, facts, step}; `result` is a JSON object whose shape is the verb's (`*Result` here).
 
+A job that has not begun when it is cancelled, or when its time is over, is `finished` without having `started`.
+
 Control lines:  {"type": "cancel", "job_id": …}   {"type": "grant", "workers": …, "read_limit": …, "upload_limit": …}
                 {"type": "commit", "job_id": …, "allow": true}
+                {"type": "hold", "hold": true}    no further job begins until it is false; answered by the event `held`
 """
 
 import dataclasses
@@ -163,11 +167,15 @@ class HealthJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before."""
+    """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before.
+
+    `begin_uptime_max` are seconds since this host's boot: a job whose turn comes later ends with WINDOW_CLOSED; 0 for never.
+    """
 
     job_id: str
     attempt: int = 1
     restarts: int = 0
+    begin_uptime_max: float = 0.0
     backup: BackupJob | None = None
     restore: RestoreJob | None = None
     verify: VerifyJob | None = None

@@ -19,13 +19,14 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from engine import spec
-from engine.errors import BackupManagerError
+from engine.errors import BackupManagerError, WindowClosed
 from engine.jobs import Outcome, failure_of, run_job
 from engine.memory import keep_one_pool
 from engine.spec import Job, Operation
@@ -156,8 +157,9 @@ class Worker:
             job.job_id: Work(self._reports[job.job_id], operation.settings, Stop(), self._pool)
             for job in operation.jobs
         }
-        self._waiting = iter(operation.jobs)
-        self._taking = threading.Lock()
+        self._waiting = deque(operation.jobs)
+        self._taking = threading.Condition()
+        self._held = False
 
     def start(self) -> list[threading.Thread]:
         """Begin with the jobs; when the threads have ended, so have all of them."""
@@ -169,18 +171,28 @@ class Worker:
 
     def _run_jobs(self) -> None:
         while True:
-            with self._taking:
-                job = next(self._waiting, None)
+            job = self._take()
             if job is None:
                 return
             try:
-                self._do(job)
+                if 0 < job.begin_uptime_max < time.clock_gettime(time.CLOCK_BOOTTIME):
+                    self._finish(job, Outcome("failed", failure_of(WindowClosed(), "prepare"), [], None))
+                else:
+                    self._do(job)
             except OSError:  # its events cannot be written; for the agent it has crashed, the next may be luckier
                 log.exception("The end of a job could not be told job_id=%s", job.job_id)
 
     def _do(self, job: Job) -> None:
         self._events.send("started", job_id=job.job_id)
-        outcome = self._run(job)
+        self._finish(job, self._run(job))
+
+    def _take(self) -> Job | None:
+        """Return the next job once it may begin; None when there is none."""
+        with self._taking:
+            self._taking.wait_for(lambda: not (self._held and self._waiting))
+            return self._waiting.popleft() if self._waiting else None
+
+    def _finish(self, job: Job, outcome: Outcome) -> None:
         self._events.send(
             "finished", durable=True, job_id=job.job_id, state=outcome.state, failure=outcome.failure,
             warnings=outcome.warnings, result=outcome.result,
@@ -200,6 +212,24 @@ class Worker:
         if job_id in self._works:
             self._works[job_id].stop.set()
             self._reports[job_id].answer(allow=False)
+            self._drop(job_id)
+
+    def _drop(self, job_id: str) -> None:
+        """End a job that has not begun."""
+        with self._taking:
+            found = [job for job in self._waiting if job.job_id == job_id]
+            self._waiting = deque(job for job in self._waiting if job.job_id != job_id)
+            self._taking.notify_all()
+        for job in found:
+            self._finish(job, Outcome("cancelled", None, ["It had not begun yet"], None))
+
+    def hold(self, *, hold: bool) -> None:
+        """Let no further job begin, or let them begin again."""
+        with self._taking:
+            self._held = hold
+            self._taking.notify_all()
+        if hold:
+            self._events.send("held")
 
     def cancel_all(self) -> None:
         for job_id in self._works:
@@ -216,6 +246,8 @@ class Worker:
                 self._pool.grant(workers, read, upload)
             case {"type": "commit", "job_id": str(job_id), "allow": bool(allow)} if job_id in self._reports:
                 self._reports[job_id].answer(allow=allow)
+            case {"type": "hold", "hold": bool(hold)}:
+                self.hold(hold=hold)
             case _:
                 log.warning("An unknown control line was ignored line=%s", line)
 

@@ -255,3 +255,22 @@ def test_subjects() -> None:
     assert operation().subjects == {"server server"}
     assert replace(operation(), domain_uuid="u").subjects == {"server server", "domain u"}
     assert replace(operation(), verb="verify").subjects == frozenset()
+
+
+@pytest.mark.feature("N13")
+async def test_a_journal_of_an_older_version_gets_the_columns_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    open_journal(path, NOW).close()
+    connection = sqlite3.connect(path)
+    for name in ("batch_id", "concurrency", "during_batch"):
+        connection.execute(f"ALTER TABLE operations DROP COLUMN {name}")
+    connection.execute(
+        "INSERT INTO operations (job_id, attempt, generation, epoch, state, process) VALUES ('j', 1, 1, 1, 'running', '')"
+    )
+    connection.commit()
+    connection.close()
+
+    with open_journal(path, NOW) as journal:
+        (operation,) = await journal.operations()
+
+    assert (operation.batch_id, operation.concurrency, operation.during_batch) == ("", 1, False)
