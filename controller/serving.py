@@ -43,6 +43,8 @@ from clients.gen.backupmanager.v1 import (
     hypervisor_service_pb2_grpc,
     job_service_pb2,
     job_service_pb2_grpc,
+    overview_service_pb2,
+    overview_service_pb2_grpc,
     package_service_pb2,
     package_service_pb2_grpc,
     portal_service_pb2,
@@ -91,6 +93,7 @@ from controller.services.enrollment import EnrollmentServicer
 from controller.services.events import EventServicer
 from controller.services.hypervisors import HypervisorServicer
 from controller.services.jobs import JobServicer
+from controller.services.overview import OverviewServicer
 from controller.services.packages import PackageServicer
 from controller.services.parts import Parts
 from controller.services.portal import PortalServicer
@@ -121,6 +124,7 @@ _PUBLIC = (
     schedule_service_pb2.DESCRIPTOR,
     package_service_pb2.DESCRIPTOR,
     portal_service_pb2.DESCRIPTOR,
+    overview_service_pb2.DESCRIPTOR,
     server_service_pb2.DESCRIPTOR,
     settings_service_pb2.DESCRIPTOR,
     storage_service_pb2.DESCRIPTOR,
@@ -260,6 +264,7 @@ def load_authority(settings: Settings, clock: Clock) -> Authority:
 
 def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enrollment: EnrollmentServicer) -> None:
     hypervisor_service_pb2_grpc.add_HypervisorServiceServicer_to_server(HypervisorServicer(parts), server)
+    overview_service_pb2_grpc.add_OverviewServiceServicer_to_server(OverviewServicer(parts), server)
     server_service_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(parts), server)
     package_service_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(parts), server)
     portal_service_pb2_grpc.add_PortalServiceServicer_to_server(PortalServicer(parts), server)

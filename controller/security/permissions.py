@@ -89,6 +89,8 @@ RULES: dict[str, Rule] = {
     f"{_V1}StorageService/CheckStorage": Rule("operator", "storage_id", made="job_id"),
     f"{_V1}StorageService/ListStorageChecks": Rule("viewer"),
     f"{_V1}StorageService/ListServerUsages": Rule("viewer"),
+    f"{_V1}OverviewService/GetOverview": Rule("viewer"),
+    f"{_V1}OverviewService/DiagnoseServer": Rule("viewer"),
     f"{_V1}BackupService/ListBackupChains": Rule("viewer"),
     f"{_V1}BackupService/StartBackup": Rule("operator", "server_id", made="job_id"),
     f"{_V1}BackupService/ListBackups": Rule("viewer"),

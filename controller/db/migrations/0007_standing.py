@@ -88,6 +88,13 @@ class Job(Table):
     end_time = BigIntegerField(null=True)
 
 
+class Server(Table):
+    """What of it is indexed."""
+
+    server_id = TextField(primary_key=True)
+    delete_time = BigIntegerField(null=True)
+
+
 class Backup(Table):
     """What of it is indexed."""
 
@@ -122,6 +129,7 @@ INDEXES = (
     Job.index(Job.storage_id, Job.job_id),
     Job.index(Job.hypervisor_id, Job.job_id),
     Job.index(Job.state, Job.end_time),
+    Server.index(Server.delete_time, name="server_deleted").where(Server.delete_time.is_null(False)),
     Backup.index(Backup.server_id, Backup.backup_id),
     Backup.index(Backup.storage_id, Backup.backup_id),
     Backup.index(Backup.job_id),
@@ -141,7 +149,7 @@ UNPROTECTED = """
 
 
 def up(_migrator: Any, db: Any) -> None:
-    with db.bind_ctx((*TABLES, Job, Backup, BackupDisk)):
+    with db.bind_ctx((*TABLES, Job, Server, Backup, BackupDisk)):
         db.create_tables(TABLES)
         for name in WITHOUT_ORDER:
             db.execute_sql(f'DROP INDEX "{name}"')

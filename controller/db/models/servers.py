@@ -45,6 +45,7 @@ class Server(Table):
     place_state = text_field()
 
 
+Server.add_index(Server.index(Server.delete_time, name="server_deleted").where(Server.delete_time.is_null(False)))
 # Among servers that live; the panel may use an id again after it deleted a server, and gets another server then (N1).
 Server.add_index(
     Server.index(Server.external_id, unique=True, name="server_live_external_id").where(

@@ -55,7 +55,7 @@ def field(message: Descriptor, path: str) -> FieldDescriptor:
 
 @pytest.mark.feature("N5")
 def test_what_changes_something_is_audited_and_names_what_it_changed() -> None:
-    looking = re.compile(r"/(Get|List|Watch|Poll|Preview|Session$)")
+    looking = re.compile(r"/(Get|List|Watch|Poll|Preview|Diagnose|Session$)")
     for name, method in methods().items():
         rule = RULES[name]
         assert rule.audited != bool(looking.search(name)), name
