@@ -25,6 +25,7 @@ from controller.storages import NewStorage
 from engine.ids import new_id
 
 CHAIN = 4  # points
+DUE = timedelta(hours=1)  # until all schedules are due
 _ROWS = 500  # of one statement
 
 
@@ -67,6 +68,7 @@ def seed(state: Path, url: str, size: Size) -> Seeded:
         hosts, serials = _hosts(authority, size, now)
         database.call(_insert, models.Hypervisor, _hypervisors(hosts, serials, now))
         database.call(_insert, models.Server, _servers(hosts, now))
+        database.call(_insert, models.Schedule, _schedules(hosts, storage_id, now))
         for batch in _batched(hosts, 100):
             points = list(_backups(batch, storage_id, size.backups_each, now))
             database.call(_insert, models.Backup, (one.backup for one in points))
@@ -98,6 +100,21 @@ def _hypervisors(hosts: Sequence[Host], serials: Sequence[str], now: datetime) -
             "create_time": now,
             "certificate_serial": serial,
             "certificate_expire_time": now + timedelta(days=90),
+        }
+
+
+def _schedules(hosts: Sequence[Host], storage_id: str, now: datetime) -> Iterator[dict[str, Any]]:
+    """Every hypervisor has a schedule that is due an hour from now, at the same instant."""
+    for host in hosts:
+        yield {
+            "schedule_id": new_id(now),
+            "hypervisor_id": host.hypervisor_id,
+            "storage_id": storage_id,
+            "enabled": True,
+            "default_access": "full_access",
+            "due_time": now + DUE,
+            "create_time": now,
+            "update_time": now,
         }
 
 
