@@ -1,7 +1,7 @@
 """Events: watching the log of what happens.
 
 A watch is a loop of read, send, wait. It reads from the database after what it has sent last, and only once that was taken by the
-connection: a slow watcher falls behind in the log, where it costs nothing, and holds a hundred events in memory at most.
+connection: a slow watcher falls behind in the log, where it costs nothing, and holds one reply of 64 KiB in memory.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ from controller.events import EventFilter, Reading
 from controller.security import tokens
 from controller.security.caller import current_caller
 from controller.services import check, convert
-from controller.services.paging import PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, fitting
+from controller.services.paging import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, fitting
 from controller.services.parts import Context, Parts
 
 _POLL_MAX = timedelta(seconds=30)
 _BATCH = 100
+_BATCH_BYTES_MAX = 64 << 10  # held in memory for a watcher that does not read
 _LOOK_SECONDS = 15.0  # how late a watch that has nothing to say notices that its token was revoked
 _SHARED_LOOK_SECONDS = 1.0  # how late it notices what another controller on the same database has written
 _CURSOR_MAX = (1 << 63) - 1
@@ -40,8 +41,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             told = cursor
             yield messages.WatchEventsResponse(cursor=cursor)
             while True:
-                found = await self._read(wanted, cursor, _BATCH)
-                replies, cursor, more = _reply(found)
+                replies, cursor, more = _reply(await self._read(wanted, cursor, _BATCH), _BATCH_BYTES_MAX)
                 if replies or cursor >= told + events.SCAN_MAX:
                     told = cursor
                     yield messages.WatchEventsResponse(events=replies, cursor=cursor)
@@ -58,8 +58,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         with self._parts.changes.watch_events() as watch:
             cursor = await self._begin(request)
             while True:
-                found = await self._read(wanted, cursor, size)
-                replies, cursor, more = _reply(found)
+                replies, cursor, more = _reply(await self._read(wanted, cursor, size), PAGE_BYTES_MAX)
                 left = end - _clock()
                 if replies or (not more and left <= 0):
                     return messages.PollEventsResponse(events=replies, cursor=cursor, more=more)
@@ -88,10 +87,10 @@ def _read(token_id: str, wanted: EventFilter, cursor: int, limit: int, now: date
     return events.read(wanted, cursor, limit)
 
 
-def _reply(found: Reading) -> tuple[list[event_pb2.Event], int, bool]:
+def _reply(found: Reading, bytes_max: int) -> tuple[list[event_pb2.Event], int, bool]:
     """Return the events that fit into one message, the cursor behind the last of them, and whether there is more."""
     made = [convert.event(one) for one in found.events]
-    kept = fitting(made)
+    kept = fitting(made, bytes_max)
     if len(kept) < len(made):
         return kept, kept[-1].sequence, True
     return kept, found.cursor, found.more

@@ -79,9 +79,9 @@ def fill(wanted: Page, rows: Sequence[Row], message: Callable[[Row], M], key: Ca
     return Filled(messages, wanted.token(key(rows[len(messages) - 1])) if more else "")
 
 
-def fitting(messages: Sequence[M]) -> list[M]:
+def fitting(messages: Sequence[M], bytes_max: int = PAGE_BYTES_MAX) -> list[M]:
     """Return as many of the messages, from the first on, as fit together in one reply; the first always does."""
-    room = PAGE_BYTES_MAX
+    room = bytes_max
     for count, one in enumerate(messages):
         room -= one.ByteSize() + _FRAME_BYTES
         if count and room < 0:
