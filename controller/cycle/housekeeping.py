@@ -3,7 +3,9 @@
     what                                            after
     events; deliveries given up                     Event Retention Days (30)
     the system log; lines of ended jobs' logs       Log Retention Days (30)
-    ended jobs, with what agents said of them       Job Retention Days (120); later, as long as a backup it made is there
+    ended jobs, with what agents said of them       Job Retention Days (120); later, while a backup that it made is there, or
+                                                    it is the last failure of a server, or the last check of a storage
+    ended batches without jobs                      as jobs
     who did what                                    as jobs
 
 Each transaction removes a few hundred rows and finds its work anew, so a kill between two loses nothing and the next round goes
@@ -20,7 +22,7 @@ from typing import Any, TypeAlias
 from controller import audit_log, deliveries, events, settings, system_log
 from controller.cycle.tick import Round
 from controller.db import models
-from controller.jobs import LIVE
+from controller.rules.states import BATCH_LIVE, LIVE
 from engine.ids import first_id
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ ROWS_MAX = 500  # removed by one transaction
 JOBS_MAX = 50  # likewise, since each may have thousands of lines in its log
 ROUND_SECONDS = 5.0
 Remove: TypeAlias = Callable[[datetime, int], int]
-_Job, _Backup, _Line = models.Job, models.Backup, models.JobLog
+_Job, _Batch, _Backup, _Line = models.Job, models.Batch, models.Backup, models.JobLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,12 @@ async def step(around: Round) -> None:
             count = await around.database.run(remove, instant, ROWS_MAX)
             gone += count
         _say(name, gone)
-    for name, look, instant in (("job logs", remove_lines, before.logs), ("jobs", remove_jobs, before.jobs)):
+    steps = (
+        ("job logs", remove_lines, before.logs),
+        ("jobs", remove_jobs, before.jobs),
+        ("batches", remove_batches, before.jobs),
+    )
+    for name, look, instant in steps:
         after, gone = "", 0
         while time.monotonic() < end:
             count, after = await around.database.run(look, instant, after, JOBS_MAX)
@@ -104,6 +111,8 @@ def remove_jobs(before: datetime, after: str, limit: int) -> tuple[int, str]:
         return 0, ""
     named = _Backup.select(_Backup.job_id).where(_Backup.job_id.in_(ids) & _Backup.delete_time.is_null())
     needed = {row.job_id for row in named}
+    for shown in (models.ServerFailure, models.StorageCheck):
+        needed |= {row.job_id for row in shown.select(shown.job_id).where(shown.job_id.in_(ids))}
     free = [job_id for job_id in ids if job_id not in needed]
     if free:
         for table in (models.AgentEvent, models.OutboxCommand):
@@ -111,6 +120,27 @@ def remove_jobs(before: datetime, after: str, limit: int) -> tuple[int, str]:
         _Line.delete().where(_Line.job.in_(free)).execute()
         _Job.delete().where(_Job.job_id.in_(free)).execute()
     return len(free), ids[-1] if len(ids) == limit else ""
+
+
+def remove_batches(before: datetime, after: str, limit: int) -> tuple[int, str]:
+    """Remove batches that ended before a time and have no jobs any more. As `remove_jobs`."""
+    old = (
+        _Batch.select(_Batch.batch_id)
+        .where(
+            (_Batch.batch_id < first_id(before))
+            & (_Batch.batch_id > after)
+            & _Batch.state.not_in(BATCH_LIVE)
+            & (_Batch.end_time < before)
+        )
+        .order_by(_Batch.batch_id)
+        .limit(limit)
+    )
+    ids = [row.batch_id for row in old]
+    if not ids:
+        return 0, ""
+    full = {row.batch_id for row in _Job.select(_Job.batch_id).where(_Job.batch_id.in_(ids)).distinct()}
+    gone = int(_Batch.delete().where(_Batch.batch_id.in_([one for one in ids if one not in full])).execute())
+    return gone, ids[-1] if len(ids) == limit else ""
 
 
 def _ended(before: datetime) -> Any:

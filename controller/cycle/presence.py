@@ -7,7 +7,7 @@ statement whose outcome is the answer, so of two controllers one tells it.
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from controller import happenings
+from controller import happenings, system_log
 from controller.db import models
 from controller.limits import Limits
 
@@ -54,6 +54,8 @@ def run(limits: Limits, listening_since: datetime, now: datetime) -> None:
         )
         if gone.execute():
             body = {"last_contact_time": last.isoformat()}
+            text = f"hypervisor is offline: nothing was heard from its agent since {last:%Y-%m-%d %H:%M:%S} UTC"
+            system_log.write("warning", "inventory", text, now, hypervisor_id=hypervisor_id)
             happenings.record("hypervisor.offline", now, hypervisor_id=hypervisor_id, body=body)
 
 

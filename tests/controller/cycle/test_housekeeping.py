@@ -48,12 +48,12 @@ async def test_an_ended_job_goes_after_its_days_with_all_that_is_its_and_a_neede
 ) -> None:
     agent = world.enroll("h1")
     web, storage = world.server(agent, "web"), world.storage()
-    kept_backup = agent.back_up(web, storage, "chain")
-    made = world.run(backups.get, kept_backup).job_id
     failed = world.backup(web, storage, request_id="0192aaaa-bbbb-7ccc-8ddd-eeeeeeeeeeee")
     agent.accept(failed)
     log_line(world, agent, failed)
     agent.finish(failed, "failed", failure=jobs.Failure("STORAGE_FULL", "no"))
+    kept_backup = agent.back_up(web, storage, "chain")
+    made = world.run(backups.get, kept_backup).job_id
     live = world.backup(world.server(agent, "live"), storage)
     agent.accept(live)
     log_line(world, agent, live)
@@ -127,18 +127,45 @@ async def test_days_are_settings_and_a_kill_in_between_loses_nothing(
 
 
 @pytest.mark.feature("G8")
+async def test_a_batch_goes_once_its_jobs_have_gone(world: World) -> None:
+    agent = world.enroll("h1")
+    job = world.backup(world.server(agent, "web"), world.storage())
+
+    def batch(state: str) -> str:
+        row = models.Batch.create(
+            batch_id=new_id(world.now()), hypervisor_id=agent.hypervisor_id, storage_id="", origin="force", state=state,
+            spec={}, create_time=world.now(), end_time=None if state == "running" else world.now(),
+        )  # fmt: skip
+        return str(row.batch_id)
+
+    empty, full, live = world.run(lambda: [batch(one) for one in ("completed", "failed", "running")])
+    world.run(lambda: models.Job.update(batch_id=full).where(models.Job.job_id == job.job_id).execute())
+    pass_days(world, 121)
+    await keep_house(world)
+
+    left = world.run(lambda: {row.batch_id for row in models.Batch.select()})
+    assert left == {full, live}
+    assert empty not in left
+
+
+@pytest.mark.feature("G8")
 async def test_jobs_that_must_stay_hold_up_no_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(housekeeping, "JOBS_MAX", 2)
     agent = world.enroll("h1")
     storage = world.storage()
     server = world.server(agent, "web")
-    for number in range(5):
+    for number in range(4):
         agent.back_up(server, storage, f"chain{number}")
-    last = world.backup(server, storage)
-    agent.reject(last)
+    rejected = world.backup(server, storage)
+    agent.reject(rejected)
+    pass_days(world, 60)
+    agent.heartbeat()
+    shown = world.backup(server, storage)  # the server's last failure
+    agent.reject(shown)
     pass_days(world, 121)
     await keep_house(world)
-    assert not is_there(world, last)
+    assert not is_there(world, rejected)
+    assert is_there(world, shown)
     assert len(world.run(jobs.list_jobs, jobs.JobFilter())) == 5
 
 

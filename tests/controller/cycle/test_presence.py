@@ -4,8 +4,10 @@ from datetime import timedelta
 
 import pytest
 
+from controller import system_log
 from controller.cycle import presence
 from controller.db import models
+from controller.system_log import LogFilter
 from tests.controller.world import World
 
 
@@ -35,6 +37,8 @@ def test_a_hypervisor_is_told_of_once_when_it_comes_and_once_when_it_goes(world:
     world.run(presence.run, world.limits, since, world.now())
     world.run(presence.run, world.limits, since, world.now())
     assert told(world) == ["online", "offline"]
+    [line] = world.run(system_log.list_entries, LogFilter(levels=("warning",), sources=("inventory",)))
+    assert line.hypervisor_id == agent.hypervisor_id
 
     agent.heartbeat()  # the same session, after a long silence
     world.run(presence.run, world.limits, since, world.now())
