@@ -12,7 +12,7 @@ by the dispatcher (`due`, `started`) as well as by the preview (`next_runs`). Sy
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -42,7 +42,6 @@ from engine.ids import new_id
 log = logging.getLogger(__name__)
 
 Row = models.Schedule
-CLONES_MAX = 1000
 RUNS_MAX = 100
 
 
@@ -124,26 +123,6 @@ class ScheduleChange:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Cloned:
-    """What cloning made, the hypervisors it passed over (with the schedules they have), and the address it left out (D4)."""
-
-    schedules: tuple[Schedule, ...]
-    passed_over: tuple[tuple[str, str], ...]
-    bind_address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Imagined:
-    """Settings to see the next runs of: a schedule's own ("" for one that is to be made) but for what is given."""
-
-    schedule: str
-    storage: str
-    time_zone: str | None
-    overrides: Mapping[str, Any] | None
-    count: int
-
-
 # ---- looking ------------------------------------------------------------------------------------------------------------
 
 
@@ -152,14 +131,14 @@ def get(schedule_id: str) -> Schedule:
     row = Row.get_or_none(Row.schedule_id == schedule_id)
     if row is None:
         raise ScheduleNotFound(schedule_id=schedule_id)
-    return _all([row])[0]
+    return of_rows([row])[0]
 
 
 def find(reference: str) -> Schedule:
     """Return the schedule with this id, or the live one of the hypervisor with this id or name. Raises ScheduleNotFound."""
     row = Row.get_or_none(Row.schedule_id == reference)
     if row is not None:
-        return _all([row])[0]
+        return of_rows([row])[0]
     try:
         found = of_hypervisor(hypervisor_id_of(reference))
     except HypervisorNotFound:
@@ -172,7 +151,7 @@ def find(reference: str) -> Schedule:
 def of_hypervisor(hypervisor_id: str) -> Schedule | None:
     """Return a hypervisor's live schedule."""
     row = Row.get_or_none((Row.hypervisor_id == hypervisor_id) & Row.delete_time.is_null())
-    return None if row is None else _all([row])[0]
+    return None if row is None else of_rows([row])[0]
 
 
 def list_schedules(
@@ -194,13 +173,13 @@ def list_schedules(
         query = query.where(Row.enabled == enabled)
     if after:
         query = query.where(Row.schedule_id > after[0])
-    return _all(query.order_by(Row.schedule_id).limit(limit))
+    return of_rows(query.order_by(Row.schedule_id).limit(limit))
 
 
 def due(now: datetime) -> list[Schedule]:
     """Return the schedules whose run may start now, longest overdue first: enabled, due, and within their hours."""
     rows = Row.select().where(Row.delete_time.is_null() & Row.enabled & (Row.due_time <= now))
-    return [one for one in _all(rows.order_by(Row.due_time, Row.schedule_id)) if _may_start(one, now)]
+    return [one for one in of_rows(rows.order_by(Row.due_time, Row.schedule_id)) if _may_start(one, now)]
 
 
 def resolve(storage: Storage, hypervisor_id: str = "") -> Resolved:
@@ -214,26 +193,11 @@ def resolve(storage: Storage, hypervisor_id: str = "") -> Resolved:
 def next_runs(schedule: Schedule, count: int, now: datetime) -> list[Run]:
     """Return the next runs as the dispatcher will see them; those of a disabled schedule are as if it were enabled now."""
     due_time = schedule.due_time if schedule.enabled else None
-    return _runs(schedule.resolved, due_time or now, count, now)
+    return runs_of(schedule.resolved, due_time or now, count, now)
 
 
-def preview(asked: Imagined, now: datetime) -> tuple[list[Run], Resolved]:
-    """Return the next runs of settings that may not be saved yet, and what these settings amount to (D17).
-
-    Raises ScheduleNotFound, StorageNotFound, BindAddressUnsupported, InvalidField.
-    """
-    present = find(asked.schedule) if asked.schedule else None
-    if present is not None and not asked.storage and asked.time_zone is None and asked.overrides is None:
-        return next_runs(present, asked.count, now), present.resolved
-    storage = storages.find(asked.storage or (present.storage_id if present else ""))
-    kept_zone, kept = (present.own_time_zone, present.overrides) if present else ("", {})
-    time_zone = kept_zone if asked.time_zone is None else asked.time_zone
-    resolved = check_overrides(storage, kept if asked.overrides is None else asked.overrides, time_zone)
-    due_time = _due_after(present, resolved.interval_hours.value, now) if present is not None else None
-    return _runs(resolved, due_time or now, asked.count, now), resolved
-
-
-def _runs(resolved: Resolved, due_time: datetime, count: int, now: datetime) -> list[Run]:
+def runs_of(resolved: Resolved, due_time: datetime, count: int, now: datetime) -> list[Run]:
+    """Return the first runs of settings that are due at `due_time`, at most RUNS_MAX."""
     interval = timedelta(hours=resolved.interval_hours.value)
     return list(itertools.islice(rules.next_runs(resolved.hours, due_time, now, interval), min(count, RUNS_MAX)))
 
@@ -249,25 +213,15 @@ def create(new: NewSchedule, now: datetime) -> Schedule:
     schedule_id, hypervisor_id = new_id(now), hypervisor_id_of(new.hypervisor)
     storage = storages.find(new.storage)
     resolved = check_overrides(storage, new.overrides, new.time_zone)
-    _check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
+    check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
+    row = new_row(schedule_id, hypervisor_id, storage.storage_id, new, resolved, now)
     try:
         with models.proxy.atomic():
-            Row.insert(
-                schedule_id=schedule_id,
-                hypervisor_id=hypervisor_id,
-                storage_id=storage.storage_id,
-                enabled=new.enabled,
-                default_access=new.default_access,
-                time_zone=new.time_zone,
-                overrides=dict(new.overrides),
-                due_time=_first_due(resolved, now) if new.enabled else None,
-                create_time=now,
-                update_time=now,
-            ).execute()
+            Row.insert(**row).execute()
     except peewee.IntegrityError:
         raise _exists(hypervisor_id) from None
     made = get(schedule_id)
-    _record("schedule.created", made, now)
+    record("schedule.created", made, now)
     return made
 
 
@@ -285,7 +239,7 @@ def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -
     same_place = storage.storage_id == present.storage_id
     before = present.resolved.encryption.value if same_place else storage.encryption_enabled
     resolved = check_overrides(storage, overrides, time_zone)
-    _check_encryption(storage, present.hypervisor_id, resolved, before=before)
+    check_encryption(storage, present.hypervisor_id, resolved, before=before)
     values = {
         "storage_id": storage.storage_id,
         "default_access": present.default_access if change.default_access is None else change.default_access,
@@ -335,27 +289,6 @@ def undelete(schedule_id: str, now: datetime) -> Schedule:
     return get(schedule_id)
 
 
-def clone(schedule_id: str, hypervisors: Sequence[str], now: datetime) -> Cloned:
-    """Give hypervisors (ids or names) the same schedule, but for the bind address, which is one host's own (D4).
-
-    A hypervisor that has a schedule is passed over. Raises ScheduleNotFound, ScheduleDeleted, HypervisorNotFound, and what
-    `create` does: all are cloned or none.
-    """
-    source = get_live(schedule_id)
-    overrides = {name: value for name, value in source.overrides.items() if name != "bind_address"}
-    made, passed = [], []
-    for hypervisor_id in dict.fromkeys(hypervisor_id_of(one) for one in hypervisors):
-        other = of_hypervisor(hypervisor_id)
-        if other is not None:
-            passed.append((hypervisor_id, other.schedule_id))
-            continue
-        new = NewSchedule(
-            hypervisor_id, source.storage_id, source.default_access, source.enabled, source.own_time_zone, overrides
-        )
-        made.append(create(new, now))
-    return Cloned(tuple(made), tuple(passed), source.overrides.get("bind_address", ""))
-
-
 def started(schedule_id: str, now: datetime) -> Schedule:
     """Note that a run has started; if one was due, it is this one, and the next is due an interval later (D28).
 
@@ -398,10 +331,28 @@ def check_overrides(storage: Storage, overrides: Mapping[str, Any], time_zone: s
     return resolved
 
 
-def _check_encryption(storage: Storage, hypervisor_id: str, resolved: Resolved, *, before: bool) -> None:
+def check_encryption(storage: Storage, hypervisor_id: str, resolved: Resolved, *, before: bool) -> None:
     """Raise EncryptionImmutable where this would switch the encryption of backups that a hypervisor has there (S25)."""
     if resolved.encryption.value != before and storages.is_in_use(storage.storage_id, hypervisor_id):
         raise EncryptionImmutable(storage_id=storage.storage_id)
+
+
+def new_row(
+    schedule_id: str, hypervisor_id: str, storage_id: str, new: NewSchedule, resolved: Resolved, now: datetime
+) -> dict[str, Any]:
+    """Return the row of a schedule that is made now."""
+    return {
+        "schedule_id": schedule_id,
+        "hypervisor_id": hypervisor_id,
+        "storage_id": storage_id,
+        "enabled": new.enabled,
+        "default_access": new.default_access,
+        "time_zone": new.time_zone,
+        "overrides": dict(new.overrides),
+        "due_time": _first_due(resolved, now) if new.enabled else None,
+        "create_time": now,
+        "update_time": now,
+    }
 
 
 def _first_due(resolved: Resolved, now: datetime) -> datetime | None:
@@ -410,12 +361,12 @@ def _first_due(resolved: Resolved, now: datetime) -> datetime | None:
 
 def _rearm(before: Schedule, hours: int, now: datetime) -> None:
     """Bring the due time in line with an interval that may be new."""
-    due_time = _due_after(before, hours, now)
+    due_time = due_after(before, hours, now)
     if due_time != before.due_time:
         Row.update(due_time=due_time).where(Row.schedule_id == before.schedule_id).execute()
 
 
-def _due_after(before: Schedule, hours: int, now: datetime) -> datetime | None:
+def due_after(before: Schedule, hours: int, now: datetime) -> datetime | None:
     """Return when a schedule is due once its interval is `hours`: counted from where the old one was (D28)."""
     if not before.enabled or not hours:
         return None
@@ -428,11 +379,12 @@ def _may_start(schedule: Schedule, now: datetime) -> bool:
     if schedule.due_time is None:
         return False
     try:
-        run = rules.next_run(schedule.hours, schedule.due_time, now)
+        return rules.is_open(
+            schedule.hours, now
+        )  # what `next_runs` is made of; where the next opening is need not be known
     except ControllerError:  # a time zone that this host's files lost: the others must not wait for it
         log.exception("schedule cannot be read schedule_id=%s", schedule.schedule_id)
         return False
-    return run is not None and run.start_time <= now
 
 
 def _save(present: Schedule, values: Mapping[str, Any], etag: str, kind: str, now: datetime) -> None:
@@ -440,7 +392,7 @@ def _save(present: Schedule, values: Mapping[str, Any], etag: str, kind: str, no
     same = (Row.schedule_id == present.schedule_id) & (Row.version == int(present.etag))
     if etag != present.etag or not Row.update(**values, update_time=now, version=Row.version + 1).where(same).execute():
         raise EtagMismatch(etag=present.etag)
-    _record(kind, present, now)
+    record(kind, present, now)
 
 
 def _exists(hypervisor_id: str) -> ScheduleExists:
@@ -457,7 +409,7 @@ def hypervisor_id_of(reference: str) -> str:
     return found.hypervisor_id
 
 
-def _all(rows: Iterable[models.Schedule]) -> list[Schedule]:
+def of_rows(rows: Iterable[models.Schedule]) -> list[Schedule]:
     """Return rows as schedules; each storage and the time zone are read once for all of them."""
     found = list(rows)
     if not found:
@@ -476,7 +428,8 @@ def _schedule(row: models.Schedule, storage: Keeper, zone: str) -> Schedule:
     return Schedule(**given, own_time_zone=row.time_zone, etag=str(row.version), resolved=resolved)
 
 
-def _record(kind: str, schedule: Schedule, now: datetime) -> None:
+def record(kind: str, schedule: Schedule, now: datetime) -> None:
+    """Record an event of a schedule."""
     happenings.record(
         kind,
         now,

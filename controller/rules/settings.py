@@ -10,7 +10,7 @@ Compression is a storage's alone (D13).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import time
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -190,7 +190,7 @@ def to_stored(name: str, value: Any) -> Any:
 
 def origins(resolved: Resolved) -> dict[str, Origin]:
     """Return who says each setting."""
-    return {one.name: getattr(resolved, one.name).origin for one in fields(resolved)}
+    return {name: getattr(resolved, name).origin for name in (*DEFAULTS, "time_zone")}
 
 
 def limits_json(resolved: Resolved) -> dict[str, Any]:

@@ -335,9 +335,15 @@ def resolved(record: Resolved) -> schedule_pb2.ResolvedSettings:
     for name in DEFAULTS:
         _set(made.values, name, getattr(record, name).value)
     for name, origin in origins(record).items():
-        number = enum_number(schedule_pb2.SettingOrigin.DESCRIPTOR, origin)
-        made.sources.append(schedule_pb2.SettingSource(setting=name, origin=number))
+        made.sources.add(setting=name, origin=_ORIGINS[origin])
     return made
+
+
+_ORIGINS: dict[str, Any] = {
+    "schedule": schedule_pb2.SETTING_ORIGIN_SCHEDULE,
+    "storage": schedule_pb2.SETTING_ORIGIN_STORAGE,
+    "default": schedule_pb2.SETTING_ORIGIN_DEFAULT,
+}
 
 
 def _set(message: Any, name: str, value: Any) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 from clients.gen.backupmanager.v1 import access_level_pb2, schedule_pb2, schedule_service_pb2_grpc
 from clients.gen.backupmanager.v1 import schedule_service_pb2 as messages
-from controller import schedules, storages
+from controller import schedule_clones, schedule_previews, schedules, storages
 from controller.errors import InvalidField
-from controller.rules.schedule import Run
-from controller.rules.settings import DEFAULTS, Resolved
+from controller.rules.settings import DEFAULTS
 from controller.rules.zones import find_zone
-from controller.schedules import CLONES_MAX, RUNS_MAX, NewSchedule, Schedule, ScheduleChange
+from controller.schedule_clones import CLONES_MAX
+from controller.schedule_previews import Imagined
+from controller.schedules import RUNS_MAX, NewSchedule, Schedule, ScheduleChange
 from controller.services import check, convert, paging, settings_check
 from controller.services.parts import Context, Parts
 
@@ -102,7 +103,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
             raise InvalidField(field="hypervisor_ids", problem=f"must be 1 to {CLONES_MAX}")
         targets = [check.reference("hypervisor_ids", one) for one in request.hypervisor_ids]
         cloned = await self._parts.database.run(
-            lambda now: schedules.clone(schedules.find(reference).schedule_id, targets, now), self._parts.now()
+            lambda now: schedule_clones.clone(schedules.find(reference).schedule_id, targets, now), self._parts.now()
         )
         return messages.CloneScheduleResponse(
             schedules=[convert.schedule(one) for one in cloned.schedules],
@@ -116,7 +117,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
     async def PreviewNextRuns(
         self, request: messages.PreviewNextRunsRequest, context: Context
     ) -> messages.PreviewNextRunsResponse:
-        runs, resolved = await self._parts.database.run(_preview, _asked(request), self._parts.now())
+        runs, resolved = await self._parts.database.run(schedule_previews.preview, _asked(request), self._parts.now())
         return messages.PreviewNextRunsResponse(
             runs=[convert.scheduled_run(one) for one in runs], resolved=convert.resolved(resolved)
         )
@@ -172,16 +173,12 @@ def _list(storage: str, hypervisor: str, enabled: bool | None, deleted: bool, af
     )
 
 
-def _asked(request: messages.PreviewNextRunsRequest) -> schedules.Imagined:
+def _asked(request: messages.PreviewNextRunsRequest) -> Imagined:
     overrides = settings_check.settings(request.overrides, "overrides") if request.HasField("overrides") else None
-    return schedules.Imagined(
+    return Imagined(
         schedule=check.reference("schedule_id", request.schedule_id, optional=True),
         storage=check.reference("storage_id", request.storage_id, optional=bool(request.schedule_id)),
         time_zone=_zone("time_zone", request.time_zone) if request.HasField("time_zone") else None,
         overrides=overrides,
         count=check.number("count", request.count or _RUNS, 1, RUNS_MAX),
     )
-
-
-def _preview(asked: schedules.Imagined, now: datetime) -> tuple[list[Run], Resolved]:
-    return schedules.preview(asked, now)

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from controller import presets, schedules, settings, storages
+from controller import presets, schedule_clones, schedules, settings, storages
 from controller.agents import commands, outbox
 from controller.errors import (
     BindAddressUnsupported,
@@ -289,7 +289,7 @@ def test_a_clone_is_the_same_but_for_the_hosts_own_address(world: World) -> None
     taken = make(world, world.enroll("h2").hypervisor_id)
     third, fourth = world.enroll("h3"), world.enroll("h4")
 
-    cloned = world.run(schedules.clone, source.schedule_id, ["h2", "h3", third.hypervisor_id, "h4"], world.now())
+    cloned = world.run(schedule_clones.clone, source.schedule_id, ["h2", "h3", third.hypervisor_id, "h4"], world.now())
 
     assert [one.hypervisor_id for one in cloned.schedules] == [third.hypervisor_id, fourth.hypervisor_id]
     assert cloned.passed_over == ((taken.hypervisor_id, taken.schedule_id),)
@@ -300,7 +300,7 @@ def test_a_clone_is_the_same_but_for_the_hosts_own_address(world: World) -> None
         assert (one.storage_id, one.default_access) == (source.storage_id, source.default_access)
 
     with pytest.raises(HypervisorNotFound):
-        world.run(schedules.clone, source.schedule_id, [world.enroll("h5").hypervisor_id, "nobody"], world.now())
+        world.run(schedule_clones.clone, source.schedule_id, [world.enroll("h5").hypervisor_id, "nobody"], world.now())
     assert len(world.run(schedules.list_schedules)) == 4, "all are cloned, or none"
 
 
