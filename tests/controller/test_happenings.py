@@ -1,5 +1,6 @@
 """The log of events on both databases: what is in it, in which order, and that a cursor loses and repeats nothing."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,3 +245,11 @@ def test_two_controllers_on_one_postgresql_never_put_an_event_behind_a_reader(po
         assert [number for _, who, number in seen if who == writer] == list(range(180))
     order = [who for _, who, _ in seen]
     assert order != sorted(order), "they did write at the same time"
+
+
+def test_every_thing_that_events_tell_of_is_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "events.md").read_text()
+    call = re.compile(r"""(?:happenings\.record|_event|_record|_change)\(\s*(?:[^"()]*,\s*)?f?"([a-z_]+)\.""")
+    things = {one for path in (ROOT / "controller").rglob("*.py") for one in call.findall(path.read_text())}
+    assert {"job", "batch", "schedule", "storage", "backup", "settings"} <= things
+    assert {one for one in things if f"`{one}." not in manual} == set()
