@@ -37,6 +37,8 @@ from clients.gen.backupmanager.v1 import (
     audit_service_pb2_grpc,
     backup_service_pb2,
     backup_service_pb2_grpc,
+    batch_service_pb2,
+    batch_service_pb2_grpc,
     event_service_pb2,
     event_service_pb2_grpc,
     hypervisor_service_pb2,
@@ -89,6 +91,7 @@ from controller.security.interceptors import Chain
 from controller.services.access_tokens import AccessTokenServicer
 from controller.services.audit import AuditServicer
 from controller.services.backups import BackupServicer
+from controller.services.batches import BatchServicer
 from controller.services.enrollment import EnrollmentServicer
 from controller.services.events import EventServicer
 from controller.services.hypervisors import HypervisorServicer
@@ -121,6 +124,7 @@ _PUBLIC = (
     hypervisor_service_pb2.DESCRIPTOR,
     job_service_pb2.DESCRIPTOR,
     preset_service_pb2.DESCRIPTOR,
+    batch_service_pb2.DESCRIPTOR,
     schedule_service_pb2.DESCRIPTOR,
     package_service_pb2.DESCRIPTOR,
     portal_service_pb2.DESCRIPTOR,
@@ -270,6 +274,7 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     portal_service_pb2_grpc.add_PortalServiceServicer_to_server(PortalServicer(parts), server)
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
     preset_service_pb2_grpc.add_PresetServiceServicer_to_server(PresetServicer(parts), server)
+    batch_service_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(parts), server)
     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)
     settings_service_pb2_grpc.add_SettingsServiceServicer_to_server(SettingsServicer(parts), server)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)

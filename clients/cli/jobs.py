@@ -29,6 +29,8 @@ class State(StrEnum):  # typer takes a list of an enum, and none of a Literal
     COMPLETED_WITH_WARNINGS = "completed-with-warnings"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PENDING = "pending"
+    SKIPPED = "skipped"
 
 
 class Type(StrEnum):
@@ -42,7 +44,7 @@ class Type(StrEnum):
 
 app = group()
 
-_ACTIVE = (State.QUEUED, State.DISPATCHED, State.RUNNING)
+_ACTIVE = (State.QUEUED, State.PENDING, State.DISPATCHED, State.RUNNING)
 _LOG_POLL_SECONDS = 1.0
 _LEVEL_STYLES = {"warning": "yellow", "error": "red"}
 

@@ -23,6 +23,7 @@ RESOURCES = (
     ("server", "clients.cli.servers", "Which servers there are to back up."),
     ("storage", "clients.cli.storages", "Where backups go."),
     ("schedule", "clients.cli.schedules", "When servers are backed up."),
+    ("batch", "clients.cli.batches", "What schedules did, and do."),
     ("preset", "clients.cli.presets", "Performance settings that go together."),
     ("backup", "clients.cli.backups", "Make, see, restore, check, delete backups."),
     ("job", "clients.cli.jobs", "See and end work."),

@@ -31,7 +31,13 @@ PATIENCE_SECONDS = 600.0  # a controller that is upgraded is back by then
 POLL_SECONDS = 10  # how long one PollJob waits for a change; below the time limit of a call
 PAUSE_SECONDS = (0.25, 5.0)  # between two tries without an answer: the first, the longest
 ENDED = frozenset(
-    {"JOB_STATE_COMPLETED", "JOB_STATE_COMPLETED_WITH_WARNINGS", "JOB_STATE_FAILED", "JOB_STATE_CANCELLED"}
+    {
+        "JOB_STATE_COMPLETED",
+        "JOB_STATE_COMPLETED_WITH_WARNINGS",
+        "JOB_STATE_FAILED",
+        "JOB_STATE_CANCELLED",
+        "JOB_STATE_SKIPPED",
+    }
 )
 _WAITING_WORDS = {"queued": "queued, waits for other work to end", "dispatched": "sent to the hypervisor"}
 # What a broken connection looks like. A refusal with a reason of its own is an answer, and no broken connection.

@@ -7,7 +7,7 @@ import typer
 from clients.cli import ask, overrides, words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
-from clients.cli.options import Output, StorageFilter, Yes, group
+from clients.cli.options import Output, RequestId, StorageFilter, Yes, group
 from clients.cli.output import Column, Screen, card, heading, plain, state, styled
 from clients.cli.overrides import (
     BindAddress,
@@ -239,6 +239,19 @@ def enable(schedule: Reference, output: Output = "table") -> None:
         await _show(controller, Screen(output), reply.schedule)
 
     run(work)
+
+
+@app.command("run")
+def run_now(
+    schedule: Reference,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Watch the batch until it has ended.")] = False,
+    request_id: RequestId = "",
+    output: Output = "table",
+) -> None:
+    """Run a schedule now, whatever its window and its due time."""
+    from clients.cli.batches import start
+
+    start(schedule, wait=wait, request_id=request_id, output=output)
 
 
 @app.command()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.access_token_service_pb2_grpc import AccessTokenServiceStub
     from clients.gen.backupmanager.v1.audit_service_pb2_grpc import AuditServiceStub
     from clients.gen.backupmanager.v1.backup_service_pb2_grpc import BackupServiceStub
+    from clients.gen.backupmanager.v1.batch_service_pb2_grpc import BatchServiceStub
     from clients.gen.backupmanager.v1.event_service_pb2_grpc import EventServiceStub
     from clients.gen.backupmanager.v1.hypervisor_service_pb2_grpc import HypervisorServiceStub
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
@@ -103,6 +104,12 @@ class Controller:
         from clients.gen.backupmanager.v1.storage_service_pb2_grpc import StorageServiceStub
 
         return StorageServiceStub(self._link)
+
+    @cached_property
+    def batches(self) -> BatchServiceStub:
+        from clients.gen.backupmanager.v1.batch_service_pb2_grpc import BatchServiceStub
+
+        return BatchServiceStub(self._link)
 
     @cached_property
     def schedules(self) -> ScheduleServiceStub:

@@ -20,6 +20,7 @@ from clients.gen.backupmanager.v1 import (
     access_token_pb2,
     audit_pb2,
     backup_pb2,
+    batch_pb2,
     disk_pb2,
     event_pb2,
     failure_pb2,
@@ -39,13 +40,14 @@ from controller import health as health_records
 from controller import totals
 from controller.audit_log import AuditEntry
 from controller.backups import Backup
+from controller.batches import Batch
 from controller.deliveries import Delivery
 from controller.events import Event
 from controller.health import Found, Health
 from controller.hypervisors import Domain, Hypervisor
 from controller.jobs import Failure, Job, LogEntry
 from controller.packages import Package
-from controller.rules import capabilities
+from controller.rules import capabilities, states
 from controller.rules import retention as retention_rules
 from controller.rules.access import Lock
 from controller.rules.access import Resolved as ResolvedAccess
@@ -484,6 +486,42 @@ def job(record: Job) -> job_pb2.Job:
         requester=record.requester,
         version=record.version,
         batch_id=record.batch_id,
+    )
+
+
+def batch(record: Batch, counts: Mapping[str, int]) -> batch_pb2.Batch:
+    wait = record.wait
+    return batch_pb2.Batch(
+        batch_id=record.batch_id,
+        schedule_id=record.schedule_id,
+        hypervisor_id=record.hypervisor_id,
+        storage_id=record.storage_id,
+        origin=enum_number(batch_pb2.BatchOrigin.DESCRIPTOR, record.origin),
+        origin_batch_id=record.origin_batch_id,
+        state=enum_number(batch_pb2.BatchState.DESCRIPTOR, record.state),
+        wait=None
+        if wait is None
+        else batch_pb2.BatchWait(
+            reason=wait["reason"], text=wait["text"], since_time=time(datetime.fromisoformat(wait["since"]))
+        ),
+        due_time=time(record.due_time),
+        create_time=time(record.create_time),
+        start_time=time(record.start_time),
+        accept_time=time(record.accept_time),
+        close_time=time(record.close_time),
+        end_time=time(record.end_time),
+        cancel_requested=record.cancel_time is not None and not record.ended,
+        failure=failure_from_json(record.failure),
+        counts=batch_pb2.BatchCounts(
+            servers=sum(counts.values()),
+            pending=counts.get(states.PENDING, 0) + counts.get(states.DISPATCHED, 0),
+            running=counts.get(states.RUNNING, 0),
+            completed=sum(counts.get(state, 0) for state in states.WELL),
+            failed=counts.get(states.FAILED, 0),
+            cancelled=counts.get(states.CANCELLED, 0),
+            skipped=counts.get(states.SKIPPED, 0),
+        ),
+        requester=record.requester,
     )
 
 

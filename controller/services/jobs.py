@@ -33,6 +33,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             storage_id=check.reference("storage_id", request.storage_id, optional=True),
             hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
             job_id=check.id_start("job_id", request.job_id),
+            batch_id=check.identifier("batch_id", request.batch_id) if request.batch_id else "",
             states=tuple(
                 sorted({convert.enum_word(job_pb2.JobState.DESCRIPTOR, one) for one in request.states} - {""})
             ),
