@@ -1,5 +1,6 @@
 """`bmctl backup …`: making, seeing, restoring, checking and deleting restore points."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
 
 Type: TypeAlias = Literal["full", "incremental", "differential", "copy"]
 Consistency: TypeAlias = Literal["freeze-or-pause", "freeze", "pause", "none"]
+
+
+class Kind(StrEnum):  # typer takes a list of an enum, and none of a Literal
+    FULL = "full"
+    INCREMENTAL = "incremental"
+    DIFFERENTIAL = "differential"
+    COPY = "copy"
+
 
 app = group()
 
@@ -79,15 +88,24 @@ def start(
 def list_backups(
     server: ServerFilter = "",
     storage: StorageFilter = "",
+    backup_type: Annotated[
+        list[Kind] | None, typer.Option("--type", help="Only those with a disk of this type; repeatable.")
+    ] = None,
+    encrypted: Annotated[
+        bool | None, typer.Option("--encrypted/--not-encrypted", help="Only encrypted ones, or only others.")
+    ] = None,
     since: Since = "",
     until: Until = "",
     limit: Limit = 50,
     output: Output = "table",
 ) -> None:
     """List backups, newest first."""
+    from clients.gen.backupmanager.v1 import disk_pb2
     from clients.gen.backupmanager.v1.backup_service_pb2 import ListBackupsRequest
 
-    request = ListBackupsRequest(server_id=server, storage_id=storage)
+    request = ListBackupsRequest(server_id=server, storage_id=storage, encrypted=encrypted)
+    for word in backup_type or ():
+        request.types.append(words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", word))
     if (start_time := moment("--since", since)) is not None:
         request.start_time.FromDatetime(start_time)
     if (end_time := moment("--until", until)) is not None:

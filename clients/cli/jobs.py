@@ -9,7 +9,18 @@ import typer
 from clients.cli import words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
-from clients.cli.options import JobArgument, Limit, Output, ServerFilter, Since, Until, Wait, group, moment
+from clients.cli.options import (
+    JobArgument,
+    Limit,
+    Output,
+    ServerFilter,
+    Since,
+    StorageFilter,
+    Until,
+    Wait,
+    group,
+    moment,
+)
 from clients.cli.output import Column, Screen, plain, printable, state_of
 from clients.cli.progress import ended, percent
 from clients.cli.results import conclude, show_job, took
@@ -40,6 +51,7 @@ class Type(StrEnum):
     DELETE = "delete"
     REINDEX = "reindex"
     TEST = "test"
+    HEALTH = "health"
 
 
 app = group()
@@ -54,6 +66,9 @@ def list_jobs(
     server: ServerFilter = "",
     state: Annotated[list[State] | None, typer.Option("--state", help="Only those in this state; repeatable.")] = None,
     active: Annotated[bool, typer.Option("--active", help="Only those that have not ended.")] = False,
+    storage: StorageFilter = "",
+    hypervisor: Annotated[str, typer.Option("--hypervisor", help="Only those of this hypervisor: id or name.")] = "",
+    job: Annotated[str, typer.Option("--job", help="Only those whose id begins with this.")] = "",
     job_type: Annotated[list[Type] | None, typer.Option("--type", help="Only those of this type; repeatable.")] = None,
     since: Since = "",
     until: Until = "",
@@ -64,7 +79,7 @@ def list_jobs(
     from clients.gen.backupmanager.v1 import job_pb2
     from clients.gen.backupmanager.v1.job_service_pb2 import ListJobsRequest
 
-    request = ListJobsRequest(server_id=server)
+    request = ListJobsRequest(server_id=server, storage_id=storage, hypervisor_id=hypervisor, job_id=job)
     for word in dict.fromkeys([*(state or ()), *(_ACTIVE if active else ())]):
         request.states.append(words.enum_value(job_pb2.JobState, "JOB_STATE_", word))
     for word in job_type or ():

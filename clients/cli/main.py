@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import typer
 
-from clients.cli import completion, events, failures, login, system
+from clients.cli import completion, events, failures, login, overview, system
 from clients.cli.lazy import lazy_group
 
 RESOURCES = (
@@ -46,6 +46,8 @@ app = typer.Typer(
 app.command()(login.login)
 app.command()(login.logout)
 app.command()(system.version)
+app.command()(overview.overview)
+app.command()(overview.diagnose)
 app.command()(events.events)
 for name, module, help_text in RESOURCES:
     app.add_typer(lazy_group(module, help_text), name=name)

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli import ask, words
+from clients.cli import ask, backup_tree, words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
-from clients.cli.options import Output, ServerArgument, Yes, group
-from clients.cli.output import Column, Screen, card, heading, state_of
+from clients.cli.options import Output, ServerArgument, StorageFilter, Yes, group
+from clients.cli.output import Column, Screen, card, heading, plain, state_of
 from clients.cli.session import Controller, run
 from engine.ids import is_id
 
@@ -82,6 +82,28 @@ def show(server: ServerArgument, output: Output = "table") -> None:
 
     async def work(controller: Controller) -> None:
         await _show(controller, Screen(output), await find(controller, server))
+
+    run(work)
+
+
+@app.command()
+def tree(
+    server: ServerArgument,
+    storage: StorageFilter = "",
+    disk: Annotated[str, typer.Option("--disk", help="Only this disk, such as vda.")] = "",
+    output: Output = "table",
+) -> None:
+    """Draw a server's backups: disk, chain, record."""
+    from clients.gen.backupmanager.v1.backup_service_pb2 import ListBackupChainsRequest
+
+    request = ListBackupChainsRequest(server_id=server, storage_id=storage, disk=disk)
+
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        found = await find(controller, server)
+        reply, _ = await controller.every(controller.backups.ListBackupChains, request, "chains")
+        document = {"chains": [plain(one) for one in reply.chains]}
+        screen.show(document, lambda: backup_tree.draw(found.name, reply.chains, screen.now))
 
     run(work)
 
@@ -169,8 +191,6 @@ def _domain_state(server: "Server") -> "Text":
 
 
 async def _show(controller: Controller, screen: Screen, server: "Server") -> None:
-    from clients.cli.output import plain
-
     names = Names() if screen.json else await Names.load(controller, "hypervisors")
     screen.show({"server": plain(server)}, lambda: _card(screen, server, names))
 

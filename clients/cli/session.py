@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.event_service_pb2_grpc import EventServiceStub
     from clients.gen.backupmanager.v1.hypervisor_service_pb2_grpc import HypervisorServiceStub
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
+    from clients.gen.backupmanager.v1.overview_service_pb2_grpc import OverviewServiceStub
     from clients.gen.backupmanager.v1.preset_service_pb2_grpc import PresetServiceStub
     from clients.gen.backupmanager.v1.schedule_service_pb2_grpc import ScheduleServiceStub
     from clients.gen.backupmanager.v1.server_service_pb2_grpc import ServerServiceStub
@@ -164,6 +165,12 @@ class Controller:
         from clients.gen.backupmanager.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
         return WebhookServiceStub(self._link)
+
+    @cached_property
+    def overview(self) -> OverviewServiceStub:
+        from clients.gen.backupmanager.v1.overview_service_pb2_grpc import OverviewServiceStub
+
+        return OverviewServiceStub(self._link)
 
     @cached_property
     def tokens(self) -> AccessTokenServiceStub:

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from clients.cli import ask, words
+from clients.cli import ask, storage_health, words
 from clients.cli.failures import Usage
 from clients.cli.options import Output, RequestId, ServerFilter, StorageArgument, Wait, Yes, group, request_id
-from clients.cli.output import Column, Format, Screen, card, heading, plain, state
+from clients.cli.output import Cell, Column, Format, Screen, card, heading, plain, state, state_of
 from clients.cli.overrides import (
     Concurrency,
     Consistency,
@@ -308,6 +308,66 @@ def try_storage(
 
 
 @app.command()
+def health(
+    storage: Annotated[str, typer.Argument(metavar="[STORAGE]", help="Id or name; all when not given.")] = "",
+    output: Output = "table",
+) -> None:
+    """Show whether hypervisors get into storages, and what fills them.
+
+    Of one storage: the last check from each hypervisor, and the servers that take most room.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import (
+        ListServerUsagesRequest,
+        ListStorageChecksRequest,
+        ListStoragesRequest,
+    )
+
+    async def work(controller: Controller) -> None:
+        screen = Screen(output)
+        if not storage:
+            reply, _ = await controller.every(controller.storages.ListStorages, ListStoragesRequest(), "storages")
+            screen.show_list(reply, "storages", storage_health.columns(screen.now), empty=_NONE)
+            return
+        found = await find(controller, storage)
+        asked = ListStorageChecksRequest(storage_id=found.storage_id)
+        checks, _ = await controller.every(controller.storages.ListStorageChecks, asked, "checks")
+        largest = ListServerUsagesRequest(storage_id=found.storage_id)
+        usages, _ = await controller.every(controller.storages.ListServerUsages, largest, "usages", 10)
+        document = {
+            "storage_id": found.storage_id,
+            "health": plain(found.health),
+            "usage": plain(found.usage),
+            "checks": [plain(one) for one in checks.checks],
+            "largest_servers": [plain(one) for one in usages.usages],
+        }
+        screen.show(document, lambda: storage_health.show(screen, found, checks.checks, usages.usages))
+
+    run(work)
+
+
+@app.command("check")
+def check_health(
+    storage: StorageArgument,
+    hypervisor: Annotated[
+        str, typer.Option("--hypervisor", help="From which hypervisor: id or name; whose turn it is when not given.")
+    ] = "",
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Look at a storage's health now; nothing is written there."""
+    from clients.gen.backupmanager.v1.storage_service_pb2 import CheckStorageRequest
+
+    request = CheckStorageRequest(storage_id=storage, hypervisor_id=hypervisor, request_id=request_id(id_of_request))
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.storages.CheckStorage, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
 def reindex(
     storage: StorageArgument,
     hypervisor: From,
@@ -375,6 +435,8 @@ def _state(storage: "Storage") -> "Text":
 _COLUMNS = (
     Column("Name", lambda one: one.name),
     Column("State", _state),
+    Column("Health", lambda one: state_of(one.health)),
+    Column("Free", lambda one: words.size(one.usage.free_bytes), right=True, rank=1),
     Column("Backups", lambda one: str(one.backup_count), right=True),
     Column("Stored", lambda one: words.size(one.stored_bytes), right=True),
     Column("Encrypted", lambda one: "yes" if one.encryption.enabled else "no", rank=2),
@@ -389,7 +451,7 @@ def _show(screen: Screen, storage: "Storage") -> None:
 
 def _card(screen: Screen, storage: "Storage") -> "RenderableType":
     compression, limits = storage.compression, storage.limits
-    facts = (
+    facts: tuple[tuple[str, Cell], ...] = (
         ("Storage", storage.storage_id),
         ("Place", _place(storage)),
         ("Host key", storage.sftp.host_key),
@@ -398,6 +460,8 @@ def _card(screen: Screen, storage: "Storage") -> "RenderableType":
             "Backups",
             f"{storage.backup_count}, {words.size(storage.stored_bytes)} stored" if storage.backup_count else "none",
         ),
+        ("Health", storage_health.sentence(storage, screen.now)),
+        ("Usage", storage_health.usage_line(storage.usage)),
         ("Compression", f"zstd, level {compression.level or 3}" if compression.enabled else "off"),
         (
             "Encryption",

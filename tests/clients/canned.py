@@ -27,10 +27,11 @@ from clients.gen.backupmanager.v1 import access_token_service_pb2 as token_calls
 from clients.gen.backupmanager.v1 import backup_service_pb2 as backup_calls
 from clients.gen.backupmanager.v1 import hypervisor_service_pb2 as hypervisor_calls
 from clients.gen.backupmanager.v1 import job_service_pb2 as job_calls
+from clients.gen.backupmanager.v1 import overview_service_pb2 as overview_calls
 from clients.gen.backupmanager.v1 import server_service_pb2 as server_calls
 from clients.gen.backupmanager.v1 import storage_service_pb2 as storage_calls
 from clients.gen.backupmanager.v1 import system_service_pb2 as system_calls
-from tests.clients import rows
+from tests.clients import overviews, rows
 from tests.clients.authority import Authority
 
 TOKEN = "bmt_" + "T" * 43
@@ -62,6 +63,7 @@ class Canned:
         self.storages, self.backups, self.tokens = rows.storages(), rows.backups(), rows.tokens()
         self.jobs = {job.job_id: job for job in rows.jobs()}
         self.log = rows.log_entries()
+        self.overview, self.chains = overviews.overview(), overviews.chains()
         self.watchable = True
         self._refusals: dict[str, deque[Refused]] = defaultdict(deque)
 
@@ -188,6 +190,16 @@ class Canned:
             "DeleteStorage": lambda _: storage_calls.DeleteStorageResponse(),
             "TestStorage": lambda _: storage_calls.TestStorageResponse(job_id=rows.JOB),
             "ReindexStorage": lambda _: storage_calls.ReindexStorageResponse(job_id=rows.JOB),
+            "CheckStorage": lambda _: storage_calls.CheckStorageResponse(job_id=rows.JOB),
+            "ListStorageChecks": lambda _: storage_calls.ListStorageChecksResponse(
+                checks=[storage_pb2.StorageCheck(hypervisor_name="kvm1", state=storage_pb2.HEALTH_STATE_HEALTHY)]
+            ),
+            "ListServerUsages": lambda _: storage_calls.ListServerUsagesResponse(),
+            "ListBackupChains": lambda _: backup_calls.ListBackupChainsResponse(chains=self.chains),
+            "GetOverview": lambda _: overview_calls.GetOverviewResponse(overview=self.overview),
+            "DiagnoseServer": lambda _: overview_calls.DiagnoseServerResponse(
+                server_name="web1", will_be_backed_up=True, summary="nothing stands in the way"
+            ),
             "StartBackup": lambda _: backup_calls.StartBackupResponse(job_id=rows.JOB),
             "ListBackups": self._list_backups,
             "GetBackup": lambda r: backup_calls.GetBackupResponse(backup=self._backup(r.backup_id)),
