@@ -251,5 +251,5 @@ def test_every_thing_that_events_tell_of_is_in_the_manual() -> None:
     manual = (ROOT / "docs" / "events.md").read_text()
     call = re.compile(r"""(?:happenings\.record|_event|_record|_change)\(\s*(?:[^"()]*,\s*)?f?"([a-z_]+)\.""")
     things = {one for path in (ROOT / "controller").rglob("*.py") for one in call.findall(path.read_text())}
-    assert {"job", "batch", "schedule", "storage", "backup", "settings"} <= things
+    assert {"job", "backup", "hypervisor"} <= things
     assert {one for one in things if f"`{one}." not in manual} == set()
