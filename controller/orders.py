@@ -119,6 +119,7 @@ class RemovalOrder:
     backup_ids: Sequence[str]
     maker_id: str
     request_id: str = ""
+    purge_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,10 +411,12 @@ def _plan_delete(order: DeleteOrder, context: Context) -> _Plan:
 def _plan_removal(order: RemovalOrder, context: Context) -> _Plan:
     storage = storages.find(order.storage_id)
     hypervisor = removals.choose(storage, order.server_id, order.maker_id, context.limits, context.now)
-    return _removal(order.type, hypervisor, storage, order.server_id, order.backup_ids)
+    return _removal(order.type, hypervisor, storage, order.server_id, order.backup_ids, order.purge_id)
 
 
-def _removal(verb: str, hypervisor: Hypervisor, storage: Storage, server_id: str, chosen: Sequence[str]) -> _Plan:
+def _removal(
+    verb: str, hypervisor: Hypervisor, storage: Storage, server_id: str, chosen: Sequence[str], purge_id: str = ""
+) -> _Plan:
     server = _find_server(server_id)
     home = server is not None and server.hypervisor_id == hypervisor.hypervisor_id
     return _Plan(
@@ -425,6 +428,7 @@ def _removal(verb: str, hypervisor: Hypervisor, storage: Storage, server_id: str
         spec={
             "backup_ids": list(chosen),
             "domain_uuid": server.domain_uuid if server is not None and home else "",
+            **({"purge_id": purge_id} if purge_id else {}),
         },
         claimed=backups.chains_of(chosen),
     )

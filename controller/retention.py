@@ -146,6 +146,12 @@ def histories(storage_id: str, server_ids: Sequence[str]) -> list[History]:
     return [History(server_id, homes.get(server_id, ""), tuple(found[server_id])) for server_id in sorted(found)]
 
 
+def stored_bytes(server_id: str, storage_id: str) -> dict[str, int]:
+    """Return what each backup of a server takes on a storage."""
+    sql = "SELECT backup_id, stored_bytes FROM backup WHERE server_id = ? AND storage_id = ? AND delete_time IS NULL"
+    return {backup_id: int(size) for backup_id, size in statement(sql, server_id, storage_id)}
+
+
 def _points_of(disks: _Rows, needs: _Rows) -> dict[str, tuple[DiskPoint, ...]]:
     """Return the disks of each backup. The catalog knows what a backup needs as a whole: its first disk has it all."""
     needed: dict[str, list[str]] = defaultdict(list)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import peewee
 
-from controller import claims, happenings, hypervisors, leases, packages, totals
+from controller import auto_purge, claims, happenings, hypervisors, leases, packages, totals
 from controller.db import models
 from controller.db.statements import chunks
 from controller.errors import (
@@ -212,7 +212,7 @@ def update(server_id: str, changes: dict[str, str], etag: str, now: datetime) ->
 
 
 def delete(server_id: str, now: datetime) -> Server:
-    """Mark a server as deleted in the panel; its backups stay. Raises ServerNotFound, ServerBusy."""
+    """Mark a server as deleted in the panel; its backups stay until its purge (auto_purge.py). Raises ServerNotFound, ServerBusy."""
     server = find(server_id)
     if server.state == "deleted":
         return server
@@ -221,6 +221,7 @@ def delete(server_id: str, now: datetime) -> Server:
     claims.forget(server.server_id)
     totals.remove_server(server.server_id)
     _event("server.deleted", server.server_id, server.hypervisor_id, now)
+    auto_purge.schedule(server.server_id, now)
     return find(server.server_id)
 
 

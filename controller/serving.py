@@ -53,6 +53,10 @@ from clients.gen.backupmanager.v1 import (
     portal_service_pb2_grpc,
     preset_service_pb2,
     preset_service_pb2_grpc,
+    purge_service_pb2,
+    purge_service_pb2_grpc,
+    retention_service_pb2,
+    retention_service_pb2_grpc,
     schedule_service_pb2,
     schedule_service_pb2_grpc,
     server_service_pb2,
@@ -101,6 +105,8 @@ from controller.services.packages import PackageServicer
 from controller.services.parts import Parts
 from controller.services.portal import PortalServicer
 from controller.services.presets import PresetServicer
+from controller.services.purges import PurgeServicer
+from controller.services.retentions import RetentionServicer
 from controller.services.schedules import ScheduleServicer
 from controller.services.servers import ServerServicer
 from controller.services.session import SessionServicer
@@ -125,6 +131,8 @@ _PUBLIC = (
     job_service_pb2.DESCRIPTOR,
     preset_service_pb2.DESCRIPTOR,
     batch_service_pb2.DESCRIPTOR,
+    purge_service_pb2.DESCRIPTOR,
+    retention_service_pb2.DESCRIPTOR,
     schedule_service_pb2.DESCRIPTOR,
     package_service_pb2.DESCRIPTOR,
     portal_service_pb2.DESCRIPTOR,
@@ -275,6 +283,8 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     storage_service_pb2_grpc.add_StorageServiceServicer_to_server(StorageServicer(parts), server)
     preset_service_pb2_grpc.add_PresetServiceServicer_to_server(PresetServicer(parts), server)
     batch_service_pb2_grpc.add_BatchServiceServicer_to_server(BatchServicer(parts), server)
+    purge_service_pb2_grpc.add_PurgeServiceServicer_to_server(PurgeServicer(parts), server)
+    retention_service_pb2_grpc.add_RetentionServiceServicer_to_server(RetentionServicer(parts), server)
     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)
     settings_service_pb2_grpc.add_SettingsServiceServicer_to_server(SettingsServicer(parts), server)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)

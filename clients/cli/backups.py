@@ -222,7 +222,7 @@ def delete(
         screen = Screen(output)
         preview = await controller.call(controller.backups.PreviewDelete, PreviewDeleteRequest(backup_ids=backup))
         names = await Names.load(controller, "servers", "storages")
-        screen.side.print(_delete_preview(screen, preview, names, set(backup)))
+        screen.side.print(delete_preview(screen, preview, names, set(backup)))
         ask.confirm(f"Delete {words.plural(len(preview.backups), 'backup')} for good?", yes=yes)
         request = StartDeleteRequest(
             backup_ids=backup,
@@ -310,9 +310,7 @@ def _restore_preview(
     return card(heading("Restore"), facts, warning, screen.table(disks, columns))
 
 
-def _delete_preview(
-    screen: Screen, preview: "PreviewDeleteResponse", names: Names, asked: set[str]
-) -> "RenderableType":
+def delete_preview(screen: Screen, preview: "PreviewDeleteResponse", names: Names, asked: set[str]) -> "RenderableType":
     """Return all that a deletion would remove; what was not asked for and goes along stands out."""
     columns = (
         *(

@@ -49,6 +49,8 @@ class Type(StrEnum):
     RESTORE = "restore"
     VERIFY = "verify"
     DELETE = "delete"
+    PRUNE = "prune"
+    PURGE = "purge"
     REINDEX = "reindex"
     TEST = "test"
     HEALTH = "health"

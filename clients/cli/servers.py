@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clients.cli import ask, backup_tree, words
+from clients.cli import ask, backup_tree, purges, words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
 from clients.cli.options import Output, ServerArgument, StorageFilter, Yes, group
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.server_pb2 import Server
 
 app = group()
+app.command("purge")(purges.purge_server)
+app.command("purge-cancel")(purges.cancel_of_server)
 
 _DISKS = (
     Column("Disk", lambda one: one.disk),

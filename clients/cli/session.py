@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
     from clients.gen.backupmanager.v1.overview_service_pb2_grpc import OverviewServiceStub
     from clients.gen.backupmanager.v1.preset_service_pb2_grpc import PresetServiceStub
+    from clients.gen.backupmanager.v1.purge_service_pb2_grpc import PurgeServiceStub
+    from clients.gen.backupmanager.v1.retention_service_pb2_grpc import RetentionServiceStub
     from clients.gen.backupmanager.v1.schedule_service_pb2_grpc import ScheduleServiceStub
     from clients.gen.backupmanager.v1.server_service_pb2_grpc import ServerServiceStub
     from clients.gen.backupmanager.v1.settings_service_pb2_grpc import SettingsServiceStub
@@ -99,6 +101,18 @@ class Controller:
         from clients.gen.backupmanager.v1.server_service_pb2_grpc import ServerServiceStub
 
         return ServerServiceStub(self._link)
+
+    @cached_property
+    def retention(self) -> RetentionServiceStub:
+        from clients.gen.backupmanager.v1.retention_service_pb2_grpc import RetentionServiceStub
+
+        return RetentionServiceStub(self._link)
+
+    @cached_property
+    def purges(self) -> PurgeServiceStub:
+        from clients.gen.backupmanager.v1.purge_service_pb2_grpc import PurgeServiceStub
+
+        return PurgeServiceStub(self._link)
 
     @cached_property
     def storages(self) -> StorageServiceStub:

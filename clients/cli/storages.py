@@ -20,6 +20,7 @@ from clients.cli.overrides import (
     title,
 )
 from clients.cli.results import conclude
+from clients.cli.retention import KeepLast, Policy, parse
 from clients.cli.session import Controller, run
 from clients.cli.storage_settings import (
     Compress,
@@ -264,6 +265,41 @@ def update(
         files.changed(request.secrets, encrypt=bool(encrypt))
         if not paths and not request.secrets.ByteSize():
             raise Usage(field="storage update", problem="nothing to change was given")
+        reply = await controller.call(controller.storages.UpdateStorage, request)
+        _show(Screen(output), reply.storage)
+
+    run(work)
+
+
+@app.command("set")
+def set_retention(
+    storage: StorageArgument,
+    policy: Policy = None,
+    keep_last: KeepLast = None,
+    delete_from: Annotated[
+        str | None, typer.Option("--delete-from", help="The only hypervisor that deletes there; empty for any.")
+    ] = None,
+    output: Output = "table",
+) -> None:
+    """Set what is kept on a storage, and who deletes there.
+
+    `bmctl retention simulate` shows what a policy would keep.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import UpdateStorageRequest
+
+    async def work(controller: Controller) -> None:
+        request = UpdateStorageRequest(storage=await find(controller, storage))
+        if policy is not None:
+            request.storage.retention.CopyFrom(parse(policy))
+            request.update_mask.paths.append("retention")
+        if keep_last is not None:
+            request.storage.keep_last = keep_last
+            request.update_mask.paths.append("keep_last")
+        if delete_from is not None:
+            request.storage.delete_hypervisor_id = delete_from
+            request.update_mask.paths.append("delete_hypervisor_id")
+        if not request.update_mask.paths:
+            raise Usage(field="storage set", problem="nothing to change was given")
         reply = await controller.call(controller.storages.UpdateStorage, request)
         _show(Screen(output), reply.storage)
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from controller import (
+    auto_purge,
     backups,
     batches,
     hypervisors,
@@ -111,6 +112,8 @@ def _decide_anew(job: Job, now: datetime) -> None:
     """Raise what became of a decision that was made when the job was ordered, perhaps hours ago, and which deletes data."""
     if job.type == "prune":
         retention.check_going(job.server_id, job.storage_id, job.spec["backup_ids"], now)
+    if job.type == "purge":
+        auto_purge.check(job.spec["purge_id"])
 
 
 def _claim(job: Job, now: datetime) -> int:

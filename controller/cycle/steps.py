@@ -1,6 +1,6 @@
 """What each round of the cycle does, in this order. A new step is one line here, and a file beside this one."""
 
-from controller.cycle import batch_dispatch, dispatch, health, housekeeping, places, presence, prune, stale
+from controller.cycle import batch_dispatch, dispatch, health, housekeeping, places, presence, prune, purge, stale
 from controller.cycle.tick import Step
 
 STEPS: tuple[Step, ...] = (
@@ -8,6 +8,7 @@ STEPS: tuple[Step, ...] = (
     Step("schedules", batch_dispatch.step),
     Step("queue", dispatch.step),
     Step("prune", prune.step),
+    Step("purge", purge.step),
     Step("presence", presence.step),
     Step("health", health.step),
     Step("housekeeping", housekeeping.step),

@@ -10,13 +10,12 @@ from clients.gen.backupmanager.v1 import backup_service_pb2 as messages
 from controller import backups, orders, servers, storages
 from controller.backups import Backup, BackupFilter
 from controller.errors import InvalidField
-from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, VerifyOrder
+from controller.orders import BackupOrder, Chain, DeleteOrder, RestoreOrder, VerifyOrder
 from controller.rules import tree
 from controller.security.caller import current_caller
 from controller.services import check, convert, paging
 from controller.services.parts import Context, Parts
 
-DELETE_BACKUPS_MAX = 1000  # of one request; their records and the command fit in a message (N9)
 _CONFIRMATION_CHARACTERS_MAX = 512
 
 
@@ -96,7 +95,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             backup_id=check.identifier("backup_id", request.backup_id),
             disks=check.disks("disks", request.disks),
             target_folder=_target(request.target_folder),
-            confirmation=_confirmation(request.confirmation),
+            confirmation=confirmation_of(request.confirmation),
             request_id=check.request_id(request.request_id),
             override_access=request.override_access,
         )
@@ -113,18 +112,22 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
     async def PreviewDelete(
         self, request: messages.PreviewDeleteRequest, context: Context
     ) -> messages.PreviewDeleteResponse:
-        chosen = check.identifiers("backup_ids", request.backup_ids, DELETE_BACKUPS_MAX)
-        preview = await self._parts.database.run(orders.preview_delete, chosen, self._context())
+        chosen, chain = _doomed(request)
+        preview = await self._parts.database.run(orders.preview_delete, chosen, self._context(), chain)
         return messages.PreviewDeleteResponse(
             backups=_shown(preview.backups),
             stored_bytes=preview.stored_bytes,
+            record_count=preview.record_count,
+            active=preview.active,
             confirmation=preview.confirmation,
         )
 
     async def StartDelete(self, request: messages.StartDeleteRequest, context: Context) -> messages.StartDeleteResponse:
+        chosen, chain = _doomed(request)
         order = DeleteOrder(
-            backup_ids=check.identifiers("backup_ids", request.backup_ids, DELETE_BACKUPS_MAX),
-            confirmation=_confirmation(request.confirmation),
+            backup_ids=chosen,
+            chain=chain,
+            confirmation=confirmation_of(request.confirmation),
             hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
             request_id=check.request_id(request.request_id),
         )
@@ -163,6 +166,23 @@ def _words(kind: EnumDescriptor, numbers: Iterable[int]) -> tuple[str, ...]:
     return tuple(sorted({convert.enum_word(kind, one) for one in numbers} - {""}))
 
 
+def _doomed(
+    request: messages.PreviewDeleteRequest | messages.StartDeleteRequest,
+) -> tuple[tuple[str, ...], Chain | None]:
+    """Return the backups that are to be deleted, or the chain."""
+    if not request.HasField("chain"):
+        return check.identifiers("backup_ids", request.backup_ids, orders.DELETE_BACKUPS_MAX), None
+    if request.backup_ids:
+        raise InvalidField(field="chain", problem="stands instead of backup_ids")
+    asked = request.chain
+    return (), Chain(
+        check.reference("chain.server_id", asked.server_id),
+        check.reference("chain.storage_id", asked.storage_id),
+        check.reference("chain.chain_id", asked.chain_id),
+        next(iter(check.disks("chain.disk", [asked.disk])), "") if asked.disk else "",
+    )
+
+
 def _shown(records: Sequence[Backup]) -> list[backup_pb2.Backup]:
     """Return all of them, since a preview that leaves one out is a trap; without their disks where these do not fit."""
     shown = [convert.backup(one) for one in records]
@@ -180,7 +200,8 @@ def _target(text: str) -> str:
     return check.path("target_folder", text) if text else ""
 
 
-def _confirmation(text: str) -> str:
+def confirmation_of(text: str) -> str:
+    """Return a confirmation as a preview gave it. Raises InvalidField."""
     if not text:
         raise InvalidField(field="confirmation", problem="is missing; it is given by the preview")
     if len(text) > _CONFIRMATION_CHARACTERS_MAX:

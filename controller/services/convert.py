@@ -304,9 +304,9 @@ def policy(value: Mapping[str, Any]) -> retention_pb2.RetentionPolicy | None:
     )
 
 
-def policy_json(message: retention_pb2.RetentionPolicy) -> dict[str, Any]:
+def policy_json(message: retention_pb2.RetentionPolicy, field: str = "retention") -> dict[str, Any]:
     """Return a retention policy's JSON form, checked. Raises InvalidField."""
-    return retention_rules.checked(to_json(message))
+    return retention_rules.checked(to_json(message), field)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from clients.gen.backupmanager.v1 import (
     job_service_pb2,
     job_service_pb2_grpc,
     preset_service_pb2_grpc,
+    purge_service_pb2_grpc,
+    retention_service_pb2_grpc,
     schedule_service_pb2_grpc,
     server_pb2,
     server_service_pb2,
@@ -53,6 +55,8 @@ class Api:
         self.jobs = job_service_pb2_grpc.JobServiceStub(channel)
         self.servers = server_service_pb2_grpc.ServerServiceStub(channel)
         self.presets = preset_service_pb2_grpc.PresetServiceStub(channel)
+        self.purges = purge_service_pb2_grpc.PurgeServiceStub(channel)
+        self.retention = retention_service_pb2_grpc.RetentionServiceStub(channel)
         self.schedules = schedule_service_pb2_grpc.ScheduleServiceStub(channel)
         self.settings = settings_service_pb2_grpc.SettingsServiceStub(channel)
         self.storages = storage_service_pb2_grpc.StorageServiceStub(channel)

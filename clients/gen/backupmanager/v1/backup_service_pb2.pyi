@@ -438,22 +438,62 @@ class PreviewDeleteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BACKUP_IDS_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backup_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Backups of one server on one storage."""
+        """Backups of one server on one storage; or none, with a chain."""
+
+    @_builtins.property
+    def chain(self) -> Global___ChainReference:
+        """All of a chain instead."""
 
     def __init__(
         self,
         *,
         backup_ids: _abc.Iterable[_builtins.str] | None = ...,
+        chain: Global___ChainReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "chain", b"chain"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PreviewDeleteRequest: _TypeAlias = PreviewDeleteRequest  # noqa: Y015
+
+@_typing.final
+class ChainReference(_message.Message):
+    """Names a chain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server: id, external id, or a unique name."""
+    storage_id: _builtins.str
+    """The storage: id or name."""
+    chain_id: _builtins.str
+    """The chain's id, as the disks of its backups have it; a copy's is its backup's."""
+    disk: _builtins.str
+    """Only on this disk; empty for any."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+        chain_id: _builtins.str = ...,
+        disk: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "disk", b"disk", "server_id", b"server_id", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainReference: _TypeAlias = ChainReference  # noqa: Y015
 
 @_typing.final
 class PreviewDeleteResponse(_message.Message):
@@ -464,10 +504,16 @@ class PreviewDeleteResponse(_message.Message):
     BACKUPS_FIELD_NUMBER: _builtins.int
     STORED_BYTES_FIELD_NUMBER: _builtins.int
     CONFIRMATION_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
     stored_bytes: _builtins.int
     """Bytes that would become free."""
     confirmation: _builtins.str
     """To be sent with StartDelete; holds as long as the facts do."""
+    record_count: _builtins.int
+    """Disks of all these backups: every one of them loses a restore point."""
+    active: _builtins.bool
+    """The next backup would have gone on with one of these chains; it becomes a full."""
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[_backup_pb2.Backup]:
         """All backups that would go: those asked for, and those that cannot live without them."""
@@ -478,10 +524,12 @@ class PreviewDeleteResponse(_message.Message):
         backups: _abc.Iterable[_backup_pb2.Backup] | None = ...,
         stored_bytes: _builtins.int = ...,
         confirmation: _builtins.str = ...,
+        record_count: _builtins.int = ...,
+        active: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "confirmation", b"confirmation", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "backups", b"backups", "confirmation", b"confirmation", "record_count", b"record_count", "stored_bytes", b"stored_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +545,7 @@ class StartDeleteRequest(_message.Message):
     CONFIRMATION_FIELD_NUMBER: _builtins.int
     HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CHAIN_FIELD_NUMBER: _builtins.int
     confirmation: _builtins.str
     """From the preview."""
     hypervisor_id: _builtins.str
@@ -507,6 +556,10 @@ class StartDeleteRequest(_message.Message):
     def backup_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in the preview's request."""
 
+    @_builtins.property
+    def chain(self) -> Global___ChainReference:
+        """As in the preview's request."""
+
     def __init__(
         self,
         *,
@@ -514,10 +567,11 @@ class StartDeleteRequest(_message.Message):
         confirmation: _builtins.str = ...,
         hypervisor_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        chain: Global___ChainReference | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "confirmation", b"confirmation", "hypervisor_id", b"hypervisor_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_ids", b"backup_ids", "chain", b"chain", "confirmation", b"confirmation", "hypervisor_id", b"hypervisor_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
