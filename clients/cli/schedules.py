@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from clients.cli import ask, overrides, words
+from clients.cli import ask, overrides, purges, words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
 from clients.cli.options import Output, RequestId, StorageFilter, Yes, group
@@ -46,6 +46,8 @@ Zone: TypeAlias = Annotated[
 ]
 
 app = group()
+app.command("purge-deleted")(purges.purge_deleted)
+app.command("purge-all")(purges.purge_all)
 
 _NONE = "No schedules yet. `bmctl schedule add HYPERVISOR --storage STORAGE` makes one."
 _KINDS = ("hypervisors", "storages")
