@@ -47,6 +47,10 @@ class Kind(StrEnum):  # typer takes a list of an enum, and none of a Literal
     COPY = "copy"
 
 
+OverrideAccess: TypeAlias = Annotated[
+    bool, typer.Option("--override-access", help="Also where the access level is Disabled; it is recorded.")
+]
+
 app = group()
 
 _NONE = "No such backups. `bmctl backup start SERVER --storage NAME` makes one."
@@ -63,6 +67,7 @@ def start(
         Consistency | None, typer.Option("--consistency", help="Freeze, else a brief pause, when not given.")
     ] = None,
     disk: Disks = None,
+    override_access: OverrideAccess = False,
     id_of_request: RequestId = "",
     wait: Wait = False,
     output: Output = "table",
@@ -71,7 +76,13 @@ def start(
     from clients.gen.backupmanager.v1 import disk_pb2
     from clients.gen.backupmanager.v1.backup_service_pb2 import StartBackupRequest
 
-    request = StartBackupRequest(server_id=server, storage_id=storage, disks=disk, request_id=request_id(id_of_request))
+    request = StartBackupRequest(
+        server_id=server,
+        storage_id=storage,
+        disks=disk,
+        override_access=override_access,
+        request_id=request_id(id_of_request),
+    )
     if backup_type:
         request.type = words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", backup_type)
     if consistency:
@@ -144,6 +155,7 @@ def restore(
     to_folder: Annotated[
         str, typer.Option("--to-folder", help="Write new raw files into this folder on the hypervisor instead.")
     ] = "",
+    override_access: OverrideAccess = False,
     id_of_request: RequestId = "",
     yes: Yes = False,
     wait: Wait = False,
@@ -172,6 +184,7 @@ def restore(
             disks=disk,
             target_folder=to_folder,
             confirmation=preview.confirmation,
+            override_access=override_access,
             request_id=request_id(id_of_request),
         )
         reply = await controller.call(controller.backups.StartRestore, request)

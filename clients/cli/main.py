@@ -21,6 +21,7 @@ from clients.cli.lazy import lazy_group
 RESOURCES = (
     ("hypervisor", "clients.cli.hypervisors", "The hosts of the servers."),
     ("server", "clients.cli.servers", "Which servers there are to back up."),
+    ("package", "clients.cli.packages", "What servers are sold as."),
     ("storage", "clients.cli.storages", "Where backups go."),
     ("schedule", "clients.cli.schedules", "When servers are backed up."),
     ("batch", "clients.cli.batches", "What schedules did, and do."),

@@ -19,7 +19,7 @@ class Names:
 
     @classmethod
     async def load(cls, controller: Controller, *kinds: str) -> Names:
-        """Ask for the names of `kinds`: "servers", "storages", "hypervisors"."""
+        """Ask for the names of `kinds`: "packages", "servers", "storages", "hypervisors"."""
         names = cls()
         for kind in kinds:
             names._names.update(await _LOADERS[kind](controller))
@@ -48,4 +48,11 @@ async def _hypervisors(controller: Controller) -> dict[str, str]:
     return {one.hypervisor_id: one.name for one in reply.hypervisors}
 
 
-_LOADERS = {"servers": _servers, "storages": _storages, "hypervisors": _hypervisors}
+async def _packages(controller: Controller) -> dict[str, str]:
+    from clients.gen.backupmanager.v1.package_service_pb2 import ListPackagesRequest
+
+    reply, _ = await controller.every(controller.packages.ListPackages, ListPackagesRequest(), "packages")
+    return {one.package_id: one.name for one in reply.packages}
+
+
+_LOADERS = {"packages": _packages, "servers": _servers, "storages": _storages, "hypervisors": _hypervisors}

@@ -55,6 +55,8 @@ _STYLES = {
     "revoked": "red",
     "expired": "red",
     "cancelled": "magenta",
+    "locked": "yellow",
+    "conflict": "red",
     "deleted": "dim",
     "disabled": "dim",
     "shut off": "dim",
@@ -101,6 +103,7 @@ class Screen:
         """Show a list call's reply: JSON is {"<field>": [rows], …}, of all pages."""
         document = plain(reply)
         document.pop("next_page_token", None)
+        document.pop("total_count", None)  # all rows are there: their number is
         self.show(document, lambda: self.table(getattr(reply, field), columns, empty=empty))
 
     def note(self, text: RenderableType) -> None:

@@ -1,18 +1,20 @@
 """`bmctl server …`: which servers there are."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli import ask, backup_tree, purges, words
+from clients.cli import access, ask, backup_tree, purges, words
 from clients.cli.failures import Usage
 from clients.cli.names import Names
-from clients.cli.options import Output, ServerArgument, StorageFilter, Yes, group
-from clients.cli.output import Column, Screen, card, heading, plain, state_of
+from clients.cli.options import Output, ServerArgument, StorageFilter, Yes, group, span
+from clients.cli.output import Column, Format, Screen, card, heading, plain, state, state_of
 from clients.cli.session import Controller, run
 from engine.ids import is_id
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import RenderableType
     from rich.text import Text
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 app = group()
 app.command("purge")(purges.purge_server)
 app.command("purge-cancel")(purges.cancel_of_server)
+app.add_typer(access.app, name="access")
 
 _DISKS = (
     Column("Disk", lambda one: one.disk),
@@ -37,6 +40,9 @@ def register(
     hypervisor: Annotated[str, typer.Option("--hypervisor", help="The hypervisor it lives on: id or name.")],
     name: Annotated[str, typer.Option("--name", help="Name for people; the domain's when not given.")] = "",
     external_id: Annotated[str, typer.Option("--external-id", help="The panel's id of it.")] = "",
+    package_name: Annotated[str, typer.Option("--package", help="What it was sold as: id or name.")] = "",
+    customer: Annotated[str, typer.Option("--owner", help="Whose it is, as the panel knows them.")] = "",
+    later: Annotated[bool, typer.Option("--not-in-service", help="Its schedule leaves it out for now.")] = False,
     output: Output = "table",
 ) -> None:
     """Register a server for a domain.
@@ -45,7 +51,14 @@ def register(
     """
     from clients.gen.backupmanager.v1.server_service_pb2 import RegisterServerRequest
 
-    request = RegisterServerRequest(external_id=external_id, name=name, hypervisor_id=hypervisor)
+    request = RegisterServerRequest(
+        external_id=external_id,
+        name=name,
+        hypervisor_id=hypervisor,
+        package_id=package_name,
+        owner=customer,
+        commissioned=not later,
+    )
     if is_id(domain.lower()):
         request.domain_uuid = domain.lower()
     else:
@@ -157,6 +170,94 @@ def delete(server: ServerArgument, yes: Yes = False, output: Output = "table") -
     run(work)
 
 
+# ---- the panel's word ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def lock(
+    server: ServerArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Why, in one line, such as rescue.")],
+    lifetime: Annotated[str, typer.Option("--for", help="How long, such as 2h; until unlocked if not given.")] = "",
+    output: Output = "table",
+) -> None:
+    """Lock a server: backups and restores of it are refused."""
+    from clients.gen.backupmanager.v1.server_service_pb2 import SetServerLockRequest
+
+    request = SetServerLockRequest(reason=reason)
+    if (wanted := span("--for", lifetime)) is not None:
+        request.lifetime.FromTimedelta(wanted)
+    _say(server, "SetServerLock", request, output)
+
+
+@app.command()
+def unlock(server: ServerArgument, output: Output = "table") -> None:
+    """Take a server's lock away."""
+    from clients.gen.backupmanager.v1.server_service_pb2 import ClearServerLockRequest
+
+    _say(server, "ClearServerLock", ClearServerLockRequest(), output)
+
+
+@app.command()
+def commission(server: ServerArgument, output: Output = "table") -> None:
+    """Put a server into service: its schedule backs it up."""
+    from clients.gen.backupmanager.v1.server_service_pb2 import CommissionServerRequest
+
+    _say(server, "CommissionServer", CommissionServerRequest(), output)
+
+
+@app.command()
+def decommission(server: ServerArgument, output: Output = "table") -> None:
+    """Take a server out of service: its schedule leaves it out."""
+    from clients.gen.backupmanager.v1.server_service_pb2 import DecommissionServerRequest
+
+    _say(server, "DecommissionServer", DecommissionServerRequest(), output)
+
+
+@app.command()
+def owner(
+    server: ServerArgument,
+    customer: Annotated[str, typer.Argument(metavar="OWNER", help="The customer, as the panel knows them.")],
+    keep_history: Annotated[
+        bool, typer.Option("--keep-history", help="They see older backups too: the same customer, or the first named.")
+    ] = False,
+    yes: Yes = False,
+    output: Output = "table",
+) -> None:
+    """Say whose server it is.
+
+    Older backups are hidden from another owner, and older portal tokens no longer reach the server.
+    """
+    from clients.gen.backupmanager.v1.server_service_pb2 import SetServerOwnerRequest
+
+    if not keep_history:
+        ask.confirm(f"Give server {server} to {customer}, who will see none of its older backups?", yes=yes)
+    _say(server, "SetServerOwner", SetServerOwnerRequest(owner=customer, keep_history=keep_history), output)
+
+
+@app.command()
+def package(
+    server: ServerArgument,
+    sold_as: Annotated[str, typer.Argument(metavar="PACKAGE", help="Id or name; none takes it away.")],
+    output: Output = "table",
+) -> None:
+    """Say what a server was sold as."""
+    from clients.gen.backupmanager.v1.server_service_pb2 import SetServerPackageRequest
+
+    wanted = "" if sold_as == "none" else sold_as
+    _say(server, "SetServerPackage", SetServerPackageRequest(package_id=wanted), output)
+
+
+def _say(server: str, method: str, request: Any, output: Format) -> None:
+    """Make a call about one server, which is asked for by any of its names and said by its id."""
+
+    async def work(controller: Controller) -> None:
+        request.server_id = (await find(controller, server)).server_id
+        reply = await controller.call(getattr(controller.servers, method), request)
+        await _show(controller, Screen(output), reply.server)
+
+    run(work)
+
+
 async def find(controller: Controller, server: str) -> "Server":
     """Return a server by id, external id or name. Raises CallRefused."""
     from clients.gen.backupmanager.v1.server_service_pb2 import GetServerRequest
@@ -182,18 +283,23 @@ def _columns(screen: Screen, names: Names) -> tuple[Column, ...]:
         Column("Hypervisor", lambda one: names[one.hypervisor_id], rank=1),
         Column("Disks", lambda one: words.size(sum(disk.size_bytes for disk in one.disks)), right=True, rank=2),
         Column("Guest agent", lambda one: words.enum_label(one, "guest_agent"), rank=4),
+        Column("Access", lambda one: words.enum_label(one.access, "level"), rank=3),
+        Column("Owner", lambda one: one.owner or "-", rank=5),
         Column("External id", lambda one: one.external_id or "-", rank=5),
         Column("Server", lambda one: one.server_id, whole=True, rank=3),
     )
 
 
 def _domain_state(server: "Server") -> "Text":
-    deleted = words.enum_label(server, "state") == "deleted"
-    return state_of(server, "state" if deleted else "domain_state")
+    if server.HasField("lock"):
+        return state("locked")
+    telling = words.enum_label(server, "state") in {"deleted", "conflict"}
+    return state_of(server, "state" if telling else "domain_state")
 
 
 async def _show(controller: Controller, screen: Screen, server: "Server") -> None:
-    names = Names() if screen.json else await Names.load(controller, "hypervisors")
+    kinds = ("hypervisors", "packages") if server.package_id else ("hypervisors",)
+    names = Names() if screen.json else await Names.load(controller, *kinds)
     screen.show({"server": plain(server)}, lambda: _card(screen, server, names))
 
 
@@ -205,7 +311,13 @@ def _card(screen: Screen, server: "Server", names: Names) -> "RenderableType":
         ("Hypervisor", names[server.hypervisor_id]),
         ("Domain", f"{server.domain_name}  {server.domain_uuid}".strip()),
         ("State", state_of(server)),
+        ("Also claimed by", ", ".join(names[one] for one in server.rival_hypervisor_ids)),
         ("Guest agent", state_of(server, "guest_agent")),
+        ("Access level", access.described(server)),
+        ("In service", "" if server.commissioned else "no: its schedule leaves it out"),
+        ("Locked", _lock(server, now)),
+        ("Package", names[server.package_id] if server.package_id else ""),
+        ("Owner", server.owner),
         ("Busy with job", server.busy_job_id),
         ("Last backup", words.long_time(words.set_time(server, "last_backup_time"), now)),
         ("Registered", words.long_time(words.set_time(server, "create_time"), now)),
@@ -213,3 +325,10 @@ def _card(screen: Screen, server: "Server", names: Names) -> "RenderableType":
     )
     parts = [screen.table(server.disks, _DISKS)] if server.disks else []
     return card(heading(server.name, state_of(server, "domain_state")), facts, *parts)
+
+
+def _lock(server: "Server", now: "datetime") -> str:
+    if not server.HasField("lock"):
+        return ""
+    end = words.set_time(server.lock, "expire_time")
+    return f"{server.lock.reason}, until {words.long_time(end, now) if end else 'unlocked'}"

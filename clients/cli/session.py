@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.hypervisor_service_pb2_grpc import HypervisorServiceStub
     from clients.gen.backupmanager.v1.job_service_pb2_grpc import JobServiceStub
     from clients.gen.backupmanager.v1.overview_service_pb2_grpc import OverviewServiceStub
+    from clients.gen.backupmanager.v1.package_service_pb2_grpc import PackageServiceStub
     from clients.gen.backupmanager.v1.preset_service_pb2_grpc import PresetServiceStub
     from clients.gen.backupmanager.v1.purge_service_pb2_grpc import PurgeServiceStub
     from clients.gen.backupmanager.v1.retention_service_pb2_grpc import RetentionServiceStub
@@ -113,6 +114,12 @@ class Controller:
         from clients.gen.backupmanager.v1.purge_service_pb2_grpc import PurgeServiceStub
 
         return PurgeServiceStub(self._link)
+
+    @cached_property
+    def packages(self) -> PackageServiceStub:
+        from clients.gen.backupmanager.v1.package_service_pb2_grpc import PackageServiceStub
+
+        return PackageServiceStub(self._link)
 
     @cached_property
     def storages(self) -> StorageServiceStub:

@@ -60,6 +60,35 @@ def create(
     run(work)
 
 
+@app.command()
+def portal(
+    server: Annotated[list[str], typer.Argument(metavar="SERVER...", help="Servers of one customer.")],
+    owner: Annotated[str, typer.Option("--owner", help="Refuse unless the servers are this customer's.")] = "",
+    lifetime: Annotated[str, typer.Option("--lifetime", help="How long it works, at most 7d; 1h if not given.")] = "",
+    output: Output = "table",
+) -> None:
+    """Make a token for an end user's visit and print its secret.
+
+    It reaches the end-user service only, and these servers only, as long as they keep their owner.
+    """
+    from clients.gen.backupmanager.v1.access_token_service_pb2 import CreatePortalTokenRequest
+
+    request = CreatePortalTokenRequest(owner=owner)
+    if (wanted := span("--lifetime", lifetime)) is not None:
+        request.lifetime.FromTimedelta(wanted)
+
+    async def work(controller: Controller) -> None:
+        for one in server:
+            request.server_ids.append((await servers.find(controller, one)).server_id)
+        screen = Screen(output)
+        reply = await controller.call(controller.tokens.CreatePortalToken, request)
+        screen.show(reply, lambda: reply.secret)
+        end = words.long_time(words.set_time(reply.access_token, "expire_time"), screen.now)
+        screen.note(f"A portal token for {words.plural(len(server), 'server')}, until {end}. It is not shown again.")
+
+    run(work)
+
+
 @app.command("list")
 def list_tokens(output: Output = "table") -> None:
     """List access tokens, revoked ones too."""

@@ -21,6 +21,7 @@ from clients.gen.backupmanager.v1 import (
     job_pb2,
     job_service_pb2,
     job_service_pb2_grpc,
+    package_service_pb2_grpc,
     preset_service_pb2_grpc,
     purge_service_pb2_grpc,
     retention_service_pb2_grpc,
@@ -54,6 +55,7 @@ class Api:
         self.hypervisors = hypervisor_service_pb2_grpc.HypervisorServiceStub(channel)
         self.jobs = job_service_pb2_grpc.JobServiceStub(channel)
         self.servers = server_service_pb2_grpc.ServerServiceStub(channel)
+        self.packages = package_service_pb2_grpc.PackageServiceStub(channel)
         self.presets = preset_service_pb2_grpc.PresetServiceStub(channel)
         self.purges = purge_service_pb2_grpc.PurgeServiceStub(channel)
         self.retention = retention_service_pb2_grpc.RetentionServiceStub(channel)

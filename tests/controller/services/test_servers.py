@@ -1,15 +1,28 @@
 """Servers over the wire: registering, finding, changing, deleting; and lists of many of them."""
 
 import uuid
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from clients.gen.backupmanager.v1 import hypervisor_service_pb2, server_pb2, server_service_pb2
+from clients.gen.backupmanager.v1 import (
+    access_level_pb2,
+    backup_service_pb2,
+    event_pb2,
+    event_service_pb2,
+    hypervisor_service_pb2,
+    package_service_pb2,
+    server_pb2,
+    server_service_pb2,
+)
 from tests.controller.services.api import Api, all_pages, field_refused, fresh, refusal, refused
 from tests.servers.controller import Controller
 from tests.servers.station import Station, domain
 from tests.waiting import wait_until_async
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 REGISTER = server_service_pb2.RegisterServerRequest
 
@@ -160,3 +173,90 @@ async def test_many_servers_of_one_name_are_all_listed_once(api: Api, station: S
     page = await api.servers.ListServers(request(hypervisor_id=station.name, page_size=5))
     strange = request(hypervisor_id=station.name, include_deleted=True, page_token=page.next_page_token)
     assert await refused(api.servers.ListServers(strange)) == "INVALID_PAGE_TOKEN", "other filters, another list"
+
+
+@pytest.mark.feature("A2", "A3", "A4", "A5")
+async def test_levels_are_set_for_one_for_many_and_by_package(api: Api, station: Station) -> None:
+    made = await api.packages.CreatePackage(
+        package_service_pb2.CreatePackageRequest(
+            name=fresh("gold"), default_level=access_level_pb2.ACCESS_LEVEL_FULL_ACCESS
+        )
+    )
+    package = made.package
+    one = await api.make_server(station.name, package_id=package.name)
+    two = await api.make_server(station.name)
+    out = await api.make_server(station.name, commissioned=False)
+    assert (one.access.level, one.access.origin) == (
+        access_level_pb2.ACCESS_LEVEL_FULL_ACCESS,
+        server_pb2.ACCESS_ORIGIN_PACKAGE,
+    )
+    assert two.access.origin == server_pb2.ACCESS_ORIGIN_DEFAULT
+
+    bulk = server_service_pb2.BulkSetServerAccessRequest
+    disabled = access_level_pb2.ACCESS_LEVEL_DISABLED
+    done = await api.servers.BulkSetServerAccess(bulk(hypervisor_id=station.name, level=disabled))
+    assert (done.server_count, done.changed_count, done.group_id) == (2, 2, station.hypervisor_id)
+    assert (await get(api, out.server_id)).access.origin == server_pb2.ACCESS_ORIGIN_DEFAULT
+    done = await api.servers.BulkSetServerAccess(bulk(package_id=package.package_id))
+    assert (done.server_count, done.changed_count) == (1, 1)
+    assert (await get(api, one.server_id)).access.origin == server_pb2.ACCESS_ORIGIN_PACKAGE
+    missing = bulk(server_ids=[two.server_id, str(uuid.uuid4())])
+    assert await refused(api.servers.BulkSetServerAccess(missing)) == "SERVER_NOT_FOUND"
+    assert (await get(api, two.server_id)).access.level == disabled, "all or none"
+    assert await field_refused(api.servers.BulkSetServerAccess(bulk())) == "server_ids"
+
+    listed = await api.servers.ListServers(
+        server_service_pb2.ListServersRequest(hypervisor_id=station.name, commissioned_only=True, page_size=1)
+    )
+    assert (len(listed.servers), listed.total_count) == (1, 2)
+    busy = api.packages.DeletePackage(package_service_pb2.DeletePackageRequest(package_id=package.package_id))
+    assert await refused(busy) == "PACKAGE_IN_USE"
+    set_level = server_service_pb2.SetServerAccessRequest(server_id=one.server_id, etag="0")
+    assert await refused(api.servers.SetServerAccess(set_level)) == "ETAG_MISMATCH"
+
+
+@pytest.mark.feature("N2", "X15")
+async def test_a_panel_s_calls_go_by_its_own_id_and_can_be_repeated(api: Api, station: Station) -> None:
+    panel = fresh("panel")
+    made = await api.make_server(station.name, external_id=panel, owner="alice")
+    calls: list[Callable[[], Awaitable[Any]]] = [
+        lambda: api.servers.DecommissionServer(server_service_pb2.DecommissionServerRequest(server_id=panel)),
+        lambda: api.servers.CommissionServer(server_service_pb2.CommissionServerRequest(server_id=panel)),
+        lambda: api.servers.SetServerLock(server_service_pb2.SetServerLockRequest(server_id=panel, reason="rescue")),
+        lambda: api.servers.SetServerOwner(server_service_pb2.SetServerOwnerRequest(server_id=panel, owner="bob")),
+        lambda: api.servers.SetServerPackage(server_service_pb2.SetServerPackageRequest(server_id=panel)),
+        lambda: api.servers.SetServerAccess(server_service_pb2.SetServerAccessRequest(server_id=panel)),
+    ]
+    for call in calls:
+        first = await call()
+        assert (await call()).server == first.server
+        assert first.server.server_id == made.server_id
+    locked = await get(api, panel)
+    assert (locked.lock.reason, locked.lock.HasField("expire_time"), locked.owner) == ("rescue", False, "bob")
+    storage = await api.make_storage()
+    start = backup_service_pb2.StartBackupRequest(server_id=panel, storage_id=storage.name)
+    found = await refusal(api.backups.StartBackup(start))
+    assert (found.reason, found.status, found.facts["lock_reason"]) == ("VM_LOCKED", "FAILED_PRECONDITION", "rescue")
+    cleared = await api.servers.ClearServerLock(server_service_pb2.ClearServerLockRequest(server_id=panel))
+    assert not cleared.server.HasField("lock")
+    no_reason = server_service_pb2.SetServerLockRequest(server_id=panel)
+    assert await field_refused(api.servers.SetServerLock(no_reason)) == "reason"
+    assert await delete(api, panel) == await delete(api, panel)
+
+
+@pytest.mark.feature("A7")
+async def test_a_disabled_server_asks_an_administrator_for_an_override(api: Api, station: Station) -> None:
+    made = await api.make_server(station.name)
+    level = access_level_pb2.ACCESS_LEVEL_DISABLED
+    await api.servers.SetServerAccess(server_service_pb2.SetServerAccessRequest(server_id=made.server_id, level=level))
+    storage = await api.make_storage()
+    start = backup_service_pb2.StartBackupRequest(server_id=made.server_id, storage_id=storage.name)
+    found = await refusal(api.backups.StartBackup(start))
+    assert (found.reason, found.facts["level"]) == ("ACCESS_LEVEL_DENIED", "disabled")
+    start.override_access = True
+    async with station.session() as session:
+        await session.heartbeat()
+        job_id = (await api.backups.StartBackup(start)).job_id
+    wanted = event_pb2.EventFilter(kinds=["access.overridden"], server_id=made.server_id)
+    poll = event_service_pb2.PollEventsRequest(filter=wanted, cursor=0)
+    assert [one.job_id for one in (await api.events.PollEvents(poll)).events] == [job_id]
