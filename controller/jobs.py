@@ -126,6 +126,7 @@ class JobFilter:
     storage_id: str = ""
     hypervisor_id: str = ""
     batch_id: str = ""
+    schedule_id: str = ""
     job_id: str = ""  # begins with this
     states: Sequence[str] = ()
     types: Sequence[str] = ()
@@ -159,6 +160,9 @@ def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int 
         query = query.where(Row.hypervisor_id == wanted.hypervisor_id)
     if wanted.batch_id:
         query = query.where(Row.batch_id == wanted.batch_id)
+    if wanted.schedule_id:
+        of_schedule = models.Batch.select(models.Batch.batch_id).where(models.Batch.schedule_id == wanted.schedule_id)
+        query = query.where(Row.batch_id.in_(of_schedule))
     if wanted.job_id:  # ids are of these characters only, so that nothing sorts behind them but what begins otherwise
         query = query.where((Row.job_id >= wanted.job_id) & (Row.job_id < wanted.job_id + "~"))
     if wanted.states:

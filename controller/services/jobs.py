@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from clients.gen.backupmanager.v1 import job_pb2, job_service_pb2_grpc
 from clients.gen.backupmanager.v1 import job_service_pb2 as messages
-from controller import hypervisors, jobs, orders, servers, storages
+from controller import hypervisors, jobs, orders, schedules, servers, storages
 from controller.errors import ShuttingDown
 from controller.jobs import Job, JobFilter
 from controller.security import tokens
@@ -34,6 +34,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
             hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
             job_id=check.id_start("job_id", request.job_id),
             batch_id=check.identifier("batch_id", request.batch_id) if request.batch_id else "",
+            schedule_id=check.reference("schedule_id", request.schedule_id, optional=True),
             states=tuple(
                 sorted({convert.enum_word(job_pb2.JobState.DESCRIPTOR, one) for one in request.states} - {""})
             ),
@@ -110,6 +111,7 @@ def _list(wanted: JobFilter, after: tuple[str] | None, limit: int) -> list[Job]:
         server_id=servers.find(wanted.server_id).server_id if wanted.server_id else "",
         storage_id=storages.find(wanted.storage_id).storage_id if wanted.storage_id else "",
         hypervisor_id=hypervisors.id_of(wanted.hypervisor_id) if wanted.hypervisor_id else "",
+        schedule_id=schedules.find(wanted.schedule_id).schedule_id if wanted.schedule_id else "",
     )
     return jobs.list_jobs(named, after=after, limit=limit)
 

@@ -4,7 +4,7 @@ from clients.gen.backupmanager.v1 import preset_service_pb2 as messages
 from clients.gen.backupmanager.v1 import preset_service_pb2_grpc
 from controller import presets
 from controller.rules.presets import PRESETS
-from controller.services import check, convert, paging
+from controller.services import check, convert, paging, standing
 from controller.services.parts import Context, Parts
 
 
@@ -30,6 +30,6 @@ class PresetServicer(preset_service_pb2_grpc.PresetServiceServicer):
         )
         return messages.ApplyPresetResponse(
             preset=convert.preset(preset),
-            storage=convert.storage(storage),
+            storage=convert.storage(*(await self._parts.database.run(standing.of_storages, [storage]))[0]),
             schedule=None if schedule is None else convert.schedule(schedule),
         )

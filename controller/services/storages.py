@@ -1,10 +1,10 @@
 """Storages: where backups go. Settings are checked when they are saved; trying them out and reading them again are jobs."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2_grpc
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
@@ -15,7 +15,7 @@ from controller.errors import InvalidField, StorageImmutable
 from controller.orders import HealthOrder, ReindexOrder, TestOrder
 from controller.rules import retention
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging, settings_check, storage_check
+from controller.services import check, convert, paging, settings_check, standing, storage_check
 from controller.services.parts import Context, Parts
 from controller.storages import NewKey, NewStorage, Storage, StorageChange
 
@@ -33,9 +33,6 @@ _CHANGEABLE = (
     "delete_hypervisor_id",
     "defaults",
 )
-
-
-_Standing: TypeAlias = tuple[Storage, totals.Total, health.Health]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +148,7 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         return messages.ListServerUsagesResponse(usages=filled.messages, next_page_token=filled.next_page_token)
 
     async def _shown(self, record: Storage) -> storage_pb2.Storage:
-        return convert.storage(*(await self._parts.database.run(_with_standing, [record]))[0])
+        return convert.storage(*(await self._parts.database.run(standing.of_storages, [record]))[0])
 
     async def _start(self, order: TestOrder | ReindexOrder | HealthOrder) -> str:
         context = orders.Context(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
@@ -163,15 +160,8 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         return await asyncio.to_thread(storages.make_key, given["encryption_passphrase"], self._parts.now())
 
 
-def _with_standing(records: Sequence[Storage]) -> list[_Standing]:
-    """Return storages with what lies there and how they are, by two queries for all of them."""
-    ids = [one.storage_id for one in records]
-    lying, found = totals.of_storages(ids), health.of_storages(ids)
-    return [(one, lying.get(one.storage_id, totals.NONE), found.get(one.storage_id, health.NEVER)) for one in records]
-
-
-def _list(after: tuple[str] | None, limit: int) -> list[_Standing]:
-    return _with_standing(storages.list_storages(after=after, limit=limit))
+def _list(after: tuple[str] | None, limit: int) -> list[standing.Standing]:
+    return standing.of_storages(storages.list_storages(after=after, limit=limit))
 
 
 def _checks(reference: str, after: tuple[int, str] | None, limit: int) -> list[health.Found]:

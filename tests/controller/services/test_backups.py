@@ -14,6 +14,9 @@ from clients.gen.backupmanager.v1 import (
     backup_service_pb2,
     disk_pb2,
     job_pb2,
+    job_service_pb2,
+    overview_service_pb2,
+    overview_service_pb2_grpc,
     server_pb2,
     storage_pb2,
     storage_service_pb2,
@@ -327,3 +330,43 @@ async def test_backups_are_listed_newest_first_and_by_filter(house: House) -> No
     assert await refused(listed(storage_id="nowhere")) == "STORAGE_NOT_FOUND"
     missing = backup_service_pb2.GetBackupRequest(backup_id=NOBODY)
     assert await refused(house.api.backups.GetBackup(missing)) == "BACKUP_NOT_FOUND"
+
+
+@pytest.mark.feature("M6", "M8", "M10", "M17", "E1")
+async def test_chains_filters_and_a_diagnosis_over_the_wire(house: House) -> None:
+    full = await house.back_up()
+    newer = await house.back_up(full.backup_id)
+    request = backup_service_pb2.ListBackupChainsRequest(server_id=house.server.name, page_size=1)
+    first = await house.api.backups.ListBackupChains(request)
+    request.page_token = first.next_page_token
+    second = await house.api.backups.ListBackupChains(request)
+    assert [(one.disk, one.current, one.disk_removed) for one in (*first.chains, *second.chains)] == [
+        ("vda", True, False),
+        ("vdb", True, False),
+    ]
+    assert not second.next_page_token
+    assert first.chains[0].storage_name == house.storage.name
+    assert [one.backup_id for one in first.chains[0].records] == [full.backup_id, newer.backup_id]
+
+    async def listed(**fields: Any) -> list[str]:
+        request = backup_service_pb2.ListBackupsRequest(server_id=house.server.server_id, **fields)
+        return [one.backup_id for one in (await house.api.backups.ListBackups(request)).backups]
+
+    assert await listed(types=[disk_pb2.BACKUP_TYPE_FULL]) == [full.backup_id]
+    assert await listed(encrypted=True) == []
+    assert await listed(encrypted=False, job_id=newer.job_id) == [newer.backup_id]
+
+    async def jobs(**fields: Any) -> list[str]:
+        return [one.job_id for one in (await house.api.jobs.ListJobs(job_service_pb2.ListJobsRequest(**fields))).jobs]
+
+    assert await jobs(storage_id=house.storage.name) == [newer.job_id, full.job_id]
+    assert await jobs(hypervisor_id=house.station.name, job_id=newer.job_id) == [newer.job_id]
+    assert await refused(jobs(schedule_id="none")) == "SCHEDULE_NOT_FOUND"
+    assert await field_refused(jobs(job_id="%")) == "job_id"
+
+    stub = overview_service_pb2_grpc.OverviewServiceStub(house.api.channel)
+    diagnosed = await stub.DiagnoseServer(overview_service_pb2.DiagnoseServerRequest(server_id=house.server.name))
+    assert not diagnosed.will_be_backed_up
+    assert diagnosed.summary == f"hypervisor {house.station.name} has no schedule"
+    assert diagnosed.findings[0].step == "server"
+    assert next(one for one in diagnosed.findings if one.step == "schedule").remedy

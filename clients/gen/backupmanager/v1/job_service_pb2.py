@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backupmanager/v1/job_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1a\x62\x61\x63kupmanager/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x02\n\x0fListJobsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12*\n\x06states\x18\x02 \x03(\x0e\x32\x1a.backupmanager.v1.JobState\x12(\n\x05types\x18\x03 \x03(\x0e\x32\x19.backupmanager.v1.JobType\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x12\n\nstorage_id\x18\n \x01(\t\x12\x15\n\rhypervisor_id\x18\x0b \x01(\t\x12\x0e\n\x06job_id\x18\r \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x0e \x01(\t\"P\n\x10ListJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.backupmanager.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x0eGetJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"1\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"Y\n\x0ePollJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x0fPollJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"7\n\x11\x43\x61ncelJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"Q\n\x18ListJobLogEntriesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x19ListJobLogEntriesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.JobLogEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x95\x04\n\nJobService\x12Q\n\x08ListJobs\x12!.backupmanager.v1.ListJobsRequest\x1a\".backupmanager.v1.ListJobsResponse\x12K\n\x06GetJob\x12\x1f.backupmanager.v1.GetJobRequest\x1a .backupmanager.v1.GetJobResponse\x12S\n\x08WatchJob\x12!.backupmanager.v1.WatchJobRequest\x1a\".backupmanager.v1.WatchJobResponse0\x01\x12N\n\x07PollJob\x12 .backupmanager.v1.PollJobRequest\x1a!.backupmanager.v1.PollJobResponse\x12T\n\tCancelJob\x12\".backupmanager.v1.CancelJobRequest\x1a#.backupmanager.v1.CancelJobResponse\x12l\n\x11ListJobLogEntries\x12*.backupmanager.v1.ListJobLogEntriesRequest\x1a+.backupmanager.v1.ListJobLogEntriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backupmanager/v1/job_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1a\x62\x61\x63kupmanager/v1/job.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x02\n\x0fListJobsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12*\n\x06states\x18\x02 \x03(\x0e\x32\x1a.backupmanager.v1.JobState\x12(\n\x05types\x18\x03 \x03(\x0e\x32\x19.backupmanager.v1.JobType\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\x12\x12\n\nstorage_id\x18\n \x01(\t\x12\x15\n\rhypervisor_id\x18\x0b \x01(\t\x12\x0e\n\x06job_id\x18\r \x01(\t\x12\x13\n\x0bschedule_id\x18\x0f \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x0e \x01(\t\"P\n\x10ListJobsResponse\x12#\n\x04jobs\x18\x01 \x03(\x0b\x32\x15.backupmanager.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x0eGetJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"1\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\"6\n\x10WatchJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"Y\n\x0ePollJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x03\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"5\n\x0fPollJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"7\n\x11\x43\x61ncelJobResponse\x12\"\n\x03job\x18\x01 \x01(\x0b\x32\x15.backupmanager.v1.Job\"Q\n\x18ListJobLogEntriesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"d\n\x19ListJobLogEntriesResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.JobLogEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x95\x04\n\nJobService\x12Q\n\x08ListJobs\x12!.backupmanager.v1.ListJobsRequest\x1a\".backupmanager.v1.ListJobsResponse\x12K\n\x06GetJob\x12\x1f.backupmanager.v1.GetJobRequest\x1a .backupmanager.v1.GetJobResponse\x12S\n\x08WatchJob\x12!.backupmanager.v1.WatchJobRequest\x1a\".backupmanager.v1.WatchJobResponse0\x01\x12N\n\x07PollJob\x12 .backupmanager.v1.PollJobRequest\x1a!.backupmanager.v1.PollJobResponse\x12T\n\tCancelJob\x12\".backupmanager.v1.CancelJobRequest\x1a#.backupmanager.v1.CancelJobResponse\x12l\n\x11ListJobLogEntries\x12*.backupmanager.v1.ListJobLogEntriesRequest\x1a+.backupmanager.v1.ListJobLogEntriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,29 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LISTJOBSREQUEST']._serialized_start=150
-  _globals['_LISTJOBSREQUEST']._serialized_end=482
-  _globals['_LISTJOBSRESPONSE']._serialized_start=484
-  _globals['_LISTJOBSRESPONSE']._serialized_end=564
-  _globals['_GETJOBREQUEST']._serialized_start=566
-  _globals['_GETJOBREQUEST']._serialized_end=597
-  _globals['_GETJOBRESPONSE']._serialized_start=599
-  _globals['_GETJOBRESPONSE']._serialized_end=651
-  _globals['_WATCHJOBREQUEST']._serialized_start=653
-  _globals['_WATCHJOBREQUEST']._serialized_end=702
-  _globals['_WATCHJOBRESPONSE']._serialized_start=704
-  _globals['_WATCHJOBRESPONSE']._serialized_end=758
-  _globals['_POLLJOBREQUEST']._serialized_start=760
-  _globals['_POLLJOBREQUEST']._serialized_end=849
-  _globals['_POLLJOBRESPONSE']._serialized_start=851
-  _globals['_POLLJOBRESPONSE']._serialized_end=904
-  _globals['_CANCELJOBREQUEST']._serialized_start=906
-  _globals['_CANCELJOBREQUEST']._serialized_end=940
-  _globals['_CANCELJOBRESPONSE']._serialized_start=942
-  _globals['_CANCELJOBRESPONSE']._serialized_end=997
-  _globals['_LISTJOBLOGENTRIESREQUEST']._serialized_start=999
-  _globals['_LISTJOBLOGENTRIESREQUEST']._serialized_end=1080
-  _globals['_LISTJOBLOGENTRIESRESPONSE']._serialized_start=1082
-  _globals['_LISTJOBLOGENTRIESRESPONSE']._serialized_end=1182
-  _globals['_JOBSERVICE']._serialized_start=1185
-  _globals['_JOBSERVICE']._serialized_end=1718
+  _globals['_LISTJOBSREQUEST']._serialized_end=503
+  _globals['_LISTJOBSRESPONSE']._serialized_start=505
+  _globals['_LISTJOBSRESPONSE']._serialized_end=585
+  _globals['_GETJOBREQUEST']._serialized_start=587
+  _globals['_GETJOBREQUEST']._serialized_end=618
+  _globals['_GETJOBRESPONSE']._serialized_start=620
+  _globals['_GETJOBRESPONSE']._serialized_end=672
+  _globals['_WATCHJOBREQUEST']._serialized_start=674
+  _globals['_WATCHJOBREQUEST']._serialized_end=723
+  _globals['_WATCHJOBRESPONSE']._serialized_start=725
+  _globals['_WATCHJOBRESPONSE']._serialized_end=779
+  _globals['_POLLJOBREQUEST']._serialized_start=781
+  _globals['_POLLJOBREQUEST']._serialized_end=870
+  _globals['_POLLJOBRESPONSE']._serialized_start=872
+  _globals['_POLLJOBRESPONSE']._serialized_end=925
+  _globals['_CANCELJOBREQUEST']._serialized_start=927
+  _globals['_CANCELJOBREQUEST']._serialized_end=961
+  _globals['_CANCELJOBRESPONSE']._serialized_start=963
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1018
+  _globals['_LISTJOBLOGENTRIESREQUEST']._serialized_start=1020
+  _globals['_LISTJOBLOGENTRIESREQUEST']._serialized_end=1101
+  _globals['_LISTJOBLOGENTRIESRESPONSE']._serialized_start=1103
+  _globals['_LISTJOBLOGENTRIESRESPONSE']._serialized_end=1203
+  _globals['_JOBSERVICE']._serialized_start=1206
+  _globals['_JOBSERVICE']._serialized_end=1739
 # @@protoc_insertion_point(module_scope)

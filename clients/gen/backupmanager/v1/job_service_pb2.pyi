@@ -37,6 +37,7 @@ class ListJobsRequest(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
     BATCH_ID_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """Only this server's: id, external id, or a unique name; empty for all."""
@@ -50,6 +51,8 @@ class ListJobsRequest(_message.Message):
     """Only those of this hypervisor: id or name; empty for all."""
     job_id: _builtins.str
     """Only those whose id begins with this; empty for all."""
+    schedule_id: _builtins.str
+    """Only those of batches of this schedule: id, or the hypervisor's name or id; empty for all."""
     batch_id: _builtins.str
     """Only those of this batch; empty for all."""
     @_builtins.property
@@ -81,11 +84,12 @@ class ListJobsRequest(_message.Message):
         storage_id: _builtins.str = ...,
         hypervisor_id: _builtins.str = ...,
         job_id: _builtins.str = ...,
+        schedule_id: _builtins.str = ...,
         batch_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "end_time", b"end_time", "hypervisor_id", b"hypervisor_id", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "server_id", b"server_id", "start_time", b"start_time", "states", b"states", "storage_id", b"storage_id", "types", b"types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "end_time", b"end_time", "hypervisor_id", b"hypervisor_id", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "schedule_id", b"schedule_id", "server_id", b"server_id", "start_time", b"start_time", "states", b"states", "storage_id", b"storage_id", "types", b"types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

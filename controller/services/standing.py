@@ -1,0 +1,16 @@
+"""Storages as they are shown: with what lies there and how they are, by two queries for all of them."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from controller import health, totals
+from controller.storages import Storage
+
+Standing: TypeAlias = tuple[Storage, totals.Total, health.Health]
+
+
+def of_storages(records: Sequence[Storage]) -> list[Standing]:
+    """Return what `convert.storage` takes for each of these. Inside `Database.run`."""
+    ids = [one.storage_id for one in records]
+    lying, found = totals.of_storages(ids), health.of_storages(ids)
+    return [(one, lying.get(one.storage_id, totals.NONE), found.get(one.storage_id, health.NEVER)) for one in records]
