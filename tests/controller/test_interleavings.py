@@ -17,17 +17,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from controller import jobs, leases
+from controller import batches, jobs, leases, schedules
 from controller.agents import hello, outbox
 from controller.agents.convert import Accepted, AgentEvent, Finished
 from controller.agents.deliveries import take
 from controller.agents.outbox import Stamp
-from controller.cycle import dispatch
+from controller.batches import Batch
+from controller.cycle import batch_dispatch, dispatch
 from controller.db import models
 from controller.errors import ControllerError
 from controller.hypervisors import find
 from controller.jobs import Failure, Job, JobFilter
+from controller.rules import states
 from controller.rules.exclusion import GROUPS, Group, Outcome, decide
+from controller.schedules import NewSchedule
 from tests.controller.world import Agent, World, record_of
 
 CAP = 2
@@ -60,6 +63,8 @@ class Machine(RuleBasedStateMachine):
         self.storage = self.world.storage(defaults={"backup_concurrency": CAP})
         # Three servers share a hypervisor of two slots; the fourth has one for itself.
         self.servers = [self.world.server(self.hosts[name == "d"].agent, name) for name in SERVERS]
+        schedule = NewSchedule(self.hosts[0].agent.hypervisor_id, self.storage.storage_id, "full_access")
+        self.schedule_id = self.world.run(schedules.create, schedule, self.world.now()).schedule_id
         self.ends: dict[str, tuple[str, int]] = {}
         self.backups: list[str] = []
         for host in self.hosts:
@@ -97,6 +102,23 @@ class Machine(RuleBasedStateMachine):
     def delete(self, number: int, host: int) -> None:
         where = self.hosts[host].agent.hypervisor_id
         self._try(lambda: self.world.delete([self.backups[number]], hypervisor_id=where))
+
+    @rule()
+    def force_batch(self) -> None:
+        world, limits = self.world, self.world.limits
+        self._try(lambda: world.run(batch_dispatch.force, self.schedule_id, "tester", "", limits, world.now()))
+
+    @rule(choice=st.integers(0, 3), again=st.booleans())
+    def end_or_retry_batch(self, choice: int, again: bool) -> None:
+        world, known = self.world, self.world.run(batches.list_batches)
+        if not known:
+            return
+        batch_id = known[choice % len(known)].batch_id
+        if again:
+            self._try(lambda: world.run(batch_dispatch.retry, batch_id, "tester", "", world.limits, world.now()))
+        else:
+            world.run(batch_dispatch.cancel, batch_id, "CANCELLED", world.now())
+            world.run(dispatch.run, world.limits, world.now())
 
     @rule(choice=st.integers(0, 7))
     def cancel(self, choice: int) -> None:
@@ -181,6 +203,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, seconds: int) -> None:
         self.world.clock.advance(seconds)
         self.world.tick()
+        self.world.run(self._no_batch_waits_for_nothing)
 
     @rule()
     def restart(self) -> None:
@@ -195,7 +218,9 @@ class Machine(RuleBasedStateMachine):
 
     def _check(self) -> None:
         live = jobs.live()
-        self._leases_belong_to_live_jobs({job.job_id for job in live})
+        at_work = batches.live(within=states.BATCH_AT_WORK)
+        self._batches_have_work(at_work, live)
+        self._leases_belong_to_live_jobs({job.job_id for job in live} | {one.batch_id for one in at_work})
         self._holders_are_alone(live)
         self._what_runs_may_run_together([job for job in live if job.state in jobs.SENT])
         for host in self.hosts:
@@ -213,16 +238,37 @@ class Machine(RuleBasedStateMachine):
             assert lease.shared == shared[lease.resource]
             assert not (lease.holder and lease.shared)
 
+    def _batches_have_work(self, at_work: list[Batch], live: list[Job]) -> None:
+        """One batch for a hypervisor at most, and each has a job that has not ended, and holds its hypervisor's work."""
+        assert len({one.hypervisor_id for one in at_work}) == len(at_work)
+        for batch in at_work:
+            assert any(job.batch_id == batch.batch_id for job in live), batch
+            assert leases.holders(leases.work_resource(batch.hypervisor_id)) == [batch.batch_id]
+
+    def _no_batch_waits_for_nothing(self) -> None:
+        """After a tick a batch is deferred for what is at work on its hypervisor, or because nobody is there."""
+        for batch in batches.live(within=(states.DEFERRED,)):
+            online = find(batch.hypervisor_id, self.world.limits, self.world.clock.time).state == "online"
+            assert not online or leases.holders(leases.work_resource(batch.hypervisor_id)), batch
+
     def _holders_are_alone(self, live: list[Job]) -> None:
         transfers = [job for job in live if GROUPS[job.type] is Group.TRANSFER]
-        assert len({job.server_id for job in transfers}) == len(transfers)
+        singles = [job for job in transfers if not job.batch_id]
+        assert len({job.server_id for job in singles}) == len(singles)
         for job in transfers:
-            assert leases.holders(leases.server_resource(job.server_id)) == [job.job_id]
+            server, following = leases.server_resource(job.server_id), leases.next_resource(job.server_id)
+            if job.state in jobs.SENT:
+                assert leases.holders(server) == [job.job_id]
+            elif job.state == jobs.QUEUED:
+                assert [job.job_id] in (leases.holders(server), leases.holders(following))
 
     def _what_runs_may_run_together(self, sent: list[Job]) -> None:
-        busy = Counter(job.hypervisor_id for job in sent if GROUPS[job.type] is Group.TRANSFER)
+        singles = [job for job in sent if not job.batch_id]  # how many of a batch run at once is the agent's to see to
+        busy = Counter(job.hypervisor_id for job in singles if GROUPS[job.type] is Group.TRANSFER)
         assert max(busy.values(), default=0) <= CAP
         for one, other in itertools.permutations(dispatch.works_of(sent), 2):
+            if one.group is other.group is Group.BATCH:
+                continue  # of one batch: there is never another one on the hypervisor
             assert decide(one, other) in {Outcome.RUN, Outcome.CAPPED}, (one, other)
 
     def _nobody_waits_for_nothing(self, live: list[Job], hypervisor_id: str) -> None:
@@ -230,14 +276,15 @@ class Machine(RuleBasedStateMachine):
         if find(hypervisor_id, self.world.limits, self.world.clock.time).state != "online":
             return
         mine = [job for job in live if job.hypervisor_id == hypervisor_id]
-        working = [GROUPS[job.type] for job in mine if job.state in jobs.SENT]
+        working = [one.group for one in dispatch.works_of([job for job in mine if job.state in jobs.SENT])]
+        batch = bool(batches.live(hypervisor_id=hypervisor_id))  # at work, or one that has waited long enough
         for job in mine:
             if job.state == jobs.QUEUED:
                 group = GROUPS[job.type]
                 deletes = [one for one in live if one.type == "delete"]
                 waits = {
-                    Group.TRANSFER: working.count(Group.TRANSFER) >= CAP,
-                    Group.REMOVAL: Group.REMOVAL in working,
+                    Group.TRANSFER: batch or working.count(Group.TRANSFER) >= CAP,
+                    Group.REMOVAL: batch or Group.REMOVAL in working,
                     Group.CHECK: any(job.backup_id in one.spec["backup_ids"] for one in deletes),
                 }
                 assert waits[group], job
@@ -287,4 +334,4 @@ Machine.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestInterleavings = pytest.mark.feature("X4", "X8", "X9", "X16")(Machine.TestCase)
+TestInterleavings = pytest.mark.feature("X1", "X2", "X3", "X4", "X7", "X8", "X9", "X16")(Machine.TestCase)

@@ -17,7 +17,7 @@ from controller.agents import enrollment, events, hello
 from controller.agents.convert import Accepted, AgentEvent, Finished, Greeting, Records, Rejected, Said
 from controller.agents.outbox import Stamp
 from controller.backups import BackupRecord, DiskBackup
-from controller.cycle import batch_dispatch, dispatch, stale
+from controller.cycle import batch_dispatch, dispatch, stale, turn
 from controller.db import models
 from controller.db.database import Database
 from controller.db.secrets import Vault
@@ -211,6 +211,7 @@ class Agent:
         now = self.world.now()
         greeting = Greeting("0.1.0", 1, "boot", self.journal_id, self.sequence, operations, command_ids, {}, now)
         own = self.world.run(installation.get)
+        self.world.run(turn.take, "sessions:nobody", "nobody", timedelta(hours=1))  # on the database's own clock
         return self.world.run(hello.greet, self.hypervisor_id, replace(greeting, **values), own, "nobody", now)
 
     def report(self) -> None:
