@@ -18,6 +18,7 @@ import peewee
 from controller import (
     access,
     backups,
+    batches,
     confirmations,
     health,
     hypervisors,
@@ -30,6 +31,7 @@ from controller import (
     storages,
 )
 from controller.backups import Backup
+from controller.batches import Batch
 from controller.cycle import dispatch
 from controller.db import models
 from controller.db.secrets import Vault
@@ -48,7 +50,7 @@ from controller.errors import (
 from controller.hypervisors import Hypervisor
 from controller.jobs import Job, NewJob
 from controller.limits import Limits
-from controller.rules import admission
+from controller.rules import admission, states
 from controller.rules import health as rules
 from controller.rules.exclusion import Outcome, Work, decide_all
 from controller.servers import Server
@@ -79,6 +81,7 @@ class RestoreOrder:
     request_id: str = ""
     override_access: bool = False
     portal: bool = False  # an end user asked for it
+    during_batch: bool = False  # run between two servers of a batch at work, and not behind it (X2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +369,7 @@ def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
         "domain_uuid": "" if order.target_folder else server.domain_uuid,
         "manifest_digest": backup.manifest_digest,
         "portal": order.portal,
+        "during_batch": order.during_batch and bool(_batches_at_work(server)),
     }
     return _Plan(
         type="restore",
@@ -378,6 +382,10 @@ def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
         shared=backups.chains_of(chain),
         overridden=access.check_enabled(server, override=order.override_access),
     )
+
+
+def _batches_at_work(server: Server) -> list[Batch]:
+    return batches.live(hypervisor_id=server.hypervisor_id, within=states.BATCH_AT_WORK)
 
 
 def _plan_verify(order: VerifyOrder, context: Context) -> _Plan:

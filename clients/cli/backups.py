@@ -156,6 +156,9 @@ def restore(
         str, typer.Option("--to-folder", help="Write new raw files into this folder on the hypervisor instead.")
     ] = "",
     override_access: OverrideAccess = False,
+    during_batch: Annotated[
+        bool, typer.Option("--during-batch", help="Do not wait for a batch's end; run when those in progress are done.")
+    ] = False,
     id_of_request: RequestId = "",
     yes: Yes = False,
     wait: Wait = False,
@@ -186,6 +189,7 @@ def restore(
             confirmation=preview.confirmation,
             override_access=override_access,
             request_id=request_id(id_of_request),
+            during_batch=during_batch,
         )
         reply = await controller.call(controller.backups.StartRestore, request)
         await conclude(controller, screen, reply.job_id, wait=wait)

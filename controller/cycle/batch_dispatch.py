@@ -246,6 +246,9 @@ def _take(batch: Batch) -> None:
     if cap is not None and not leases.claim_slot(_SLOTS, batch.batch_id, cap):
         raise _NotNow(CAPPED, f"{cap} batches are at work already")
     resource = leases.work_resource(batch.hypervisor_id)
+    let_in = [job for job in jobs.live(hypervisor_id=batch.hypervisor_id) if job.spec.get("during_batch")]
+    if let_in:
+        raise _NotNow(BUSY, f"job {let_in[0].job_id} is at work on the hypervisor")
     if leases.claim(resource, batch.batch_id) is None:
         holders = leases.holders(resource)
         kind = "batch" if any(batches.find(one) for one in holders) else "job"

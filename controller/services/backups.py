@@ -98,6 +98,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             confirmation=confirmation_of(request.confirmation),
             request_id=check.request_id(request.request_id),
             override_access=request.override_access,
+            during_batch=request.during_batch,
         )
         return messages.StartRestoreResponse(job_id=await self._start(order))
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from controller import batches, leases, schedules, servers, settings
+from controller import batches, leases, orders, schedules, servers, settings
 from controller.batches import Batch
 from controller.cycle import batch_dispatch
 from controller.db import models
 from controller.errors import BatchWaiting, DispatchPaused, NothingToRetry, RequestIdReused, ServerBusy
-from controller.jobs import Failure, Job, of_batch
+from controller.jobs import Failure, Job, holds_lease, of_batch
+from controller.orders import RestoreOrder
 from controller.rules import batch as rules
 from controller.schedules import NewSchedule, Schedule
 from controller.servers import Server
@@ -438,3 +439,32 @@ def test_a_phantom_batch_ends_at_the_next_tick(world: World) -> None:
 
     assert house.batch().state == "failed"
     assert world.run(leases.holders, leases.work_resource(house.agent.hypervisor_id)) == []
+
+
+@pytest.mark.feature("X2")
+def test_an_admins_restore_may_be_let_in_between_two_servers_of_a_batch(world: World) -> None:
+    house = furnish(world)
+    backup_id = house.agent.back_up(house.servers["h1-0"], house.storage, "c0")
+    house.tick()
+    batch = house.batch()
+    house.receive()
+
+    preview = world.run(orders.preview_restore, backup_id, "", (), "", world.context())
+    restore = world.start(RestoreOrder(backup_id, confirmation=preview.confirmation, during_batch=True))
+    assert restore.state == "dispatched"  # the hypervisor makes room for it
+    world.clock.advance(HOUR)  # as long as the servers in progress take
+    house.receive()
+    house.tick()
+    assert world.job(restore.job_id).state == "dispatched"
+    house.agent.accept(restore)
+    assert world.run(holds_lease, restore.stamp, house.agent.hypervisor_id)
+
+    house.run(batch)
+    assert house.batch(0).ended
+    world.clock.advance(25 * HOUR)
+    world.run(models.Job.update(start_time=world.now()).where(models.Job.job_id == restore.job_id).execute)
+    house.tick()
+    assert house.batch().state == "deferred"  # it is still being restored
+    house.agent.finish(restore)
+    house.tick()
+    assert house.batch().state == "dispatched"

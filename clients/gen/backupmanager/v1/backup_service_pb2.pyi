@@ -325,6 +325,7 @@ class StartRestoreRequest(_message.Message):
     CONFIRMATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
+    DURING_BATCH_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup to restore."""
     target_folder: _builtins.str
@@ -335,6 +336,10 @@ class StartRestoreRequest(_message.Message):
     """The same id twice is one job; a UUID."""
     override_access: _builtins.bool
     """Also for a server whose access level is Disabled; it is logged."""
+    during_batch: _builtins.bool
+    """While a batch is at work on the hypervisor, do not wait for its end: run once the servers now in progress are done, and
+    let the batch go on afterwards. Without one it changes nothing.
+    """
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; as in the preview."""
@@ -348,10 +353,11 @@ class StartRestoreRequest(_message.Message):
         confirmation: _builtins.str = ...,
         request_id: _builtins.str = ...,
         override_access: _builtins.bool = ...,
+        during_batch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "override_access", b"override_access", "request_id", b"request_id", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "during_batch", b"during_batch", "override_access", b"override_access", "request_id", b"request_id", "target_folder", b"target_folder"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
