@@ -1,6 +1,7 @@
 # make demo    install what it needs, then see a virtual server backed up, destroyed and restored
 # make test    install what it needs, then lint and run all tests
 # make kill    the tests that kill the engine, at every one of some 700 points instead of a quarter of them
+# make databases   the controller's tests, each on SQLite and on PostgreSQL, instead of those alone where the two could differ
 # make bench   measure on a quiet machine; one JSON line per figure
 #
 # All of them work on a fresh Debian 12 with git, make, python3 and apt, as root or with sudo, and leave nothing outside build/.
@@ -10,7 +11,7 @@ PYTHON := build/venv/bin/python
 WORKERS ?= 3
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint unit kill bench generate format clean
+.PHONY: demo test lint unit kill databases bench generate format clean
 
 demo:
 	@.ci/bootstrap demo
@@ -32,6 +33,10 @@ unit:
 kill:
 	@.ci/bootstrap test
 	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py
+
+databases:
+	@.ci/bootstrap test
+	BM_DATABASES=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/controller
 
 bench:
 	@.ci/bootstrap bench

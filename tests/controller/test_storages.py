@@ -207,12 +207,14 @@ def test_the_first_test_learns_the_host_key_and_later_ones_do_not(world: World) 
 
 def test_what_opens_no_more_fails_the_job_and_not_the_session(world: World) -> None:
     from controller.agents import deliveries
+    from controller.cycle import turn
 
     agent, storage = world.enroll("h1"), world.storage()
     job = world.backup(world.server(agent, "web"), storage)
     world.run(lambda: models.Secret.update(row_id=new_id(world.now()), box=b"x" * 40).execute())
     world.run(lambda: models.Secret.update(row_id=storage.storage_id).execute())
     session_id = agent.hello().session_id
+    world.run(turn.take, "sessions:nobody", "nobody")
 
     sent = world.run(
         deliveries.take, agent.hypervisor_id, session_id, frozenset(), world.vault, world.limits, world.now()
