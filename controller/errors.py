@@ -89,6 +89,7 @@ class HypervisorUnreachable(ControllerError):
 class HypervisorBanned(ControllerError):
     reason = "HYPERVISOR_BANNED"
     template = "hypervisor {hypervisor_id} is banned"
+    remedy = "Lift the ban, or choose another hypervisor"
 
 
 class EnrollmentTokenInvalid(ControllerError):
@@ -139,6 +140,7 @@ class ServerLocked(ControllerError):
 class ServerDeleted(ControllerError):
     reason = "SERVER_DELETED"
     template = "server {server_id} is deleted"
+    remedy = "Register it again, or restore to files"
 
 
 class ServerConflict(ControllerError):
@@ -227,11 +229,13 @@ class StorageExists(ControllerError):
 class StorageDisabled(ControllerError):
     reason = "STORAGE_DISABLED"
     template = "storage {storage_id} is disabled"
+    remedy = "Enable it, or choose another storage"
 
 
 class StorageReadOnly(ControllerError):
     reason = "STORAGE_READ_ONLY"
     template = "storage {storage_id} is read-only"
+    remedy = "Allow writing again, or choose another storage"
 
 
 class DeleteBound(ControllerError):
@@ -278,11 +282,13 @@ class StorageInUse(ControllerError):
 class EncryptionImmutable(ControllerError):
     reason = "ENCRYPTION_IMMUTABLE"
     template = "encryption of storage {storage_id} cannot be changed while it holds backups"
+    remedy = "Add another storage for what is to be encrypted otherwise"
 
 
 class StorageImmutable(ControllerError):
     reason = "STORAGE_IMMUTABLE"
     template = "{field} of a storage cannot be changed"
+    remedy = "Add another storage"
 
 
 # ---- schedules ----------------------------------------------------------------------------------------------------------
@@ -420,6 +426,7 @@ class JobStale(ControllerError):
 
     reason = "JOB_STALE"
     template = "the job took longer than {hours} hours and was stopped"
+    remedy = "See the job's log for what it waited for; the limit is a global setting"
 
 
 class CommandNotAccepted(ControllerError):
@@ -431,6 +438,7 @@ class CommandNotAccepted(ControllerError):
 class OperationLost(ControllerError):
     reason = "OPERATION_LOST"
     template = "the hypervisor no longer knows the job, after a crash or a restored snapshot"
+    remedy = "Start it again"
 
 
 class StaleGeneration(ControllerError):
