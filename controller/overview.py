@@ -171,7 +171,9 @@ def _counts(lying: dict[str, Total], found: dict[str, Health], online: frozenset
     server, schedule, hypervisor = models.Server, models.Schedule, models.Hypervisor
     waiting = (states.QUEUED, states.PENDING, states.DISPATCHED)
     jobs = _job_states((states.RUNNING, *waiting))
-    living, bare = _count(server, server.delete_time.is_null()), models.UnprotectedServer.select().count()
+    # The deleted have an index of their own; those that live would be counted row by row.
+    living = int(server.select().count()) - _count(server, server.delete_time.is_null(False))
+    bare = models.UnprotectedServer.select().count()
     live = schedule.delete_time.is_null()
     return Counts(
         running_job_count=jobs.get(states.RUNNING, 0),
