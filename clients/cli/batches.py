@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from clients.cli import options, words
+from clients.cli.failures import Exit
 from clients.cli.names import Names
 from clients.cli.options import Limit, Output, RequestId, Since, Until, group, moment
 from clients.cli.output import Column, Screen, card, heading, plain, state_of
@@ -39,7 +40,6 @@ Watch: TypeAlias = Annotated[bool, typer.Option("--wait", "-w", help="Watch the 
 _LIVE = (State.DEFERRED, State.DISPATCHED, State.RUNNING)
 _BAD = ("partial", "failed", "cancelled")
 _LOOK_SECONDS = 1.0
-_FAILED_STATUS = 5
 
 
 @app.command("list")
@@ -146,8 +146,9 @@ async def _conclude(
         await asyncio.sleep(_LOOK_SECONDS)
         batch = await _find(controller, batch.batch_id)
     await _show(controller, screen, batch)
-    if wait and words.enum_label(batch, "state") in bad:
-        raise typer.Exit(_FAILED_STATUS)
+    label = words.enum_label(batch, "state")
+    if wait and label in bad:
+        raise typer.Exit(Exit.CANCELLED if label == "cancelled" else Exit.JOB_FAILED)
 
 
 async def _find(controller: Controller, batch: str) -> "Batch":
