@@ -44,6 +44,11 @@ _CONSISTENCIES: dict[int, spec.Consistency] = {
     disk_pb2.CONSISTENCY_MODE_PAUSE: "pause",
     disk_pb2.CONSISTENCY_MODE_NONE: "none",
 }
+_FORMATS: dict[int, spec.ImageFormat] = {
+    disk_pb2.IMAGE_FORMAT_UNSPECIFIED: "raw",
+    disk_pb2.IMAGE_FORMAT_RAW: "raw",
+    disk_pb2.IMAGE_FORMAT_QCOW2: "qcow2",
+}
 _PRIORITIES: dict[int, spec.Priority] = {
     storage_pb2.WORK_PRIORITY_UNSPECIFIED: "normal",
     storage_pb2.WORK_PRIORITY_NORMAL: "normal",
@@ -183,6 +188,7 @@ def _backup(work: command_pb2.BackupWork) -> spec.BackupJob:
         type=_known(_TYPES, work.type, "type of backup"),
         consistency=_known(_CONSISTENCIES, work.consistency, "mode of consistency"),
         disks=tuple(work.disks),
+        disk_types={disk: _known(_TYPES, kind, "type of backup") for disk, kind in work.disk_types.items()},
         full_interval_days=work.full_interval_days,
         interval_seconds=int(seconds_of(work.interval)),
         server_keys=_keys(work.server_keys),
@@ -198,11 +204,15 @@ def _restore(work: command_pb2.RestoreWork) -> spec.RestoreJob:
         target_folder=work.target_folder,
         manifest_digest=work.manifest_digest,
         server_keys=_keys(work.server_keys),
+        points=dict(work.points),
+        targets=dict(work.targets),
+        target_format=_known(_FORMATS, work.target_format, "format of images"),
+        overwrite=work.overwrite,
     )
 
 
 def _verify(work: command_pb2.VerifyWork) -> spec.VerifyJob:
-    return spec.VerifyJob(work.server_id, work.backup_id, _keys(work.server_keys))
+    return spec.VerifyJob(work.server_id, work.backup_id, _keys(work.server_keys), work.note_damage)
 
 
 def _delete(work: command_pb2.DeleteWork) -> spec.DeleteJob:

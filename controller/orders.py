@@ -8,7 +8,7 @@ it. Sync functions, run by `Database.run`.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -50,9 +50,10 @@ from controller.errors import (
 from controller.hypervisors import Hypervisor
 from controller.jobs import Job, NewJob
 from controller.limits import Limits
-from controller.rules import admission, states
+from controller.rules import admission, restoring, states
 from controller.rules import health as rules
 from controller.rules.exclusion import Outcome, Work, decide_all
+from controller.rules.restoring import RestoreChoice
 from controller.servers import Server
 from controller.storages import Storage
 from engine.ids import new_id
@@ -70,6 +71,7 @@ class BackupOrder:
     request_id: str = ""
     override_access: bool = False
     portal: bool = False  # an end user asked for it
+    disk_types: Mapping[str, str] = field(default_factory=dict)  # where it is another than `type`
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class RestoreOrder:
     backup_id: str
     disks: Sequence[str] = ()
     target_folder: str = ""
+    choice: RestoreChoice = restoring.NONE
     confirmation: str = ""
     request_id: str = ""
     override_access: bool = False
@@ -336,8 +339,12 @@ def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
     server, storage = servers.find(order.server_id), storages.find(order.storage_id)
     admission.check_server("backup", server, context.now)
     settings = schedules.resolve(storage, server.hypervisor_id)
+    present = {str(disk.get("disk", "")) for disk in server.disks}
+    restoring.check_disk_types(server.name, order.disks, order.disk_types, present)
     spec = {
         "type": order.type or "incremental",
+        "disk_types": dict(order.disk_types),
+        "interval_seconds": _interval_seconds(server.hypervisor_id, storage.storage_id),
         "consistency": order.consistency or settings.consistency.value,
         "disks": list(order.disks),
         "domain_uuid": server.domain_uuid,
@@ -357,19 +364,28 @@ def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
     )
 
 
+def _interval_seconds(hypervisor_id: str, storage_id: str) -> int:
+    """Return how far apart the scheduled backups to a storage are, 0 if there are none: a full is due half of it early (T29)."""
+    schedule = schedules.of_hypervisor(hypervisor_id)
+    if schedule is None or not schedule.enabled or schedule.storage_id != storage_id:
+        return 0
+    return schedule.interval_hours * 3600
+
+
 def _plan_restore(order: RestoreOrder, context: Context) -> _Plan:
     (backup, disks, _, chain), facts = _restore_facts(
-        order.backup_id, "", order.disks, order.target_folder, context.now
+        order.backup_id, "", order.disks, order.target_folder, context.now, order.choice
     )
     confirmations.check(context.vault, "restore", facts, order.confirmation)
     server = servers.find(backup.server_id)
     spec = {
         "disks": list(disks),
         "target_folder": order.target_folder,
-        "domain_uuid": "" if order.target_folder else server.domain_uuid,
+        "domain_uuid": "" if order.target_folder or order.choice.targets else server.domain_uuid,
         "manifest_digest": backup.manifest_digest,
         "portal": order.portal,
         "during_batch": order.during_batch and bool(_batches_at_work(server)),
+        **order.choice.json(),
     }
     return _Plan(
         type="restore",
@@ -498,13 +514,18 @@ def _find_server(server_id: str) -> Server | None:
 
 
 def preview_restore(
-    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str, context: Context
+    backup_id: str,
+    server_id: str,
+    disks: Sequence[str],
+    target_folder: str,
+    context: Context,
+    choice: RestoreChoice = restoring.NONE,
 ) -> RestorePreview:
     """Show what a restore would overwrite; an empty `backup_id` takes the server's latest.
 
-    Raises BackupNotFound, ServerNotFound, ServerDeleted, DiskNotFound.
+    Raises BackupNotFound, ServerNotFound, ServerDeleted, DiskNotFound, InvalidField.
     """
-    preview, facts = _restore_facts(backup_id, server_id, disks, target_folder, context.now)
+    preview, facts = _restore_facts(backup_id, server_id, disks, target_folder, context.now, choice)
     return RestorePreview(*preview, confirmations.sign(context.vault, "restore", facts))
 
 
@@ -528,21 +549,27 @@ _RestoreShown: TypeAlias = tuple[Backup, tuple[str, ...], bool, tuple[str, ...]]
 
 
 def _restore_facts(
-    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str, now: datetime
+    backup_id: str, server_id: str, disks: Sequence[str], target_folder: str, now: datetime, choice: RestoreChoice
 ) -> tuple[_RestoreShown, dict[str, Any]]:
     """Return what a restore would do, and the same as facts to sign."""
     backup = backups.get(backup_id) if backup_id else backups.latest(servers.find(server_id).server_id)
     server = servers.find(backup.server_id)
-    admission.check_server("restore", server, now, to_files=bool(target_folder))
-    chosen = _chosen_disks(backup, server, disks, to_files=bool(target_folder))
-    stops = not target_folder and server.domain_state in {"running", "paused"}
-    chain = tuple(backups.needs(backup.backup_id))
+    to_files = bool(target_folder or choice.targets)
+    admission.check_server("restore", server, now, to_files=to_files)
+    points = _points(backup, choice)
+    chosen = _chosen_disks(backup, server, disks, choice, to_files=to_files)
+    restoring.check(choice, chosen, target_folder)
+    stops = not to_files and server.domain_state in {"running", "paused"}
+    needed = (one for point in (*points, backup) for one in backups.needs(point.backup_id))
+    chain = tuple(dict.fromkeys(needed)) if points else tuple(backups.needs(backup.backup_id))
     facts = {
         "backup_id": backup.backup_id,
         "manifest_digest": backup.manifest_digest,
         "state": backup.state,
         "disks": list(chosen),
         "target_folder": target_folder,
+        **choice.json(),
+        "points_known": [[one.backup_id, one.manifest_digest, one.state] for one in points],
         "server_id": server.server_id,
         "hypervisor_id": server.hypervisor_id,
         "domain_uuid": server.domain_uuid,
@@ -552,11 +579,28 @@ def _restore_facts(
     return (backup, chosen, stops, chain), facts
 
 
-def _chosen_disks(backup: Backup, server: Server, wanted: Sequence[str], *, to_files: bool) -> tuple[str, ...]:
+def _points(backup: Backup, choice: RestoreChoice) -> list[Backup]:
+    """Return the other backups that disks come from, oldest first, each once; they are of one server and one storage."""
+    points = {}
+    for disk, backup_id in choice.points.items():
+        point = points[backup_id] = backups.get(backup_id)
+        if (point.server_id, point.storage_id) != (backup.server_id, backup.storage_id):
+            raise InvalidField(
+                field="points", problem=f"for {disk} is a backup of another server or on another storage"
+            )
+        if disk not in {one.disk for one in point.disks}:
+            raise DiskNotFound(domain=f"backup {backup_id}", disk=disk)
+    points.pop(backup.backup_id, None)
+    return [points[one] for one in sorted(points)]
+
+
+def _chosen_disks(
+    backup: Backup, server: Server, wanted: Sequence[str], choice: RestoreChoice, *, to_files: bool
+) -> tuple[str, ...]:
     """Return the disks to restore, never none. A disk that the server no longer has is left out (M17), and refused if asked for."""
-    held = [disk.disk for disk in backup.disks]
+    held = list(dict.fromkeys([*(disk.disk for disk in backup.disks), *choice.points]))
     present = {str(disk.get("disk", "")) for disk in server.disks}
-    for disk in wanted:
+    for disk in wanted or choice.points:
         if disk not in held:
             raise DiskNotFound(domain=f"backup {backup.backup_id}", disk=disk)
         if not to_files and present and disk not in present:

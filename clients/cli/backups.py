@@ -1,7 +1,7 @@
 """`bmctl backup …`: making, seeing, restoring, checking and deleting restore points."""
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, get_args
 
 import typer
 
@@ -11,17 +11,21 @@ from clients.cli.names import Names
 from clients.cli.options import (
     BackupArgument,
     Disks,
+    DiskTypes,
     From,
     Limit,
     Output,
+    Points,
     RequestId,
     ServerArgument,
     ServerFilter,
     Since,
     StorageFilter,
+    Targets,
     Until,
     Wait,
     Yes,
+    by_disk,
     group,
     moment,
     request_id,
@@ -34,9 +38,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from clients.gen.backupmanager.v1.backup_pb2 import Backup
-    from clients.gen.backupmanager.v1.backup_service_pb2 import PreviewDeleteResponse, PreviewRestoreResponse
+    from clients.gen.backupmanager.v1.backup_service_pb2 import (
+        PreviewDeleteResponse,
+        PreviewRestoreRequest,
+        PreviewRestoreResponse,
+    )
 
 Type: TypeAlias = Literal["full", "incremental", "differential", "copy"]
+Format: TypeAlias = Literal["raw", "qcow2"]
 Consistency: TypeAlias = Literal["freeze-or-pause", "freeze", "pause", "none"]
 
 
@@ -68,6 +77,7 @@ def start(
     ] = None,
     disk: Disks = None,
     override_access: OverrideAccess = False,
+    disk_type: DiskTypes = None,
     id_of_request: RequestId = "",
     wait: Wait = False,
     output: Output = "table",
@@ -85,6 +95,10 @@ def start(
     )
     if backup_type:
         request.type = words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", backup_type)
+    for name, kind in by_disk("--disk-type", disk_type).items():
+        if kind not in get_args(Type):
+            raise Usage(field="--disk-type", problem=f"{name}={kind}: the type is one of {', '.join(get_args(Type))}")
+        request.disk_types[name] = words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", kind)
     if consistency:
         request.consistency = words.enum_value(disk_pb2.ConsistencyMode, "CONSISTENCY_MODE_", consistency)
 
@@ -153,11 +167,17 @@ def restore(
     server: Annotated[str, typer.Option("--server", help="Restore this server's latest backup.")] = "",
     disk: Disks = None,
     to_folder: Annotated[
-        str, typer.Option("--to-folder", help="Write new raw files into this folder on the hypervisor instead.")
+        str, typer.Option("--to-folder", help="Write new files into this folder on the hypervisor instead.")
     ] = "",
     override_access: OverrideAccess = False,
     during_batch: Annotated[
         bool, typer.Option("--during-batch", help="Do not wait for a batch's end; run when those in progress are done.")
+    ] = False,
+    point: Points = None,
+    target: Targets = None,
+    image_format: Annotated[Format | None, typer.Option("--format", help="Of the files; raw when not given.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over files and block devices that are there already.")
     ] = False,
     id_of_request: RequestId = "",
     yes: Yes = False,
@@ -166,26 +186,41 @@ def restore(
 ) -> None:
     """Restore a backup.
 
-    Over the disks of its server, which is stopped for it and started again, or into new files. Shows what would be
-    overwritten, and asks.
+    Over the disks of its server, which is stopped for it and started again, or into files and block devices. Shows what
+    would be overwritten, and asks.
     """
+    from clients.gen.backupmanager.v1 import disk_pb2
     from clients.gen.backupmanager.v1.backup_service_pb2 import PreviewRestoreRequest, StartRestoreRequest
 
     if bool(backup) == bool(server):
         raise Usage(field="BACKUP", problem="give either the id of a backup, or --server for its latest")
+    points, targets = by_disk("--point", point), by_disk("--target", target)
+    kinds = disk_pb2.ImageFormat
+    file_format = (
+        words.enum_value(kinds, "IMAGE_FORMAT_", image_format)
+        if image_format
+        else kinds.Value("IMAGE_FORMAT_UNSPECIFIED")
+    )
 
     async def work(controller: Controller) -> None:
         screen = Screen(output)
-        asked = PreviewRestoreRequest(backup_id=backup, server_id=server, disks=disk, target_folder=to_folder)
+        asked = PreviewRestoreRequest(
+            backup_id=backup, server_id=server, disks=disk, target_folder=to_folder, points=points, targets=targets,
+            target_format=file_format, overwrite=overwrite,
+        )  # fmt: skip
         preview = await controller.call(controller.backups.PreviewRestore, asked)
         names = await Names.load(controller, "servers", "storages")
-        screen.side.print(_restore_preview(screen, preview, names, to_folder))
-        question = "Write these files?" if to_folder else f"Overwrite {', '.join(preview.disks)}?"
+        screen.side.print(_restore_preview(screen, preview, names, asked))
+        question = "Write these files?" if to_folder or targets else f"Overwrite {', '.join(preview.disks)}?"
         ask.confirm(question, yes=yes)
         request = StartRestoreRequest(
             backup_id=preview.backup.backup_id,
             disks=disk,
             target_folder=to_folder,
+            points=points,
+            targets=targets,
+            target_format=file_format,
+            overwrite=overwrite,
             confirmation=preview.confirmation,
             override_access=override_access,
             request_id=request_id(id_of_request),
@@ -299,15 +334,19 @@ def _card(screen: Screen, backup: "Backup", names: Names) -> "RenderableType":
 
 
 def _restore_preview(
-    screen: Screen, preview: "PreviewRestoreResponse", names: Names, target_folder: str
+    screen: Screen, preview: "PreviewRestoreResponse", names: Names, asked: "PreviewRestoreRequest"
 ) -> "RenderableType":
     """Return what a restore would do, the loss first in red: whoever confirms has read it."""
     backup = preview.backup
     wanted = set(preview.disks)
-    disks = [disk for disk in backup.disks if disk.disk in wanted]
-    if target_folder:
-        target = f"new files in {target_folder}"
+    sizes = {disk.disk: words.size(disk.size_bytes) for disk in backup.disks if disk.disk not in asked.points}
+    if asked.target_folder or asked.targets:
+        target = f"new files in {asked.target_folder}" if asked.target_folder else "the given targets"
         warning = styled("  The server's own disks stay as they are.", "green")
+        if asked.overwrite:
+            warning = styled(
+                "  The server's own disks stay as they are; files and devices there are written over.", "bold red"
+            )
     else:
         target = f"the disks of {names[backup.server_id]}"
         stop = " The server is stopped for it and started again." if preview.stops_server else " The server is off."
@@ -320,11 +359,12 @@ def _restore_preview(
         ("To", target),
         ("State", state_of(backup)),
     )
-    columns = (
-        Column("Disk", lambda one: one.disk),
-        Column("Size", lambda one: words.size(one.size_bytes), right=True),
-    )
-    return card(heading("Restore"), facts, warning, screen.table(disks, columns))
+    columns = [Column("Disk", lambda one: one), Column("Size", lambda one: sizes.get(one, "-"), right=True)]
+    if asked.points:
+        columns.append(Column("From backup", lambda one: asked.points.get(one, backup.backup_id), whole=True))
+    if asked.targets:
+        columns.append(Column("To", lambda one: asked.targets.get(one, "-"), whole=True))
+    return card(heading("Restore"), facts, warning, screen.table(sorted(wanted), tuple(columns)))
 
 
 def delete_preview(screen: Screen, preview: "PreviewDeleteResponse", names: Names, asked: set[str]) -> "RenderableType":

@@ -1,7 +1,7 @@
 """Arguments and options that several verbs share, each with one wording and one meaning."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, TypeAlias, TypeVar
 
@@ -26,6 +26,20 @@ Until: TypeAlias = Annotated[str, typer.Option("--until", help="Before: a span s
 ServerFilter: TypeAlias = Annotated[str, typer.Option("--server", help="Only this server's: id, external id or name.")]
 StorageFilter: TypeAlias = Annotated[str, typer.Option("--storage", help="Only those on this storage: id or name.")]
 Disks: TypeAlias = Annotated[list[str] | None, typer.Option("--disk", help="Only this disk, such as vda; repeatable.")]
+DiskTypes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--disk-type", metavar="DISK=TYPE", help="Another type for this disk, such as vdb=full; repeatable."),
+]
+Points: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--point", metavar="DISK=BACKUP", help="This disk from another backup of the server; repeatable."),
+]
+Targets: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", metavar="DISK=PATH", help="This disk into a file or block device on the hypervisor; repeatable."
+    ),
+]
 From: TypeAlias = Annotated[str, typer.Option("--hypervisor", help="From which hypervisor: id or name.")]
 RequestId: TypeAlias = Annotated[
     str, typer.Option("--request-id", help="A UUID; the same one twice starts one job. Made up when not given.")
@@ -63,3 +77,15 @@ def moment(option: str, text: str) -> datetime | None:
 def request_id(text: str) -> str:
     """Return the request id to send: the one given, or a new one."""
     return str(parsed("--request-id", text, uuid.UUID) or uuid.uuid4())
+
+
+def by_disk(option: str, texts: Sequence[str] | None) -> dict[str, str]:
+    """Return what is given as DISK=VALUE, each disk once. Raises Usage naming the option."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        disk, equals, value = text.partition("=")
+        if not (disk and equals and value) or disk in found:
+            problem = f"{disk} is given twice" if disk in found else f"{text}: has to be like vda=…"
+            raise Usage(field=option, problem=problem)
+        found[disk] = value
+    return found

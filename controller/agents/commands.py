@@ -117,9 +117,17 @@ def _backup(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.Server
         full_interval_days=job.spec["full_interval_days"],
         server_keys=keys,
     )
-    work.type = disk_pb2.BackupType.Value(f"BACKUP_TYPE_{job.spec['type'].upper()}")
+    work.type = _backup_type(job.spec["type"])
+    for disk, kind in job.spec.get("disk_types", {}).items():
+        work.disk_types[disk] = _backup_type(kind)
+    if seconds := job.spec.get("interval_seconds"):
+        work.interval.CopyFrom(_span(timedelta(seconds=seconds)))
     work.consistency = disk_pb2.ConsistencyMode.Value(f"CONSISTENCY_MODE_{job.spec['consistency'].upper()}")
     run.backup.CopyFrom(work)
+
+
+def _backup_type(word: str) -> "disk_pb2.BackupType.ValueType":
+    return disk_pb2.BackupType.Value(f"BACKUP_TYPE_{word.upper()}")
 
 
 def _restore(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
@@ -133,12 +141,20 @@ def _restore(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.Serve
             manifest_digest=job.spec["manifest_digest"],
             during_batch=bool(job.spec.get("during_batch")),
             server_keys=keys,
+            points=job.spec.get("points"),
+            targets=job.spec.get("targets"),
+            target_format=disk_pb2.ImageFormat.Value(f"IMAGE_FORMAT_{job.spec.get('target_format', 'raw').upper()}"),
+            overwrite=bool(job.spec.get("overwrite")),
         )
     )
 
 
 def _verify(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
-    run.verify.CopyFrom(command_pb2.VerifyWork(server_id=job.server_id, backup_id=job.backup_id, server_keys=keys))
+    note_damage = not storages.find(job.storage_id).read_only
+    work = command_pb2.VerifyWork(
+        server_id=job.server_id, backup_id=job.backup_id, server_keys=keys, note_damage=note_damage
+    )
+    run.verify.CopyFrom(work)
 
 
 def _delete(run: command_pb2.RunCommand, job: Job, _keys: list[command_pb2.ServerKey]) -> None:

@@ -12,6 +12,7 @@ from controller.backups import Backup, BackupFilter
 from controller.errors import InvalidField
 from controller.orders import BackupOrder, Chain, DeleteOrder, RestoreOrder, VerifyOrder
 from controller.rules import tree
+from controller.rules.restoring import RestoreChoice
 from controller.security.caller import current_caller
 from controller.services import check, convert, paging
 from controller.services.parts import Context, Parts
@@ -32,6 +33,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             disks=check.disks("disks", request.disks),
             request_id=check.request_id(request.request_id),
             override_access=request.override_access,
+            disk_types={disk: _type(kind) for disk, kind in check.by_disk("disk_types", request.disk_types).items()},
         )
         return messages.StartBackupResponse(job_id=await self._start(order))
 
@@ -79,6 +81,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             check.disks("disks", request.disks),
             _target(request.target_folder),
             self._context(),
+            _choice(request),
         )
         return messages.PreviewRestoreResponse(
             backup=convert.backup(preview.backup),
@@ -95,6 +98,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             backup_id=check.identifier("backup_id", request.backup_id),
             disks=check.disks("disks", request.disks),
             target_folder=_target(request.target_folder),
+            choice=_choice(request),
             confirmation=confirmation_of(request.confirmation),
             request_id=check.request_id(request.request_id),
             override_access=request.override_access,
@@ -199,6 +203,23 @@ def _shown(records: Sequence[Backup]) -> list[backup_pb2.Backup]:
 
 def _target(text: str) -> str:
     return check.path("target_folder", text) if text else ""
+
+
+def _choice(request: messages.PreviewRestoreRequest | messages.StartRestoreRequest) -> RestoreChoice:
+    points, targets = check.by_disk("points", request.points), check.by_disk("targets", request.targets)
+    return RestoreChoice(
+        points={disk: check.identifier("points", backup_id) for disk, backup_id in points.items()},
+        targets={disk: check.path("targets", path) for disk, path in targets.items()},
+        target_format=convert.enum_word(disk_pb2.ImageFormat.DESCRIPTOR, request.target_format),
+        overwrite=request.overwrite,
+    )
+
+
+def _type(number: int) -> str:
+    kinds = disk_pb2.BackupType.DESCRIPTOR
+    if number == disk_pb2.BACKUP_TYPE_UNSPECIFIED or number not in kinds.values_by_number:
+        raise InvalidField(field="disk_types", problem="holds a disk without a type that we know")
+    return convert.enum_word(kinds, number)
 
 
 def confirmation_of(text: str) -> str:

@@ -2,9 +2,9 @@
 
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -14,6 +14,8 @@ from controller.errors import InvalidField
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
+
+T = TypeVar("T")
 
 NAME_CHARACTERS_MAX = 64
 TITLE_CHARACTERS_MAX = 128
@@ -89,6 +91,11 @@ def disks(field: str, names: Iterable[str]) -> tuple[str, ...]:
     for one in chosen:
         _expect(_DISK.fullmatch(one) is not None, field, "holds a name that no disk has")
     return chosen
+
+
+def by_disk(field: str, values: Mapping[str, T]) -> dict[str, T]:
+    """What is given for single disks, by their target devices such as `vda`."""
+    return {disk: values[disk] for disk in disks(field, values)}
 
 
 def identifiers(field: str, texts: Sequence[str], most: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from agent import convert, convert_results
 from agent.config import Config
 from agent.errors import CommandUnsupported
 from clients.gen.backupmanager.agent.v1 import event_pb2
-from clients.gen.backupmanager.v1 import job_pb2
+from clients.gen.backupmanager.v1 import disk_pb2, job_pb2
 from engine import spec
 from engine.errors import InvalidSpec
 from engine.hypervisor.domains import DiskInfo, DomainInfo
@@ -55,6 +55,26 @@ def test_defaults_of_a_command(tmp_path: Path) -> None:
     assert made.jobs[0].backup is not None
     assert made.jobs[0].backup.type == "incremental"
     assert made.jobs[0].backup.consistency == "freeze_or_pause"
+
+
+@pytest.mark.feature("C12", "T29")
+def test_single_disks_types_points_and_targets_reach_the_engine(tmp_path: Path) -> None:
+    backing_up, restoring = run_command(tmp_path), run_command(tmp_path, verb="restore")
+    backing_up.run.backup.disk_types["vdb"] = disk_pb2.BACKUP_TYPE_FULL
+    backing_up.run.backup.interval.FromSeconds(3600)
+    restoring.run.restore.points["vdb"] = "b"
+    restoring.run.restore.targets["vda"] = "/dev/a"
+    restoring.run.restore.target_format = disk_pb2.IMAGE_FORMAT_QCOW2
+    restoring.run.restore.overwrite = True
+
+    (first,) = convert.to_spec(backing_up, Config(), "host", tmp_path / "c").jobs
+    (second,) = convert.to_spec(restoring, Config(), "host", tmp_path / "c").jobs
+
+    assert first.backup is not None
+    assert second.restore is not None
+    assert (first.backup.disk_types, first.backup.interval_seconds) == ({"vdb": "full"}, 3600)
+    assert (second.restore.points, second.restore.targets) == ({"vdb": "b"}, {"vda": "/dev/a"})
+    assert (second.restore.target_format, second.restore.overwrite) == ("qcow2", True)
 
 
 @pytest.mark.feature("S29")

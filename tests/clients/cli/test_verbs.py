@@ -168,6 +168,30 @@ def test_restore_to_files_overwrites_nothing(bmctl: Bmctl, canned: Canned) -> No
     assert preview.target_folder == request.target_folder == "/srv/out"
 
 
+@pytest.mark.feature("C12")
+def test_each_disk_can_be_asked_for_alone(bmctl: Bmctl, canned: Canned) -> None:
+    assert bmctl("backup", "start", "web1", "--storage", "offsite", "--disk-type", "vdb=full").code == 0
+    options = ("--target", "vda=/dev/vg/a=b", "--point", f"vdb={rows.INCREMENTAL}", "--format", "qcow2", "--overwrite")
+    ended = bmctl("backup", "restore", rows.FULL, *options, "--yes")
+
+    assert dict(canned.calls["StartBackup"][0].disk_types) == {"vdb": disk_pb2.BACKUP_TYPE_FULL}
+    for request in (canned.calls["PreviewRestore"][0], canned.calls["StartRestore"][0]):
+        assert dict(request.targets) == {"vda": "/dev/vg/a=b"}
+        assert dict(request.points) == {"vdb": rows.INCREMENTAL}
+        assert (request.target_format, request.overwrite) == (disk_pb2.IMAGE_FORMAT_QCOW2, True)
+    assert "written over" in ended.err
+    assert "/dev/vg/a=b" in ended.err
+
+
+@pytest.mark.parametrize("wrong", ["vdb", "=full", "vdb=", "vdb=daily"])
+def test_what_is_not_for_one_disk_is_a_usage_error(bmctl: Bmctl, canned: Canned, wrong: str) -> None:
+    ended = bmctl("backup", "start", "web1", "--storage", "offsite", "--disk-type", wrong)
+
+    assert ended.code == 2
+    assert "--disk-type" in ended.err
+    assert not canned.calls["StartBackup"]
+
+
 def test_delete_names_what_goes_along(bmctl: Bmctl, canned: Canned) -> None:
     ended = bmctl("backup", "delete", rows.FULL, "--hypervisor", "hv1", "--yes")
 

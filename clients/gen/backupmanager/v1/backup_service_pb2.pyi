@@ -27,6 +27,26 @@ class StartBackupRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DiskTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _disk_pb2.BackupType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _disk_pb2.BackupType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SERVER_ID_FIELD_NUMBER: _builtins.int
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
@@ -34,6 +54,7 @@ class StartBackupRequest(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
+    DISK_TYPES_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server: id, external id, or a unique name."""
     storage_id: _builtins.str
@@ -50,6 +71,10 @@ class StartBackupRequest(_message.Message):
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; empty for all that can be backed up."""
 
+    @_builtins.property
+    def disk_types(self) -> _containers.ScalarMap[_builtins.str, _disk_pb2.BackupType.ValueType]:
+        """Disks whose type is another one than `type`, such as a full of one disk beside incrementals: the type, by disk."""
+
     def __init__(
         self,
         *,
@@ -60,10 +85,11 @@ class StartBackupRequest(_message.Message):
         disks: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         override_access: _builtins.bool = ...,
+        disk_types: _abc.Mapping[_builtins.str, _disk_pb2.BackupType.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "disks", b"disks", "override_access", b"override_access", "request_id", b"request_id", "server_id", b"server_id", "storage_id", b"storage_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "disk_types", b"disk_types", "disks", b"disks", "override_access", b"override_access", "request_id", b"request_id", "server_id", b"server_id", "storage_id", b"storage_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,19 +265,77 @@ class PreviewRestoreRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PointsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TargetsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     SERVER_ID_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     TARGET_FOLDER_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TARGET_FORMAT_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup to restore; empty takes the server's latest."""
     server_id: _builtins.str
     """The server, needed when `backup_id` is empty."""
     target_folder: _builtins.str
-    """A folder on the hypervisor for new raw files, instead of the server's disks."""
+    """A folder on the hypervisor for new files (`vda.raw`, `vda.qcow2`, …), instead of the server's disks."""
+    target_format: _disk_pb2.ImageFormat.ValueType
+    """Format of the files; unset means raw."""
+    overwrite: _builtins.bool
+    """Write over files and block devices that are there already, unless they are in use."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; empty for all that the backup holds."""
+
+    @_builtins.property
+    def points(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Disks that come from another backup of the same server on the same storage: its id, by disk."""
+
+    @_builtins.property
+    def targets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where a disk goes on the hypervisor: a new file, or a block device; an absolute path, by disk. Without `target_folder` every
+        disk needs one.
+        """
 
     def __init__(
         self,
@@ -260,10 +344,14 @@ class PreviewRestoreRequest(_message.Message):
         server_id: _builtins.str = ...,
         disks: _abc.Iterable[_builtins.str] | None = ...,
         target_folder: _builtins.str = ...,
+        points: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        target_format: _disk_pb2.ImageFormat.ValueType = ...,
+        overwrite: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "server_id", b"server_id", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "overwrite", b"overwrite", "points", b"points", "server_id", b"server_id", "target_folder", b"target_folder", "target_format", b"target_format", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,6 +407,46 @@ class StartRestoreRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PointsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TargetsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     DISKS_FIELD_NUMBER: _builtins.int
     TARGET_FOLDER_FIELD_NUMBER: _builtins.int
@@ -326,6 +454,10 @@ class StartRestoreRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
     DURING_BATCH_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TARGET_FORMAT_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
     backup_id: _builtins.str
     """The backup to restore."""
     target_folder: _builtins.str
@@ -340,9 +472,23 @@ class StartRestoreRequest(_message.Message):
     """While a batch is at work on the hypervisor, do not wait for its end: run once the servers now in progress are done, and
     let the batch go on afterwards. Without one it changes nothing.
     """
+    target_format: _disk_pb2.ImageFormat.ValueType
+    """As in the preview. Format of the files; unset means raw."""
+    overwrite: _builtins.bool
+    """As in the preview. Write over files and block devices that are there already, unless they are in use."""
     @_builtins.property
     def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which disks; as in the preview."""
+
+    @_builtins.property
+    def points(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in the preview. Disks that come from another backup of the same server on the same storage: its id, by disk."""
+
+    @_builtins.property
+    def targets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in the preview. Where a disk goes on the hypervisor: a new file, or a block device; an absolute path, by disk. Without `target_folder` every
+        disk needs one.
+        """
 
     def __init__(
         self,
@@ -354,10 +500,14 @@ class StartRestoreRequest(_message.Message):
         request_id: _builtins.str = ...,
         override_access: _builtins.bool = ...,
         during_batch: _builtins.bool = ...,
+        points: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        target_format: _disk_pb2.ImageFormat.ValueType = ...,
+        overwrite: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "during_batch", b"during_batch", "override_access", b"override_access", "request_id", b"request_id", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "confirmation", b"confirmation", "disks", b"disks", "during_batch", b"during_batch", "override_access", b"override_access", "overwrite", b"overwrite", "points", b"points", "request_id", b"request_id", "target_folder", b"target_folder", "target_format", b"target_format", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,6 +114,30 @@ CONSISTENCY_REACHED_OFFLINE: ConsistencyReached.ValueType  # 4
 """The domain was off."""
 Global___ConsistencyReached: _TypeAlias = ConsistencyReached  # noqa: Y015
 
+class _ImageFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
+    """Not set; means IMAGE_FORMAT_RAW."""
+    IMAGE_FORMAT_RAW: _ImageFormat.ValueType  # 1
+    """The disk's bytes as they are; zeros are holes."""
+    IMAGE_FORMAT_QCOW2: _ImageFormat.ValueType  # 2
+    """QEMU's qcow2, not compressed."""
+
+class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper):
+    """The format of an image file."""
+
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
+"""Not set; means IMAGE_FORMAT_RAW."""
+IMAGE_FORMAT_RAW: ImageFormat.ValueType  # 1
+"""The disk's bytes as they are; zeros are holes."""
+IMAGE_FORMAT_QCOW2: ImageFormat.ValueType  # 2
+"""QEMU's qcow2, not compressed."""
+Global___ImageFormat: _TypeAlias = ImageFormat  # noqa: Y015
+
 @_typing.final
 class Disk(_message.Message):
     """A disk of a domain, as the hypervisor sees it."""

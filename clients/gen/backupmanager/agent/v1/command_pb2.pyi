@@ -368,6 +368,26 @@ class BackupWork(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class DiskTypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _disk_pb2.BackupType.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _disk_pb2.BackupType.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SERVER_ID_FIELD_NUMBER: _builtins.int
     DOMAIN_UUID_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
@@ -377,6 +397,7 @@ class BackupWork(_message.Message):
     DISKS_FIELD_NUMBER: _builtins.int
     FULL_INTERVAL_DAYS_FIELD_NUMBER: _builtins.int
     SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    DISK_TYPES_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server."""
@@ -403,6 +424,10 @@ class BackupWork(_message.Message):
         """The server's keys."""
 
     @_builtins.property
+    def disk_types(self) -> _containers.ScalarMap[_builtins.str, _disk_pb2.BackupType.ValueType]:
+        """Disks of another type: the type, by disk."""
+
+    @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """How far apart the schedule's runs are; unset where there is none. A full is due half of it early (T29)."""
 
@@ -418,11 +443,12 @@ class BackupWork(_message.Message):
         disks: _abc.Iterable[_builtins.str] | None = ...,
         full_interval_days: _builtins.int = ...,
         server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        disk_types: _abc.Mapping[_builtins.str, _disk_pb2.BackupType.ValueType] | None = ...,
         interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "consistency", b"consistency", "create_time", b"create_time", "disks", b"disks", "domain_uuid", b"domain_uuid", "full_interval_days", b"full_interval_days", "interval", b"interval", "server_id", b"server_id", "server_keys", b"server_keys", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "consistency", b"consistency", "create_time", b"create_time", "disk_types", b"disk_types", "disks", b"disks", "domain_uuid", b"domain_uuid", "full_interval_days", b"full_interval_days", "interval", b"interval", "server_id", b"server_id", "server_keys", b"server_keys", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +460,46 @@ class RestoreWork(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PointsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class TargetsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SERVER_ID_FIELD_NUMBER: _builtins.int
     DOMAIN_UUID_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
@@ -441,6 +507,10 @@ class RestoreWork(_message.Message):
     TARGET_FOLDER_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TARGET_FORMAT_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FIELD_NUMBER: _builtins.int
     DURING_BATCH_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server whose backup it is."""
@@ -452,6 +522,10 @@ class RestoreWork(_message.Message):
     """Folder for raw files instead of the domain's disks."""
     manifest_digest: _builtins.str
     """SHA-256 of backup.json as the catalog knows it, hexadecimal; empty when it does not."""
+    target_format: _disk_pb2.ImageFormat.ValueType
+    """Format of the files; unset means raw."""
+    overwrite: _builtins.bool
+    """Write over what is there already."""
     during_batch: _builtins.bool
     """A batch is at work: hold it, begin when the servers now in progress are done, and let it go on afterwards."""
     @_builtins.property
@@ -461,6 +535,14 @@ class RestoreWork(_message.Message):
     @_builtins.property
     def server_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerKey]:
         """The server's keys."""
+
+    @_builtins.property
+    def points(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Disks that come from another backup of the server: its id, by disk."""
+
+    @_builtins.property
+    def targets(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Where a disk goes, a file or a block device; an absolute path, by disk."""
 
     def __init__(
         self,
@@ -472,11 +554,15 @@ class RestoreWork(_message.Message):
         target_folder: _builtins.str = ...,
         manifest_digest: _builtins.str = ...,
         server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        points: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        targets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        target_format: _disk_pb2.ImageFormat.ValueType = ...,
+        overwrite: _builtins.bool = ...,
         during_batch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "domain_uuid", b"domain_uuid", "during_batch", b"during_batch", "manifest_digest", b"manifest_digest", "server_id", b"server_id", "server_keys", b"server_keys", "target_folder", b"target_folder"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "domain_uuid", b"domain_uuid", "during_batch", b"during_batch", "manifest_digest", b"manifest_digest", "overwrite", b"overwrite", "points", b"points", "server_id", b"server_id", "server_keys", b"server_keys", "target_folder", b"target_folder", "target_format", b"target_format", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -491,10 +577,13 @@ class VerifyWork(_message.Message):
     SERVER_ID_FIELD_NUMBER: _builtins.int
     BACKUP_ID_FIELD_NUMBER: _builtins.int
     SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    NOTE_DAMAGE_FIELD_NUMBER: _builtins.int
     server_id: _builtins.str
     """The server whose backup it is."""
     backup_id: _builtins.str
     """The backup; empty for all of the server."""
+    note_damage: _builtins.bool
+    """Leave marks beside damaged data, so that the next backup begins a new chain; not on a storage that is read-only."""
     @_builtins.property
     def server_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerKey]:
         """The server's keys; without them only what needs no key is checked."""
@@ -505,10 +594,11 @@ class VerifyWork(_message.Message):
         server_id: _builtins.str = ...,
         backup_id: _builtins.str = ...,
         server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        note_damage: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "server_id", b"server_id", "server_keys", b"server_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "note_damage", b"note_damage", "server_id", b"server_id", "server_keys", b"server_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
