@@ -197,13 +197,11 @@ def _schedule(facts: Facts) -> Finding:
     if schedule is None:
         return Finding(
             "schedule", "blocks", f"hypervisor {facts.server.place or '-'} has no schedule",
-            "Make one: bmctl schedule create",
+            "Make one: bmctl schedule add",
         )  # fmt: skip
     links = {"schedule_id": schedule.schedule_id}
     if not schedule.enabled:
-        return Finding(
-            "schedule", "blocks", "the schedule is disabled", "Enable it: bmctl schedule update --enable", "", links
-        )
+        return Finding("schedule", "blocks", "the schedule is disabled", "Enable it: bmctl schedule enable", "", links)
     return Finding("schedule", "ok", "the schedule of its hypervisor is enabled", facts=links)
 
 
@@ -211,7 +209,7 @@ def _interval(schedule: ScheduleFacts, now: datetime) -> Finding:
     if not schedule.interval_hours:
         return Finding(
             "interval", "blocks", "the schedule runs by hand only (interval 0)",
-            "Set an interval, or start a run: bmctl schedule dispatch",
+            "Set an interval, or start a run: bmctl schedule run",
         )  # fmt: skip
     every = f"every {schedule.interval_hours} h"
     if schedule.due_time is None:
@@ -226,9 +224,7 @@ def _interval(schedule: ScheduleFacts, now: datetime) -> Finding:
 def _hours(schedule: ScheduleFacts) -> Finding:
     rule = f"window {schedule.window}, days {schedule.days} ({schedule.time_zone})"
     if schedule.next_time is None:
-        return Finding(
-            "window", "blocks", f"no hour allows a run: {rule}", "Widen window or days: bmctl schedule update"
-        )
+        return Finding("window", "blocks", f"no hour allows a run: {rule}", "Widen window or days: bmctl schedule set")
     if schedule.open_now:
         return Finding("window", "ok", f"runs may begin now: {rule}")
     return Finding("window", "waits", f"runs may begin again {_when(schedule.next_time)}: {rule}")
@@ -237,7 +233,7 @@ def _hours(schedule: ScheduleFacts) -> Finding:
 def _pause(facts: Facts) -> Finding:
     if facts.paused:
         return Finding(
-            "pause", "blocks", "the dispatcher is paused: no batch begins", "Resume it: bmctl settings update",
+            "pause", "blocks", "the dispatcher is paused: no batch begins", "Resume it: bmctl settings set",
             "DISPATCH_PAUSED",
         )  # fmt: skip
     return Finding("pause", "ok", "the dispatcher is not paused")
@@ -310,7 +306,7 @@ def _level(server: ServerFacts) -> Finding:
     if not server.level_scheduled:
         return Finding(
             "level", "blocks", f"its access level is {words}{said}: no backup by schedule",
-            "Give it another level: bmctl server access",
+            "Give it another level: bmctl server access set",
             "ACCESS_LEVEL_DENIED",
         )  # fmt: skip
     return Finding("level", "ok", f"its access level is {words}{said}")

@@ -1,5 +1,6 @@
 """docs/bmctl.md and bmctl say the same: every verb is on the page, every example is a command that bmctl accepts."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import typer
 from clients.cli import main
 from clients.cli.failures import Exit
 
-PAGE = (Path(__file__).parents[3] / "docs" / "bmctl.md").read_text()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "bmctl.md").read_text()
 
 
 def verbs(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -52,10 +54,30 @@ def command_of(words: list[str]) -> tuple[tuple[str, ...], Any]:
     return tuple(path), command
 
 
+def advice() -> list[str]:
+    """Return every command that our code tells a person to type: `bmctl …` in any text of it, up to the first other word."""
+    found = set()
+    for folder in ("agent", "clients/cli", "controller", "engine"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.update(re.findall(r"(?:`|: )bmctl ([a-z][a-z-]*(?: [a-z][a-z-]*)?)", node.value))
+    return sorted(found)
+
+
 def test_every_verb_is_on_the_page() -> None:
     shown = {command_of(words)[0] for words in examples()}
     assert set(VERBS) - shown == set()
     assert len(VERBS) >= 36
+
+
+@pytest.mark.feature("E1")
+@pytest.mark.parametrize("words", advice())
+def test_every_command_that_is_recommended_exists(words: str) -> None:
+    path, command = command_of(words.split())
+    assert path, words
+    assert path in VERBS or len(path) == len(words.split()), words
+    assert command is not None
 
 
 @pytest.mark.parametrize("words", examples(), ids=" ".join)
