@@ -63,7 +63,11 @@ def test_only_what_came_after_an_hour_of_waiting_queues_behind(
 
 
 @pytest.mark.feature("X17", "S21", "M5")
-@pytest.mark.parametrize("kinds", [set(one) for n in range(6) for one in itertools.combinations(ENDS, n)], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [set(one) for n in range(6) for one in itertools.combinations(ENDS, n)],
+    ids=lambda kinds: "+".join(sorted(kinds)),
+)
 def test_how_a_batch_ends_by_its_jobs(kinds: set[str]) -> None:
     well, failed = bool(kinds & states.WELL), states.FAILED in kinds
     found = states.outcome(kinds, cancelled=False)
