@@ -231,6 +231,7 @@ class Session:
             boot_id=self._host.boot_id,
             journal_id=self._position.journal_id,
             last_sequence=self._position.last_sequence,
+            acknowledged_sequence=self._position.acknowledged,
             operations=[
                 session_service_pb2.OperationStatus(
                     job_id=one.job_id, attempt=one.attempt, generation=one.generation, epoch=one.epoch

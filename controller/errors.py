@@ -246,6 +246,16 @@ class DeleteBound(ControllerError):
     remedy = "Let that hypervisor do it, or bind the storage's deletes to another one"
 
 
+class StorageUnreconciled(ControllerError):
+    """The controller's memory was lost or set back: what it knows of the storage may be older than what lies there."""
+
+    reason = "STORAGE_UNRECONCILED"
+    template = (
+        "nothing is deleted on storage {storage_id}: it was not reconciled since epoch {epoch} of the controller began"
+    )
+    remedy = "Run bmctl storage reconcile, and wait for its job to end"
+
+
 class RetentionChanged(ControllerError):
     """Something that was to be pruned is kept now: the policy or the backups changed while the job waited."""
 

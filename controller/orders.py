@@ -25,6 +25,7 @@ from controller import (
     installation,
     jobs,
     leases,
+    reconciliation,
     removals,
     schedules,
     servers,
@@ -130,6 +131,8 @@ class RemovalOrder:
 
 @dataclass(frozen=True, slots=True)
 class ReindexOrder:
+    """`hypervisor_id` "" leaves the choice among those that use the storage."""
+
     storage_id: str
     hypervisor_id: str
     server_id: str = ""
@@ -224,6 +227,7 @@ def start(order: Order, context: Context) -> str:
     admission.check_hypervisor(plan.type, plan.hypervisor)
     admission.check_storage(plan.type, plan.storage)
     removals.check_binding(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
+    reconciliation.check(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
     _check_free(plan)
     new = NewJob(
         job_id=job_id,
@@ -328,6 +332,7 @@ def _plan(order: Order, context: Context) -> _Plan:
         case RemovalOrder():
             return _plan_removal(order, context)
         case ReindexOrder():
+            order = replace(order, hypervisor_id=_reader(order, context))
             return _plan_storage("reindex", order, context, server_id=order.server_id)
         case TestOrder():
             return _plan_storage("test", order, context)
@@ -456,6 +461,15 @@ def _removal(
         },
         claimed=backups.chains_of(chosen),
     )
+
+
+def _reader(order: ReindexOrder, context: Context) -> str:
+    if order.hypervisor_id:
+        return order.hypervisor_id
+    chosen = reconciliation.reader(storages.find(order.storage_id), context.limits, context.now)
+    if not chosen:
+        raise HypervisorUnreachable(hypervisor_id="any", last_contact_time="unknown")
+    return chosen
 
 
 def _looker(order: HealthOrder, context: Context) -> str:

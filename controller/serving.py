@@ -72,7 +72,7 @@ from clients.gen.backupmanager.v1 import (
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
-from controller import installation, totals
+from controller import installation, set_back, totals
 from controller.addresses import join_address, split_address
 from controller.agents.ownership import Ownership
 from controller.agents.sessions import Sessions
@@ -201,6 +201,8 @@ class Controller:
         vault = Vault.load(settings.master_key_file)
         database = await asyncio.to_thread(Database.open, settings.database_url)
         stack.push_async_callback(asyncio.to_thread, database.close)
+        await database.run(installation.get)
+        await database.run(set_back.check_mark, settings.mark_file, limits_of(settings), clock.now())
         known = await database.run(installation.get)
         await database.run(totals.recount_all)
         changes = Changes()
@@ -238,6 +240,8 @@ class Controller:
         tick.start()
         stack.push_async_callback(courier.stop)
         courier.start()
+        mark = asyncio.create_task(set_back.keep_mark(database, settings.mark_file), name="mark")
+        stack.push_async_callback(_cancel, mark)
         maintenance = asyncio.create_task(_maintain(authority, clock, self._maintain_seconds), name="authority")
         stack.push_async_callback(_cancel, maintenance)
         stack.push_async_callback(server.stop, STOP_SECONDS)

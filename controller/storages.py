@@ -160,6 +160,22 @@ def open_keys(storage_id: str, vault: Vault) -> list[StorageKey]:
     return [StorageKey(row.key_id, vault.open("storage_key", "box", row.key_id, bytes(row.box))) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A key as it lies on the storage, closed by the passphrase."""
+
+    key_id: str
+    text: str = field(repr=False)
+    create_time: datetime
+
+
+def closed_keys(storage_id: str) -> list[WrappedKey]:
+    """Return a storage's closed keys, oldest first."""
+    table = models.StorageKey
+    rows = table.select().where(table.storage_id == storage_id).order_by(table.create_time, table.key_id)
+    return [WrappedKey(row.key_id, row.wrapped, row.create_time) for row in rows]
+
+
 def wrapped_keys(storage_id: str) -> dict[str, str]:
     """Return the key objects that lie under `keys/`, by key id."""
     table = models.StorageKey
@@ -263,6 +279,7 @@ def delete(storage_id: str, now: datetime) -> None:
     secrets.remove_all(TABLE, storage_id)
     models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
     health.forget_storage(storage_id)
+    models.Reconciliation.delete().where(models.Reconciliation.storage_id == storage_id).execute()
     Row.delete().where(Row.storage_id == storage_id).execute()
     _event("storage.deleted", storage_id, now)
 

@@ -1,10 +1,11 @@
 """`bmctl storage …`: where backups go. The many settings of one are options from storage_settings.py."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from clients.cli import ask, storage_health, words
+from clients.cli import ask, recovery_sheet, storage_health, words
 from clients.cli.failures import Usage
 from clients.cli.options import Output, RequestId, ServerFilter, StorageArgument, Wait, Yes, group, request_id
 from clients.cli.output import Cell, Column, Format, Screen, card, heading, plain, state, state_of
@@ -52,6 +53,8 @@ From: TypeAlias = Annotated[str, typer.Option("--hypervisor", help="From which h
 
 app = group()
 add = group()
+keys = group()
+app.add_typer(keys, name="key", help="The keys of an encrypted storage.", no_args_is_help=True)
 app.add_typer(add, name="add", help="Add a storage.", invoke_without_command=True, no_args_is_help=True)
 
 _NONE = "No storages yet. `bmctl storage add sftp NAME` adds one."
@@ -422,6 +425,52 @@ def reindex(
     async def work(controller: Controller) -> None:
         reply = await controller.call(controller.storages.ReindexStorage, request)
         await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
+def reconcile(
+    storage: StorageArgument,
+    hypervisor: Annotated[
+        str, typer.Option("--hypervisor", help="From which hypervisor: id or name; one that uses it when not given.")
+    ] = "",
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Compare the catalog with all that lies on a storage; deletes nothing.
+
+    After the controller's memory was lost or set back, this lets its deletions go on.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import ReconcileStorageRequest
+
+    request = ReconcileStorageRequest(
+        storage_id=storage, hypervisor_id=hypervisor, request_id=request_id(id_of_request)
+    )
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.storages.ReconcileStorage, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@keys.command("export")
+def export_key(storage: StorageArgument, output: Output = "table") -> None:
+    """Print a recovery sheet: what a restore without any controller needs beside the passphrase.
+
+    It holds the storage's key as it lies there, closed by the passphrase; neither of them is printed open.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import ExportStorageKeyRequest
+
+    async def work(controller: Controller) -> None:
+        request = ExportStorageKeyRequest(storage_id=storage)
+        reply = await controller.call(controller.storages.ExportStorageKey, request)
+        if output == "json":
+            Screen(output).show(plain(reply), lambda: None)
+        else:
+            sys.stdout.write(recovery_sheet.text(reply))  # bare: what is printed is typed in again one day
 
     run(work)
 

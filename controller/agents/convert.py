@@ -93,6 +93,7 @@ class Greeting:
     command_ids: tuple[str, ...]
     capabilities: dict[str, Any]
     time: datetime | None
+    acknowledged_sequence: int = 0
 
 
 def event(message: event_pb2.Event) -> AgentEvent:
@@ -114,6 +115,7 @@ def greeting(message: session_service_pb2.Hello) -> Greeting:
         boot_id=short(message.boot_id),
         journal_id=clean(message.journal_id),  # not cut: it is refused when it is too long
         last_sequence=message.last_sequence,
+        acknowledged_sequence=message.acknowledged_sequence,
         operations=tuple(Stamp(one.job_id, one.attempt, one.generation, one.epoch) for one in message.operations),
         command_ids=tuple(message.command_ids),
         capabilities=to_json(message.capabilities),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from controller import jobs
+from controller import installation, jobs, set_back
 from controller.agents import events, outbox, ownership
 from controller.agents.convert import Greeting
 from controller.agents.outbox import Stamp
@@ -59,10 +59,14 @@ class Welcome:
     verdicts: tuple[tuple[Stamp, Verdict], ...]
     suspects: tuple[Suspect, ...]
     time: datetime
+    epoch: int
 
 
-def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, owner: str, now: datetime) -> Welcome:
-    """Begin a session of the controller that is `owner`. Raises Unsupported, InvalidField."""
+def greet(hypervisor_id: str, greeting: Greeting, owner: str, limits: Limits, now: datetime) -> Welcome:
+    """Begin a session of the controller that is `owner`; a new epoch, if the agent shows that our memory was set back.
+
+    Raises Unsupported, InvalidField.
+    """
     protocol = _protocol(greeting)
     if not 0 < len(greeting.journal_id) <= JOURNAL_CHARACTERS_MAX:
         raise InvalidField(field="hello.journal_id", problem=f"must have 1 to {JOURNAL_CHARACTERS_MAX} characters")
@@ -70,6 +74,8 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, ow
         raise InvalidField(field="hello.operations", problem=f"are more than {OPERATIONS_MAX}")
     if len(greeting.command_ids) > COMMAND_IDS_MAX:
         raise InvalidField(field="hello.command_ids", problem=f"are more than {COMMAND_IDS_MAX}")
+    set_back.heard(hypervisor_id, greeting.journal_id, greeting.acknowledged_sequence, limits, now)
+    own = installation.get()
     session_id = _register(hypervisor_id, greeting, protocol, now)
     ownership.begin(hypervisor_id, session_id, owner)
     presence.arrived(hypervisor_id, now)
@@ -81,9 +87,10 @@ def greet(hypervisor_id: str, greeting: Greeting, installation: Installation, ow
         protocol_version=protocol,
         stored_sequence=stored,
         journal_closed=closed,
-        verdicts=tuple((one, _verdict(hypervisor_id, one, installation)) for one in greeting.operations),
+        verdicts=tuple((one, _verdict(hypervisor_id, one, own)) for one in greeting.operations),
         suspects=() if closed else _suspects(hypervisor_id, greeting),
         time=now,
+        epoch=own.epoch,
     )
 
 
@@ -152,11 +159,11 @@ def _stored_sequence(hypervisor_id: str, greeting: Greeting, now: datetime) -> i
     return stored
 
 
-def _verdict(hypervisor_id: str, operation: Stamp, installation: Installation) -> Verdict:
+def _verdict(hypervisor_id: str, operation: Stamp, own: Installation) -> Verdict:
     job = jobs.find(operation.job_id)
     if job is None or job.hypervisor_id != hypervisor_id:
         return "unknown"
-    current = operation == job.stamp and operation.epoch == installation.epoch
+    current = operation == job.stamp and operation.epoch == own.epoch
     return "keep" if current and not job.ended and job.cancel_time is None else "cancel"
 
 

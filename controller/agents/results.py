@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controller import backups, hypervisors, jobs, prune_queue, servers, storages
+from controller import backups, hypervisors, jobs, prune_queue, reconciliation, servers, storages
 from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
@@ -88,6 +88,8 @@ def _reindex(job: Job, result: dict[str, Any], now: datetime) -> None:
     since = jobs.get(job.job_id).start_time or job.create_time
     if len(unreadable) < UNREADABLE_MAX:
         backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, now, local=local)
+        if not job.server_id:
+            reconciliation.reconciled(job.storage_id, job.hypervisor_id, job.epoch, now)
     backups.pass_on(job.storage_id, job.server_id, now)
     count = backups.adopted_count(job.job_id)
     if count:

@@ -19,7 +19,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
-from controller import claims, hypervisors, job_log, jobs
+from controller import claims, hypervisors, installation, job_log, jobs
 from controller.agents import convert, events, hello, outbox
 from controller.agents.deliveries import take
 from controller.agents.hello import Suspect, Welcome
@@ -241,7 +241,7 @@ class Session:
         parts = self._parts
         greeting = convert.greeting(message)
         welcome = await parts.database.run(
-            hello.greet, self.hypervisor_id, greeting, parts.installation, parts.ownership.owner, parts.clock.now()
+            hello.greet, self.hypervisor_id, greeting, parts.ownership.owner, parts.limits, parts.clock.now()
         )
         self.session_id, self._greeting, self._suspects = welcome.session_id, greeting, welcome.suspects
         await self._queue.put(Response(welcome=self._welcome(welcome)))
@@ -277,7 +277,7 @@ class Session:
             self.hypervisor_id,
             journal_id,
             batch,
-            parts.installation.epoch,
+            (await parts.database.run(installation.get)).epoch,
             parts.limits,
             parts.clock.now(),
         )
@@ -322,7 +322,8 @@ class Session:
         )
 
     async def _lease_check(self, message: session_service_pb2.LeaseCheck) -> None:
-        stamp = Stamp(message.job_id, message.attempt, message.generation, self._parts.installation.epoch)
+        epoch = (await self._parts.database.run(installation.get)).epoch  # it may have grown while we serve
+        stamp = Stamp(message.job_id, message.attempt, message.generation, epoch)
         held = await self._parts.database.run(jobs.holds_lease, stamp, self.hypervisor_id)
         verdict = session_service_pb2.LeaseVerdict(job_id=message.job_id, attempt=message.attempt, held=held)
         await self._queue.put(Response(lease_verdict=verdict))
@@ -342,7 +343,7 @@ class Session:
                 for stamp, verdict in welcome.verdicts
             ],
             installation_id=parts.installation.installation_id,
-            epoch=parts.installation.epoch,
+            epoch=welcome.epoch,
             controller_version=parts.controller_version,
             protocol_version=welcome.protocol_version,
         )

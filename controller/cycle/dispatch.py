@@ -18,6 +18,7 @@ from controller import (
     hypervisors,
     jobs,
     leases,
+    reconciliation,
     removals,
     retention,
     schedules,
@@ -98,6 +99,7 @@ def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
     admission.check_hypervisor(job.type, hypervisor)
     admission.check_storage(job.type, storages.find(job.storage_id))
     removals.check_binding(job.type, storages.find(job.storage_id), job.hypervisor_id)
+    reconciliation.check(job.type, storages.find(job.storage_id), job.hypervisor_id)
     if job.type in {"backup", "restore"}:
         to_files = bool(job.spec.get("target_folder") or job.spec.get("targets"))
         admission.check_server(job.type, servers.find(job.server_id), now, to_files=to_files)

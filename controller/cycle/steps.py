@@ -1,6 +1,17 @@
 """What each round of the cycle does, in this order. A new step is one line here, and a file beside this one."""
 
-from controller.cycle import batch_dispatch, dispatch, health, housekeeping, places, presence, prune, purge, stale
+from controller.cycle import (
+    batch_dispatch,
+    dispatch,
+    health,
+    housekeeping,
+    places,
+    presence,
+    prune,
+    purge,
+    reconcile,
+    stale,
+)
 from controller.cycle.tick import Step
 
 STEPS: tuple[Step, ...] = (
@@ -11,6 +22,7 @@ STEPS: tuple[Step, ...] = (
     Step("purge", purge.step),
     Step("presence", presence.step),
     Step("health", health.step),
+    Step("reconcile", reconcile.step),
     Step("housekeeping", housekeeping.step),
     Step("places", places.step),
 )

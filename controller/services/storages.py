@@ -1,6 +1,7 @@
 """Storages: where backups go. Settings are checked when they are saved; trying them out and reading them again are jobs."""
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -119,6 +120,28 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         )
         return messages.ReindexStorageResponse(job_id=await self._start(order))
 
+    async def ReconcileStorage(
+        self, request: messages.ReconcileStorageRequest, context: Context
+    ) -> messages.ReconcileStorageResponse:
+        order = ReindexOrder(
+            storage_id=check.reference("storage_id", request.storage_id),
+            hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
+            request_id=check.request_id(request.request_id),
+        )
+        return messages.ReconcileStorageResponse(job_id=await self._start(order))
+
+    async def ExportStorageKey(
+        self, request: messages.ExportStorageKeyRequest, context: Context
+    ) -> messages.ExportStorageKeyResponse:
+        reference = check.reference("storage_id", request.storage_id)
+        record, keys = await self._parts.database.run(_with_keys, reference)
+        return messages.ExportStorageKeyResponse(
+            storage=await self._shown(record),
+            keys=[_wrapped_key(one) for one in keys],
+            installation_id=self._parts.installation.installation_id,
+            export_time=convert.time(self._parts.now()),
+        )
+
     async def CheckStorage(
         self, request: messages.CheckStorageRequest, context: Context
     ) -> messages.CheckStorageResponse:
@@ -158,6 +181,18 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         if "encryption_passphrase" not in given:
             raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
         return await asyncio.to_thread(storages.make_key, given["encryption_passphrase"], self._parts.now())
+
+
+def _with_keys(reference: str) -> tuple[Storage, list[storages.WrappedKey]]:
+    record = storages.find(reference)
+    return record, storages.closed_keys(record.storage_id)
+
+
+def _wrapped_key(key: storages.WrappedKey) -> messages.WrappedKey:
+    digest = hashlib.sha256(key.text.encode()).hexdigest()
+    return messages.WrappedKey(
+        key_id=key.key_id, text=key.text, sha256=digest, create_time=convert.time(key.create_time)
+    )
 
 
 def _list(after: tuple[str] | None, limit: int) -> list[standing.Standing]:

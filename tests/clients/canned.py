@@ -190,6 +190,11 @@ class Canned:
             "DeleteStorage": lambda _: storage_calls.DeleteStorageResponse(),
             "TestStorage": lambda _: storage_calls.TestStorageResponse(job_id=rows.JOB),
             "ReindexStorage": lambda _: storage_calls.ReindexStorageResponse(job_id=rows.JOB),
+            "ReconcileStorage": lambda _: storage_calls.ReconcileStorageResponse(job_id=rows.JOB),
+            "ExportStorageKey": lambda r: storage_calls.ExportStorageKeyResponse(
+                storage=self._storage(r),
+                keys=[storage_calls.WrappedKey(key_id="k1", text="backup-manager key 1\n{}\n", sha256="ab")],
+            ),
             "CheckStorage": lambda _: storage_calls.CheckStorageResponse(job_id=rows.JOB),
             "ListStorageChecks": lambda _: storage_calls.ListStorageChecksResponse(
                 checks=[storage_pb2.StorageCheck(hypervisor_name="kvm1", state=storage_pb2.HEALTH_STATE_HEALTHY)]

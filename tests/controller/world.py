@@ -210,9 +210,9 @@ class Agent:
     def hello(self, *operations: Stamp, command_ids: tuple[str, ...] = (), **values: Any) -> hello.Welcome:
         now = self.world.now()
         greeting = Greeting("0.1.0", 1, "boot", self.journal_id, self.sequence, operations, command_ids, {}, now)
-        own = self.world.run(installation.get)
+        greeting = replace(greeting, **values)
         self.world.run(turn.take, "sessions:nobody", "nobody", timedelta(hours=1))  # on the database's own clock
-        return self.world.run(hello.greet, self.hypervisor_id, replace(greeting, **values), own, "nobody", now)
+        return self.world.run(hello.greet, self.hypervisor_id, greeting, "nobody", self.world.limits, now)
 
     def report(self) -> None:
         session_id = self.hello().session_id

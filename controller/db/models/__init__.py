@@ -26,6 +26,7 @@ from controller.db.models.events import (
 )
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
 from controller.db.models.records import AccessToken, Audit, Installation
+from controller.db.models.recovery import Reconciliation
 from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
@@ -65,6 +66,7 @@ __all__ = [
     "PruneCandidate",
     "PruneRound",
     "Purge",
+    "Reconciliation",
     "Schedule",
     "Secret",
     "Server",

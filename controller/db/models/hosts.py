@@ -26,6 +26,7 @@ class Hypervisor(Table):
     clock_offset_microseconds = BigIntegerField(null=True)
     capabilities = JsonField(null=True)
     scratch_free_bytes = number_field()
+    greeted_epoch = number_field()  # in which it said Hello last; see controller/set_back.py
     load = DoubleField(default=0.0)
     inventory_time = OptionalTimeField()
 

@@ -13,6 +13,7 @@ class Installation(Table):
     installation_id = TextField()
     epoch = BigIntegerField()
     create_time = TimeField()
+    mark = BigIntegerField(default=0)  # grows while we serve; see controller/set_back.py
 
 
 class AccessToken(Table):

@@ -198,3 +198,26 @@ def test_test_and_reindex_start_jobs(bmctl: Bmctl, canned: Canned) -> None:
     request = canned.calls["ReindexStorage"][0]
     assert (request.storage_id, request.hypervisor_id, request.server_id) == ("offsite", "hv1", "web1")
     assert canned.calls["TestStorage"][0].request_id
+
+
+@pytest.mark.feature("N10")
+def test_reconcile_starts_a_job_and_needs_no_hypervisor(bmctl: Bmctl, canned: Canned) -> None:
+    assert bmctl("storage", "reconcile", "offsite", "-o", "json").json == {"job_id": rows.JOB}
+    request = canned.calls["ReconcileStorage"][0]
+    assert (request.storage_id, request.hypervisor_id) == ("offsite", "")
+    assert request.request_id
+
+
+@pytest.mark.feature("N12")
+def test_the_recovery_sheet_is_plain_text_with_the_closed_key_and_the_way_back(bmctl: Bmctl, canned: Canned) -> None:
+    sheet = bmctl("storage", "key", "export", "offsite").out
+    assert "backup-manager key 1\n{}\n" in sheet, "byte for byte"
+    for part in (
+        "RECOVERY SHEET OF STORAGE",
+        "keys/k1.json",
+        "bm-engine restore --storage storage.json",
+        '"type": "sftp"',
+    ):
+        assert part in sheet
+    assert "\x1b" not in sheet
+    assert bmctl("storage", "key", "export", "offsite", "-o", "json").json["keys"][0]["key_id"] == "k1"

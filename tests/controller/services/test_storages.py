@@ -10,9 +10,11 @@ from google.protobuf.field_mask_pb2 import FieldMask
 
 from clients.gen.backupmanager.v1 import (
     access_token_service_pb2,
+    audit_service_pb2,
     storage_pb2,
     storage_service_pb2,
 )
+from engine.format import keys
 from tests.controller.services.api import Api, all_pages, field_refused, fresh, refusal, refused, ssh_key
 from tests.servers.controller import Controller
 
@@ -295,3 +297,25 @@ async def test_a_page_token_belongs_to_its_list(api: Api) -> None:
     for size in (-1, 1001):
         request = storage_service_pb2.ListStoragesRequest(page_size=size)
         assert await field_refused(api.storages.ListStorages(request)) == "page_size"
+
+
+@pytest.mark.feature("N12")
+async def test_the_exported_key_opens_with_the_passphrase_and_holds_nothing_open(
+    api: Api, controller: Controller
+) -> None:
+    passphrase = f"correct horse {uuid.uuid4()}"
+    secrets = SECRETS(sftp_private_key=KEY, encryption_passphrase=passphrase)
+    new = CREATE(name=fresh("safe"), sftp=sftp(), secrets=secrets, encryption_enabled=True)
+    made = (await api.storages.CreateStorage(new)).storage
+
+    sheet = await api.storages.ExportStorageKey(storage_service_pb2.ExportStorageKeyRequest(storage_id=made.name))
+
+    (key,) = sheet.keys
+    assert sheet.storage.repository_id == made.repository_id
+    opened = keys.unwrap_key(keys.KeyObject.load(key.text.encode(), f"keys/{key.key_id}.json"), passphrase)
+    assert opened.key_id == key.key_id == made.encryption.key_id
+    whole = sheet.SerializeToString()
+    for secret in (passphrase.encode(), opened.secret, opened.secret.hex().encode(), KEY.encode()):
+        assert secret not in whole
+    rows = await api.audit.ListAuditEntries(audit_service_pb2.ListAuditEntriesRequest())
+    assert any(one.method.endswith("ExportStorageKey") and one.resource == made.name for one in rows.entries)

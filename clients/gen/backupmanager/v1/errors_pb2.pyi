@@ -254,6 +254,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND. The server has no backup of this id that its user may see; `point_id`."""
     ERROR_REASON_DRIVE_NOT_FOUND: _ErrorReason.ValueType  # 169
     """NOT_FOUND. The server or the backup has no such drive; `drive`."""
+    ERROR_REASON_STORAGE_UNRECONCILED: _ErrorReason.ValueType  # 210
+    """FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
+    reconciled; `storage_id`, `epoch`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -497,4 +501,8 @@ ERROR_REASON_POINT_NOT_FOUND: ErrorReason.ValueType  # 168
 """NOT_FOUND. The server has no backup of this id that its user may see; `point_id`."""
 ERROR_REASON_DRIVE_NOT_FOUND: ErrorReason.ValueType  # 169
 """NOT_FOUND. The server or the backup has no such drive; `drive`."""
+ERROR_REASON_STORAGE_UNRECONCILED: ErrorReason.ValueType  # 210
+"""FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
+reconciled; `storage_id`, `epoch`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

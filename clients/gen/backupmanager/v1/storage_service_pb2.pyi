@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -470,6 +471,156 @@ class ReindexStorageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReindexStorageResponse: _TypeAlias = ReindexStorageResponse  # noqa: Y015
+
+@_typing.final
+class ReconcileStorageRequest(_message.Message):
+    """Compares the catalog with a storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Its id, or its name."""
+    hypervisor_id: _builtins.str
+    """From which hypervisor: id or name; empty for one that is online and uses it."""
+    request_id: _builtins.str
+    """The same id twice is one job; a UUID."""
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        hypervisor_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypervisor_id", b"hypervisor_id", "request_id", b"request_id", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileStorageRequest: _TypeAlias = ReconcileStorageRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileStorageResponse(_message.Message):
+    """The job that compares."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """To watch."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileStorageResponse: _TypeAlias = ReconcileStorageResponse  # noqa: Y015
+
+@_typing.final
+class ExportStorageKeyRequest(_message.Message):
+    """Asks for a storage's closed keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Its id, or its name."""
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportStorageKeyRequest: _TypeAlias = ExportStorageKeyRequest  # noqa: Y015
+
+@_typing.final
+class ExportStorageKeyResponse(_message.Message):
+    """What restores from the storage need beside its passphrase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    INSTALLATION_ID_FIELD_NUMBER: _builtins.int
+    EXPORT_TIME_FIELD_NUMBER: _builtins.int
+    installation_id: _builtins.str
+    """The installation that made the keys."""
+    @_builtins.property
+    def storage(self) -> _storage_pb2.Storage:
+        """The storage, with its place and its repository's id."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WrappedKey]:
+        """Its keys, oldest first; none where it was never encrypted."""
+
+    @_builtins.property
+    def export_time(self) -> _timestamp_pb2.Timestamp:
+        """When this was written."""
+
+    def __init__(
+        self,
+        *,
+        storage: _storage_pb2.Storage | None = ...,
+        keys: _abc.Iterable[Global___WrappedKey] | None = ...,
+        installation_id: _builtins.str = ...,
+        export_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "storage", b"storage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "installation_id", b"installation_id", "keys", b"keys", "storage", b"storage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportStorageKeyResponse: _TypeAlias = ExportStorageKeyResponse  # noqa: Y015
+
+@_typing.final
+class WrappedKey(_message.Message):
+    """A storage's key, closed by the storage's passphrase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    """Id of the key, as manifests name it."""
+    text: _builtins.str
+    """The object that lies on the storage below `keys/`, byte for byte; ASCII text."""
+    sha256: _builtins.str
+    """SHA-256 of `text`, hexadecimal."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key was made."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "key_id", b"key_id", "sha256", b"sha256", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrappedKey: _TypeAlias = WrappedKey  # noqa: Y015
 
 @_typing.final
 class CheckStorageRequest(_message.Message):

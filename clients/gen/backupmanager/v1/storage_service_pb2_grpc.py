@@ -70,6 +70,16 @@ class StorageServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.FromString,
                 _registered_method=True)
+        self.ReconcileStorage = channel.unary_unary(
+                '/backupmanager.v1.StorageService/ReconcileStorage',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageResponse.FromString,
+                _registered_method=True)
+        self.ExportStorageKey = channel.unary_unary(
+                '/backupmanager.v1.StorageService/ExportStorageKey',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyResponse.FromString,
+                _registered_method=True)
         self.CheckStorage = channel.unary_unary(
                 '/backupmanager.v1.StorageService/CheckStorage',
                 request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.CheckStorageRequest.SerializeToString,
@@ -145,6 +155,24 @@ class StorageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReconcileStorage(self, request, context):
+        """Starts a job that compares the catalog with what lies on a storage: a reindex of all of it. Backups that are not there are
+        marked as missing, our own that nobody knew are taken in, and nothing is deleted. Once it has ended well, the storage may
+        be deleted from again where the controller's own memory was lost. Scope: operator. Errors: STORAGE_NOT_FOUND,
+        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportStorageKey(self, request, context):
+        """Returns a storage's keys as they lie on the storage, closed by its passphrase, and what else a restore without any
+        controller needs. Never the passphrase, and never an open key. Scope: admin. Errors: STORAGE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckStorage(self, request, context):
         """Starts a job that looks at a storage's health from one hypervisor; nothing is written there. The storage's `health` has
         the outcome once the job has ended. Scope: operator. Errors: STORAGE_NOT_FOUND, STORAGE_DISABLED, HYPERVISOR_NOT_FOUND,
@@ -206,6 +234,16 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.ReindexStorage,
                     request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.SerializeToString,
+            ),
+            'ReconcileStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReconcileStorage,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageResponse.SerializeToString,
+            ),
+            'ExportStorageKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportStorageKey,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyResponse.SerializeToString,
             ),
             'CheckStorage': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckStorage,
@@ -413,6 +451,60 @@ class StorageService:
             '/backupmanager.v1.StorageService/ReindexStorage',
             backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.SerializeToString,
             backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReconcileStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/ReconcileStorage',
+            backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.ReconcileStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportStorageKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/ExportStorageKey',
+            backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.ExportStorageKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

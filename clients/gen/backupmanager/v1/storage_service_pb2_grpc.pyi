@@ -39,6 +39,16 @@ class StorageServiceStub:
     """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
     HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
     """
+    ReconcileStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ReconcileStorageRequest, _storage_service_pb2.ReconcileStorageResponse]
+    """Starts a job that compares the catalog with what lies on a storage: a reindex of all of it. Backups that are not there are
+    marked as missing, our own that nobody knew are taken in, and nothing is deleted. Once it has ended well, the storage may
+    be deleted from again where the controller's own memory was lost. Scope: operator. Errors: STORAGE_NOT_FOUND,
+    HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+    """
+    ExportStorageKey: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ExportStorageKeyRequest, _storage_service_pb2.ExportStorageKeyResponse]
+    """Returns a storage's keys as they lie on the storage, closed by its passphrase, and what else a restore without any
+    controller needs. Never the passphrase, and never an open key. Scope: admin. Errors: STORAGE_NOT_FOUND.
+    """
     CheckStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.CheckStorageRequest, _storage_service_pb2.CheckStorageResponse]
     """Starts a job that looks at a storage's health from one hypervisor; nothing is written there. The storage's `health` has
     the outcome once the job has ended. Scope: operator. Errors: STORAGE_NOT_FOUND, STORAGE_DISABLED, HYPERVISOR_NOT_FOUND,
@@ -117,6 +127,28 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_storage_service_pb2.ReindexStorageResponse]:
         """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
         HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ReconcileStorage(
+        self,
+        request: _storage_service_pb2.ReconcileStorageRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ReconcileStorageRequest, _abc.Awaitable[_storage_service_pb2.ReconcileStorageResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.ReconcileStorageResponse]:
+        """Starts a job that compares the catalog with what lies on a storage: a reindex of all of it. Backups that are not there are
+        marked as missing, our own that nobody knew are taken in, and nothing is deleted. Once it has ended well, the storage may
+        be deleted from again where the controller's own memory was lost. Scope: operator. Errors: STORAGE_NOT_FOUND,
+        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportStorageKey(
+        self,
+        request: _storage_service_pb2.ExportStorageKeyRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ExportStorageKeyRequest, _abc.Awaitable[_storage_service_pb2.ExportStorageKeyResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.ExportStorageKeyResponse]:
+        """Returns a storage's keys as they lie on the storage, closed by its passphrase, and what else a restore without any
+        controller needs. Never the passphrase, and never an open key. Scope: admin. Errors: STORAGE_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -29,37 +29,37 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,backupmanager/agent/v1/session_service.proto\x12\x16\x62\x61\x63kupmanager.agent.v1\x1a$backupmanager/agent/v1/command.proto\x1a\"backupmanager/agent/v1/event.proto\x1a!backupmanager/v1/hypervisor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x03\n\x0eSessionRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.backupmanager.agent.v1.HelloH\x00\x12\x36\n\theartbeat\x18\x02 \x01(\x0b\x32!.backupmanager.agent.v1.HeartbeatH\x00\x12\x41\n\x0f\x63ommand_receipt\x18\x03 \x01(\x0b\x32&.backupmanager.agent.v1.CommandReceiptH\x00\x12\x34\n\x06\x65vents\x18\x04 \x01(\x0b\x32\".backupmanager.agent.v1.EventBatchH\x00\x12:\n\x08progress\x18\x05 \x01(\x0b\x32&.backupmanager.agent.v1.ProgressReportH\x00\x12\x30\n\x04logs\x18\x06 \x01(\x0b\x32 .backupmanager.agent.v1.LogBatchH\x00\x12<\n\tinventory\x18\x07 \x01(\x0b\x32\'.backupmanager.agent.v1.InventoryReportH\x00\x12\x39\n\x0blease_check\x18\x08 \x01(\x0b\x32\".backupmanager.agent.v1.LeaseCheckH\x00\x42\t\n\x07message\"\x82\x02\n\x0fSessionResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.backupmanager.agent.v1.WelcomeH\x00\x12\x32\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1f.backupmanager.agent.v1.CommandH\x00\x12=\n\revent_receipt\x18\x03 \x01(\x0b\x32$.backupmanager.agent.v1.EventReceiptH\x00\x12=\n\rlease_verdict\x18\x04 \x01(\x0b\x32$.backupmanager.agent.v1.LeaseVerdictH\x00\x42\t\n\x07message\"\xb0\x02\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\x05\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x15\n\rlast_sequence\x18\x05 \x01(\x03\x12;\n\noperations\x18\x06 \x03(\x0b\x32\'.backupmanager.agent.v1.OperationStatus\x12>\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32(.backupmanager.v1.HypervisorCapabilities\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63ommand_ids\x18\t \x03(\t\"U\n\x0fOperationStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\xb1\x02\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fstored_sequence\x18\x03 \x01(\x03\x12:\n\x08verdicts\x18\x04 \x03(\x0b\x32(.backupmanager.agent.v1.OperationVerdict\x12\x17\n\x0finstallation_id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x1a\n\x12\x63ontroller_version\x18\x07 \x01(\t\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10protocol_version\x18\t \x01(\x05\"e\n\x10OperationVerdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x30\n\x07verdict\x18\x03 \x01(\x0e\x32\x1f.backupmanager.agent.v1.Verdict\"_\n\tHeartbeat\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04load\x18\x02 \x01(\x01\x12\x1a\n\x12scratch_free_bytes\x18\x03 \x01(\x03\"A\n\nLeaseCheck\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x03\"=\n\x0cLeaseVerdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04held\x18\x03 \x01(\x08\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"s\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*]\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_KEEP\x10\x01\x12\x12\n\x0eVERDICT_CANCEL\x10\x02\x12\x13\n\x0fVERDICT_UNKNOWN\x10\x03\x32\xe7\x01\n\x0eSessionService\x12^\n\x07Session\x12&.backupmanager.agent.v1.SessionRequest\x1a\'.backupmanager.agent.v1.SessionResponse(\x01\x30\x01\x12u\n\x10RenewCertificate\x12/.backupmanager.agent.v1.RenewCertificateRequest\x1a\x30.backupmanager.agent.v1.RenewCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,backupmanager/agent/v1/session_service.proto\x12\x16\x62\x61\x63kupmanager.agent.v1\x1a$backupmanager/agent/v1/command.proto\x1a\"backupmanager/agent/v1/event.proto\x1a!backupmanager/v1/hypervisor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe3\x03\n\x0eSessionRequest\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.backupmanager.agent.v1.HelloH\x00\x12\x36\n\theartbeat\x18\x02 \x01(\x0b\x32!.backupmanager.agent.v1.HeartbeatH\x00\x12\x41\n\x0f\x63ommand_receipt\x18\x03 \x01(\x0b\x32&.backupmanager.agent.v1.CommandReceiptH\x00\x12\x34\n\x06\x65vents\x18\x04 \x01(\x0b\x32\".backupmanager.agent.v1.EventBatchH\x00\x12:\n\x08progress\x18\x05 \x01(\x0b\x32&.backupmanager.agent.v1.ProgressReportH\x00\x12\x30\n\x04logs\x18\x06 \x01(\x0b\x32 .backupmanager.agent.v1.LogBatchH\x00\x12<\n\tinventory\x18\x07 \x01(\x0b\x32\'.backupmanager.agent.v1.InventoryReportH\x00\x12\x39\n\x0blease_check\x18\x08 \x01(\x0b\x32\".backupmanager.agent.v1.LeaseCheckH\x00\x42\t\n\x07message\"\x82\x02\n\x0fSessionResponse\x12\x32\n\x07welcome\x18\x01 \x01(\x0b\x32\x1f.backupmanager.agent.v1.WelcomeH\x00\x12\x32\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x1f.backupmanager.agent.v1.CommandH\x00\x12=\n\revent_receipt\x18\x03 \x01(\x0b\x32$.backupmanager.agent.v1.EventReceiptH\x00\x12=\n\rlease_verdict\x18\x04 \x01(\x0b\x32$.backupmanager.agent.v1.LeaseVerdictH\x00\x42\t\n\x07message\"\xcf\x02\n\x05Hello\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\x05\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x12\n\njournal_id\x18\x04 \x01(\t\x12\x15\n\rlast_sequence\x18\x05 \x01(\x03\x12;\n\noperations\x18\x06 \x03(\x0b\x32\'.backupmanager.agent.v1.OperationStatus\x12>\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32(.backupmanager.v1.HypervisorCapabilities\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63ommand_ids\x18\t \x03(\t\x12\x1d\n\x15\x61\x63knowledged_sequence\x18\n \x01(\x03\"U\n\x0fOperationStatus\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\xb1\x02\n\x07Welcome\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x35\n\x12heartbeat_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0fstored_sequence\x18\x03 \x01(\x03\x12:\n\x08verdicts\x18\x04 \x03(\x0b\x32(.backupmanager.agent.v1.OperationVerdict\x12\x17\n\x0finstallation_id\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x1a\n\x12\x63ontroller_version\x18\x07 \x01(\t\x12(\n\x04time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10protocol_version\x18\t \x01(\x05\"e\n\x10OperationVerdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x30\n\x07verdict\x18\x03 \x01(\x0e\x32\x1f.backupmanager.agent.v1.Verdict\"_\n\tHeartbeat\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04load\x18\x02 \x01(\x01\x12\x1a\n\x12scratch_free_bytes\x18\x03 \x01(\x03\"A\n\nLeaseCheck\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x12\n\ngeneration\x18\x03 \x01(\x03\"=\n\x0cLeaseVerdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0c\n\x04held\x18\x03 \x01(\x08\"6\n\x17RenewCertificateRequest\x12\x1b\n\x13\x63\x65rtificate_request\x18\x01 \x01(\t\"s\n\x18RenewCertificateResponse\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*]\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_KEEP\x10\x01\x12\x12\n\x0eVERDICT_CANCEL\x10\x02\x12\x13\n\x0fVERDICT_UNKNOWN\x10\x03\x32\xe7\x01\n\x0eSessionService\x12^\n\x07Session\x12&.backupmanager.agent.v1.SessionRequest\x1a\'.backupmanager.agent.v1.SessionResponse(\x01\x30\x01\x12u\n\x10RenewCertificate\x12/.backupmanager.agent.v1.RenewCertificateRequest\x1a\x30.backupmanager.agent.v1.RenewCertificateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.agent.v1.session_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=2198
-  _globals['_VERDICT']._serialized_end=2291
+  _globals['_VERDICT']._serialized_start=2229
+  _globals['_VERDICT']._serialized_end=2322
   _globals['_SESSIONREQUEST']._serialized_start=247
   _globals['_SESSIONREQUEST']._serialized_end=730
   _globals['_SESSIONRESPONSE']._serialized_start=733
   _globals['_SESSIONRESPONSE']._serialized_end=991
   _globals['_HELLO']._serialized_start=994
-  _globals['_HELLO']._serialized_end=1298
-  _globals['_OPERATIONSTATUS']._serialized_start=1300
-  _globals['_OPERATIONSTATUS']._serialized_end=1385
-  _globals['_WELCOME']._serialized_start=1388
-  _globals['_WELCOME']._serialized_end=1693
-  _globals['_OPERATIONVERDICT']._serialized_start=1695
-  _globals['_OPERATIONVERDICT']._serialized_end=1796
-  _globals['_HEARTBEAT']._serialized_start=1798
-  _globals['_HEARTBEAT']._serialized_end=1893
-  _globals['_LEASECHECK']._serialized_start=1895
-  _globals['_LEASECHECK']._serialized_end=1960
-  _globals['_LEASEVERDICT']._serialized_start=1962
-  _globals['_LEASEVERDICT']._serialized_end=2023
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2025
-  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2079
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2081
-  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2196
-  _globals['_SESSIONSERVICE']._serialized_start=2294
-  _globals['_SESSIONSERVICE']._serialized_end=2525
+  _globals['_HELLO']._serialized_end=1329
+  _globals['_OPERATIONSTATUS']._serialized_start=1331
+  _globals['_OPERATIONSTATUS']._serialized_end=1416
+  _globals['_WELCOME']._serialized_start=1419
+  _globals['_WELCOME']._serialized_end=1724
+  _globals['_OPERATIONVERDICT']._serialized_start=1726
+  _globals['_OPERATIONVERDICT']._serialized_end=1827
+  _globals['_HEARTBEAT']._serialized_start=1829
+  _globals['_HEARTBEAT']._serialized_end=1924
+  _globals['_LEASECHECK']._serialized_start=1926
+  _globals['_LEASECHECK']._serialized_end=1991
+  _globals['_LEASEVERDICT']._serialized_start=1993
+  _globals['_LEASEVERDICT']._serialized_end=2054
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_start=2056
+  _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=2110
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=2112
+  _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=2227
+  _globals['_SESSIONSERVICE']._serialized_start=2325
+  _globals['_SESSIONSERVICE']._serialized_end=2556
 # @@protoc_insertion_point(module_scope)

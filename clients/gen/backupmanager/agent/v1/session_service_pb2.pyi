@@ -179,6 +179,7 @@ class Hello(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_SEQUENCE_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     """The agent's version."""
     protocol_version: _builtins.int
@@ -189,6 +190,8 @@ class Hello(_message.Message):
     """Id of the agent's journal; a new journal gets a new one."""
     last_sequence: _builtins.int
     """Sequence of the last event that the journal has given out; 0 for none."""
+    acknowledged_sequence: _builtins.int
+    """Up to where a controller has confirmed this journal's events: one that has stored less has lost its memory."""
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationStatus]:
         """All operations in flight: accepted, and not reported as finished and acknowledged."""
@@ -217,10 +220,11 @@ class Hello(_message.Message):
         capabilities: _hypervisor_pb2.HypervisorCapabilities | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
         command_ids: _abc.Iterable[_builtins.str] | None = ...,
+        acknowledged_sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "command_ids", b"command_ids", "journal_id", b"journal_id", "last_sequence", b"last_sequence", "operations", b"operations", "protocol_version", b"protocol_version", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_sequence", b"acknowledged_sequence", "agent_version", b"agent_version", "boot_id", b"boot_id", "capabilities", b"capabilities", "command_ids", b"command_ids", "journal_id", b"journal_id", "last_sequence", b"last_sequence", "operations", b"operations", "protocol_version", b"protocol_version", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

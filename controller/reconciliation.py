@@ -1,0 +1,113 @@
+"""Which storages may be deleted from, after the controller lost its memory (N10, N11).
+
+    epoch 1: nothing was ever lost ──► no storage is blocked
+    epoch 2 and up ──► each storage blocked ──► a reindex of all of it, ended well in this epoch ──► free
+
+A catalog that is older than its storage, and policies as they once were, must delete nothing: deletes, prunes and purges are
+refused until the storage was read as a whole. A local folder is another one on each hypervisor, and each is free by itself.
+Sync functions, run by `Database.run`.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from controller import health, hypervisors, installation, jobs, removals, schedules, storages
+from controller.db import models
+from controller.errors import StorageUnreconciled
+from controller.limits import Limits
+from controller.storages import Storage
+
+FIRST_EPOCH = 1
+INTERVAL = timedelta(days=1)
+TRY_AGAIN = timedelta(hours=1)
+Row = models.Reconciliation
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A storage to reconcile from a hypervisor."""
+
+    storage_id: str
+    hypervisor_id: str
+
+
+def check(verb: str, storage: Storage, hypervisor_id: str) -> None:
+    """Raise StorageUnreconciled for a removal on a storage that was not reconciled since the present epoch began."""
+    if verb not in removals.REMOVALS:
+        return
+    epoch = installation.get().epoch
+    if epoch != FIRST_EPOCH and _find(storage, hypervisor_id).epoch != epoch:
+        raise StorageUnreconciled(storage_id=storage.storage_id, epoch=epoch)
+
+
+def reconciled(storage_id: str, hypervisor_id: str, epoch: int, now: datetime) -> None:
+    """Note that a storage was read as a whole, in a job of `epoch`, and that the catalog says what lies there."""
+    key = _key(storages.find(storage_id), hypervisor_id)
+    Row.insert(storage_id=storage_id, hypervisor_id=key, epoch=epoch, end_time=now).on_conflict(
+        conflict_target=[Row.storage_id, Row.hypervisor_id], update={Row.epoch: epoch, Row.end_time: now}
+    ).execute()
+
+
+def tried(due: Due, now: datetime) -> None:
+    """Note that a storage's turn came, whatever becomes of it."""
+    key = _key(storages.find(due.storage_id), due.hypervisor_id)
+    Row.insert(storage_id=due.storage_id, hypervisor_id=key, epoch=0, try_time=now).on_conflict(
+        conflict_target=[Row.storage_id, Row.hypervisor_id], update={Row.try_time: now}
+    ).execute()
+
+
+def due(limits: Limits, now: datetime) -> list[Due]:
+    """Return what is to be reconciled now, blocked storages first: a day after the last time, and at once in a new epoch."""
+    epoch = installation.get().epoch
+    online, users = hypervisors.online(limits, now), health.users()
+    busy = {(job.storage_id, job.hypervisor_id) for job in jobs.live() if job.type == "reindex"}
+    found: list[tuple[bool, Due]] = []
+    for row in models.Storage.select(models.Storage.storage_id).where(models.Storage.enabled):
+        storage = storages.find(row.storage_id)
+        for hypervisor_id in _from(storage, users.get(storage.storage_id, ()), online):
+            known = _find(storage, hypervisor_id)
+            blocked = epoch not in {FIRST_EPOCH, known.epoch}
+            waited = now - (known.end_time or storage.create_time) >= INTERVAL
+            tried_lately = known.try_time is not None and now - known.try_time < TRY_AGAIN
+            if (blocked or waited) and not tried_lately and (storage.storage_id, hypervisor_id) not in busy:
+                found.append((not blocked, Due(storage.storage_id, hypervisor_id)))
+    return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].storage_id, pair[1].hypervisor_id))]
+
+
+def reader(storage: Storage, limits: Limits, now: datetime) -> str:
+    """Return an online hypervisor to read a storage from: one that uses it, else one that made a backup there, else any."""
+    online = sorted(hypervisors.online(limits, now))
+    for known in (health.users().get(storage.storage_id, ()), _makers(storage), schedules_of(storage), online):
+        able = [one for one in online if one in set(known)]
+        if able:
+            return able[0]
+    return ""
+
+
+def schedules_of(storage: Storage) -> set[str]:
+    """Return the hypervisors that back up to a storage."""
+    return {one.hypervisor_id for one in schedules.list_schedules(storage_id=storage.storage_id, limit=None)}
+
+
+def _from(storage: Storage, users: "list[str] | tuple[str, ...]", online: "frozenset[str] | set[str]") -> list[str]:
+    """Return from where a storage is to be read: a local folder from each hypervisor that has one."""
+    if storage.type == "local":
+        return sorted((set(users) | _makers(storage) | schedules_of(storage)) & set(online))
+    able = sorted(set(users) & set(online)) or sorted(_makers(storage) & set(online))
+    return able[:1]
+
+
+def _makers(storage: Storage) -> set[str]:
+    row = models.Backup
+    mine = (row.storage_id == storage.storage_id) & row.delete_time.is_null()
+    return {one.hypervisor_id for one in row.select(row.hypervisor_id).where(mine).distinct()}
+
+
+def _key(storage: Storage, hypervisor_id: str) -> str:
+    return hypervisor_id if storage.type == "local" else ""
+
+
+def _find(storage: Storage, hypervisor_id: str) -> models.Reconciliation:
+    key = _key(storage, hypervisor_id)
+    row = Row.get_or_none((Row.storage_id == storage.storage_id) & (Row.hypervisor_id == key))
+    return row or Row(storage_id=storage.storage_id, hypervisor_id=key, epoch=0, end_time=None, try_time=None)
