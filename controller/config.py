@@ -112,6 +112,10 @@ class Settings(BaseModel):
         return self.state_folder / "master.key"
 
     @property
+    def recovery_key_file(self) -> Path:
+        return self.state_folder / "recovery.key"
+
+    @property
     def mark_file(self) -> Path:
         return self.state_folder / "mark.json"
 

@@ -1,8 +1,10 @@
-"""bm-controller: init, serve, check.
+"""bm-controller: init, serve, check, backup, restore.
 
     init    makes the state folder: authority, master key, database, the first access token (shown once)
     serve   runs until SIGTERM or SIGINT
     check   looks at settings and state without changing them
+    backup  writes an encrypted bundle of what storages cannot give back; beside a serving controller
+    restore makes a controller of a bundle, in an empty place
 
 What is heavy is imported inside the verbs: `--help` and a wrong setting need none of it.
 """
@@ -38,7 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--new-token", metavar="NAME", help="when all that exists already: make another admin token")
     serve = verbs.add_parser("serve", help="run until SIGTERM")
     check = verbs.add_parser("check", help="look at settings and state, and change nothing")
-    for verb, run in ((init, _init), (serve, _serve), (check, _check)):
+    backup = verbs.add_parser("backup", help="write an encrypted bundle of what storages cannot give back")
+    backup.add_argument("--to", type=Path, required=True, metavar="FILE", help="the bundle; replaced when whole")
+    backup.add_argument("--new-key", action="store_true", help="make another recovery key, and show it once")
+    restore = verbs.add_parser("restore", help="make a controller of a bundle, in an empty place")
+    restore.add_argument("bundle", type=Path, metavar="BUNDLE")
+    restore.add_argument("--key-file", type=Path, metavar="FILE", help="with the recovery key; asked for if not given")
+    verbs_and_runs = ((init, _init), (serve, _serve), (check, _check), (backup, _backup), (restore, _restore))
+    for verb, run in verbs_and_runs:
         verb.add_argument("--config", type=Path, default=CONFIG_DEFAULT, metavar="FILE", help="default: %(default)s")
         verb.set_defaults(run=run)
     return parser
@@ -84,6 +93,38 @@ def _check(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{'ok ' if finding.good else 'BAD'} {finding.subject}: {finding.text}")
     return 0 if all(finding.good for finding in findings) else 1
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from controller import config, rescue
+
+    written = rescue.backup(config.load(options.config), options.to, new_key=options.new_key)
+    print(f"bundle: {written.file} ({written.server_count} servers, {written.storage_count} storages)")
+    if written.key:
+        print(f"recovery key: {written.key}")
+        print("The recovery key is shown this once. Keep it away from the bundle: both together are the installation.",
+              file=sys.stderr)  # fmt: skip
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    import getpass
+
+    from controller import bundle, config, rescue
+
+    try:
+        text = options.key_file.read_text(encoding="ascii") if options.key_file else getpass.getpass("Recovery key: ")
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise CannotStart(f"cannot read the recovery key: {type(error).__name__}") from error
+    made = rescue.restore(config.load(options.config), options.bundle, bundle.parse_key(text))
+    print(f"installation: {made.installation_id}")
+    print(f"authority: {made.authority_fingerprint}")
+    print(f"restored: {made.server_count} servers, as of {made.create_time}; epoch {made.epoch}")
+    for name in made.storages:
+        print(f"to reconcile: {name}")
+    print("Serve, and let agents connect. Nothing is deleted on a storage before it is reconciled: that begins by itself"
+          " for those that schedules use, and with `bmctl storage reconcile`.", file=sys.stderr)  # fmt: skip
+    return 0
 
 
 async def _run(settings: "Settings") -> int:
