@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,11 +14,13 @@ from controller.db import models, secrets
 from controller.db.database import Database
 from controller.db.secrets import Vault
 from controller.errors import CannotStart, StorageUnreconciled
-from controller.jobs import Job
 from controller.security.authority import Authority
 from tests.controller.services.api import Api
 from tests.controller.world import Agent, World, record_of
 from tests.servers.controller import Controller
+
+if TYPE_CHECKING:
+    from controller.jobs import Job
 
 
 def settings_of(world: World) -> Settings:
