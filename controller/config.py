@@ -95,7 +95,10 @@ class Settings(BaseModel):
         default=120.0, ge=0.1, le=86400, description="how long an agent may take to accept a job before the job fails"
     )
     tick_seconds: float = Field(
-        default=60.0, ge=0.05, le=3600, description="how often waiting and stale work is looked at"
+        default=60.0,
+        ge=0.05,
+        le=3600,
+        description="how often the cycle looks for due schedules, for waiting and for stale work",
     )
 
     webhook_networks: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
