@@ -86,6 +86,7 @@ def test_filters_go_along(bmctl: Bmctl, canned: Canned) -> None:
     assert asked.server_id == "web1"
     assert set(asked.states) == {
         job_pb2.JOB_STATE_FAILED,
+        job_pb2.JOB_STATE_PENDING,
         job_pb2.JOB_STATE_QUEUED,
         job_pb2.JOB_STATE_DISPATCHED,
         job_pb2.JOB_STATE_RUNNING,

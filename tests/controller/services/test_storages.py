@@ -46,7 +46,10 @@ async def get(api: Api, reference: str) -> storage_pb2.Storage:
 @pytest.mark.feature("S0", "S4")
 async def test_a_storage_is_saved_with_its_defaults_and_found_by_id_and_name(api: Api) -> None:
     made = await make_sftp(api)
-    assert made == await get(api, made.storage_id) == await get(api, made.name)
+    read = [await get(api, made.storage_id), await get(api, made.name)]
+    for one in (made, *read):
+        one.ClearField("health")  # a round of the clock may lie between them
+    assert [made, made] == read
     assert made.sftp == sftp(port=22)
     assert (made.compression.enabled, made.compression.level, made.compression.threads) == (True, 3, 1)
     assert made.limits == storage_pb2.StorageLimits(), (
