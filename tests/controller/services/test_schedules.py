@@ -173,7 +173,7 @@ async def test_off_on_deleted_listed_and_back(api: Api, controller: Controller, 
         )
         return [one.schedule_id for one in await all_pages(ask, "schedules")]
 
-    assert await listed() == [one.schedule_id for one in cloned.schedules]
+    assert await listed() == sorted(one.schedule_id for one in cloned.schedules)
     assert await listed(deleted=True) == [made.schedule_id]
     assert await listed(enabled=True) == []
     assert await listed(hypervisor_id=others[0]) == [cloned.schedules[0].schedule_id]
