@@ -15,7 +15,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
-from controller import access, jobs, orders, retention, schedules, servers, settings, storages
+from controller import access, jobs, orders, previews, retention, schedules, servers, settings, storages
+from controller.context import Context
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.errors import (
@@ -29,7 +30,7 @@ from controller.errors import (
     ServerNotFound,
 )
 from controller.jobs import Job, JobFilter
-from controller.orders import BackupOrder, Context, RestoreOrder
+from controller.orders import BackupOrder, RestoreOrder
 from controller.rules import portal as rules
 from controller.rules.access import Act, Resolved, allows
 from controller.rules.portal import Permit, Standing, Stay
@@ -239,7 +240,7 @@ def preview_restore(
     point = _point(view, point_id)
     _check(view, "restore", context.now)
     disks = [_disk_of(view, drive) for drive in drives]
-    preview = orders.preview_restore(point.backup_id, "", disks, "", context)
+    preview = previews.preview_restore(point.backup_id, "", disks, "", context)
     names = view.drives
     chosen = tuple(sorted((names[disk] for disk in preview.disks), key=list(names.values()).index))
     return RestorePreview(_shown(view, [point], context.now)[0], chosen, preview.stops_server, preview.confirmation)

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller import backups, jobs, leases, orders, prune_queue, retention, storages
+from controller import backups, jobs, leases, orders, previews, prune_queue, retention, storages
+from controller.context import Context as OrderContext
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.limits import Limits
@@ -61,14 +62,14 @@ def _prune(candidate: Candidate, limits: Limits, vault: Vault, now: datetime) ->
     started = []
     for maker_id, doomed in by_maker(storage, free).items():
         order = RemovalOrder(
-            "prune", candidate.server_id, storage.storage_id, doomed[: orders.DELETE_BACKUPS_MAX], maker_id
+            "prune", candidate.server_id, storage.storage_id, doomed[: previews.DELETE_BACKUPS_MAX], maker_id
         )
         try:
             with models.proxy.atomic():
-                started.append(orders.start(order, orders.Context(limits, vault, REQUESTER, now)))
+                started.append(orders.start(order, OrderContext(limits, vault, REQUESTER, now)))
         except BackupManagerError as error:
             skipped = error.message
-        if len(doomed) > orders.DELETE_BACKUPS_MAX:
+        if len(doomed) > previews.DELETE_BACKUPS_MAX:
             skipped = skipped or "there is more than one job deletes"
     return Pruned(tuple(started), skipped)
 

@@ -12,9 +12,9 @@ from typing import Any
 import peewee
 
 from controller import confirmations, purges, schedules, servers
+from controller.context import Context
 from controller.db import models
 from controller.errors import InvalidField, RequestIdReused, ServerNotFound
-from controller.orders import Context
 from controller.purges import NewPurge, Purge
 
 _SERVERS_CHUNK = 500

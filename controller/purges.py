@@ -18,8 +18,20 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from controller import auto_purge, backups, happenings, jobs, orders, pruning, settings, storages, system_log
+from controller import (
+    auto_purge,
+    backups,
+    happenings,
+    jobs,
+    orders,
+    previews,
+    pruning,
+    settings,
+    storages,
+    system_log,
+)
 from controller.backups import AVAILABLE, DAMAGED, MISSING
+from controller.context import Context as OrderContext
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.errors import PurgeEnded, PurgeNotFound, PurgeRunning
@@ -186,11 +198,11 @@ def start(purge_id: str, limits: Limits, vault: Vault, now: datetime) -> int:
         if not storage.enabled or storage.read_only:
             continue
         for maker_id, doomed in pruning.by_maker(storage, backup_ids).items():
-            chosen = doomed[: orders.DELETE_BACKUPS_MAX]
+            chosen = doomed[: previews.DELETE_BACKUPS_MAX]
             order = RemovalOrder("purge", purge.server_id, storage_id, chosen, maker_id, purge_id=purge_id)
             try:
                 with models.proxy.atomic():
-                    started.append(orders.start(order, orders.Context(limits, vault, purge.requester, now)))
+                    started.append(orders.start(order, OrderContext(limits, vault, purge.requester, now)))
             except BackupManagerError as error:
                 refused = error
     if not started:

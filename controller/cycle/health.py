@@ -11,12 +11,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from controller import health, hypervisors, jobs, orders, settings
+from controller.context import Context
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.errors import JobCancelled, LookTooLong
 from controller.jobs import Failure
 from controller.limits import Limits
-from controller.orders import Context, HealthOrder
+from controller.orders import HealthOrder
 from controller.rules import health as rules
 from controller.rules.health import Check, Intervals
 from engine.errors import BackupManagerError

@@ -4,8 +4,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from controller import orders, reconciliation
+from controller.context import Context
 from controller.db.models import proxy
-from controller.orders import Context, ReindexOrder
+from controller.orders import ReindexOrder
 from controller.reconciliation import Due
 from engine.errors import BackupManagerError
 

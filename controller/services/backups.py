@@ -7,10 +7,12 @@ from google.protobuf.descriptor import EnumDescriptor
 
 from clients.gen.backupmanager.v1 import backup_pb2, backup_service_pb2_grpc, disk_pb2
 from clients.gen.backupmanager.v1 import backup_service_pb2 as messages
-from controller import backups, orders, servers, storages
+from controller import backups, orders, previews, servers, storages
 from controller.backups import Backup, BackupFilter
+from controller.context import Context as OrderContext
 from controller.errors import InvalidField
-from controller.orders import BackupOrder, Chain, DeleteOrder, RestoreOrder, VerifyOrder
+from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, VerifyOrder
+from controller.previews import Chain
 from controller.rules import tree
 from controller.rules.restoring import RestoreChoice
 from controller.security.caller import current_caller
@@ -75,7 +77,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         if not request.backup_id and not request.server_id:
             raise InvalidField(field="backup_id", problem="or server_id is needed")
         preview = await self._parts.database.run(
-            orders.preview_restore,
+            previews.preview_restore,
             check.identifier("backup_id", request.backup_id) if request.backup_id else "",
             check.reference("server_id", request.server_id, optional=True),
             check.disks("disks", request.disks),
@@ -118,7 +120,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         self, request: messages.PreviewDeleteRequest, context: Context
     ) -> messages.PreviewDeleteResponse:
         chosen, chain = _doomed(request)
-        preview = await self._parts.database.run(orders.preview_delete, chosen, self._context(), chain)
+        preview = await self._parts.database.run(previews.preview_delete, chosen, self._context(), chain)
         return messages.PreviewDeleteResponse(
             backups=_shown(preview.backups),
             stored_bytes=preview.stored_bytes,
@@ -138,8 +140,8 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         )
         return messages.StartDeleteResponse(job_id=await self._start(order))
 
-    def _context(self) -> orders.Context:
-        return orders.Context(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
+    def _context(self) -> OrderContext:
+        return OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
 
     async def _start(self, order: orders.Order) -> str:
         return await self._parts.database.run(orders.start, order, self._context())
@@ -176,7 +178,7 @@ def _doomed(
 ) -> tuple[tuple[str, ...], Chain | None]:
     """Return the backups that are to be deleted, or the chain."""
     if not request.HasField("chain"):
-        return check.identifiers("backup_ids", request.backup_ids, orders.DELETE_BACKUPS_MAX), None
+        return check.identifiers("backup_ids", request.backup_ids, previews.DELETE_BACKUPS_MAX), None
     if request.backup_ids:
         raise InvalidField(field="chain", problem="stands instead of backup_ids")
     asked = request.chain

@@ -8,6 +8,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from clients.gen.backupmanager.v1 import portal_service_pb2 as messages
 from clients.gen.backupmanager.v1 import portal_service_pb2_grpc
 from controller import portal
+from controller.context import Context as OrderContext
 from controller.errors import (
     ConfirmationStale,
     CooldownActive,
@@ -24,7 +25,6 @@ from controller.errors import (
     Unauthenticated,
 )
 from controller.jobs import Job
-from controller.orders import Context as OrderContext
 from controller.portal import Visitor
 from controller.rules import portal as rules
 from controller.security import tokens

@@ -2,7 +2,8 @@
 
 from clients.gen.backupmanager.v1 import purge_service_pb2 as messages
 from clients.gen.backupmanager.v1 import purge_service_pb2_grpc
-from controller import orders, purge_orders, purges, servers
+from controller import purge_orders, purges, servers
+from controller.context import Context as OrderContext
 from controller.errors import InvalidField
 from controller.purge_orders import Target
 from controller.purges import Purge
@@ -63,8 +64,8 @@ class PurgeServicer(purge_service_pb2_grpc.PurgeServiceServicer):
         record = await self._parts.database.run(purges.cancel, purge_id, self._parts.now())
         return messages.CancelPurgeResponse(purge=convert_retention.purge(record))
 
-    def _context(self) -> orders.Context:
-        return orders.Context(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
+    def _context(self) -> OrderContext:
+        return OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
 
 
 def _list(server: str, ended: bool, after: tuple[str] | None, limit: int) -> list[Purge]:

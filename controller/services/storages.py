@@ -10,6 +10,7 @@ from typing import Any
 from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2_grpc
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
 from controller import health, orders, schedules, storages, totals
+from controller.context import Context as OrderContext
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
@@ -174,7 +175,7 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         return convert.storage(*(await self._parts.database.run(standing.of_storages, [record]))[0])
 
     async def _start(self, order: TestOrder | ReindexOrder | HealthOrder) -> str:
-        context = orders.Context(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
+        context = OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
         return await self._parts.database.run(orders.start, order, context)
 
     async def _make_key(self, given: Mapping[str, str]) -> NewKey:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from controller import access, orders, packages, servers
+from controller import access, packages, previews, servers
 from controller.db import models
 from controller.errors import (
     AccessLevelDenied,
@@ -163,8 +163,8 @@ def test_a_locked_server_is_left_alone_until_the_lock_ends(
         world.backup(web, storage)
     assert refused.value.facts["lock_reason"] == "rescue"
     with pytest.raises(ServerLocked):
-        world.run(orders.preview_restore, backup_id, "", (), "", world.context())
-    world.run(orders.preview_restore, backup_id, "", (), "/restored", world.context())  # files are not the server
+        world.run(previews.preview_restore, backup_id, "", (), "", world.context())
+    world.run(previews.preview_restore, backup_id, "", (), "/restored", world.context())  # files are not the server
     assert world.verify(backup_id).state == "dispatched"
 
     world.clock.advance(3600)

@@ -6,7 +6,7 @@ from typing import Any
 import peewee
 import pytest
 
-from controller import backups, leases, orders, servers
+from controller import backups, leases, previews, servers
 from controller.agents.convert import Accepted, Finished
 from controller.backups import Backup, BackupFilter, BackupRecord, DiskBackup
 from controller.errors import (
@@ -46,9 +46,9 @@ class Setting:
     def states(self) -> list[str]:
         return [self.get(one).state for one in (self.old, self.full, self.first, self.second)]
 
-    def preview(self, backup_id: str = "", *disks: str, folder: str = "") -> orders.RestorePreview:
+    def preview(self, backup_id: str = "", *disks: str, folder: str = "") -> previews.RestorePreview:
         server_id = "" if backup_id else self.server.server_id
-        return self.world.run(orders.preview_restore, backup_id, server_id, disks, folder, self.world.context())
+        return self.world.run(previews.preview_restore, backup_id, server_id, disks, folder, self.world.context())
 
     def damage(self, job: Job, *backup_ids: str, count: int = 1) -> Job:
         found = [{"backup_id": one, "disk": "vda"} for one in backup_ids]
@@ -134,7 +134,7 @@ def test_a_record_of_another_backup_than_the_job_s_is_refused(setting: Setting) 
 
 
 def test_a_deletion_takes_what_cannot_live_without_it(setting: Setting) -> None:
-    preview = setting.world.run(orders.preview_delete, [setting.first], setting.world.context())
+    preview = setting.world.run(previews.preview_delete, [setting.first], setting.world.context())
     assert [one.backup_id for one in preview.backups] == [setting.second, setting.first]
     assert preview.stored_bytes == 100
 
@@ -147,7 +147,7 @@ def test_a_deletion_takes_what_cannot_live_without_it(setting: Setting) -> None:
         setting.get(setting.second)
     assert setting.get(setting.full).state == "available"
     with pytest.raises(BackupNotFound):
-        setting.world.run(orders.preview_delete, [setting.first], setting.world.context())
+        setting.world.run(previews.preview_delete, [setting.first], setting.world.context())
 
 
 def test_only_what_was_ordered_and_is_gone_leaves_the_catalog(setting: Setting) -> None:
@@ -218,14 +218,14 @@ def test_a_need_told_before_its_backup_was_known_does_not_cross_servers(setting:
 
 
 def test_a_confirmation_holds_as_long_as_the_facts_do(setting: Setting) -> None:
-    preview = setting.world.run(orders.preview_delete, [setting.full], setting.world.context())
+    preview = setting.world.run(previews.preview_delete, [setting.full], setting.world.context())
     third = setting.make("c1", setting.full, setting.first, setting.second)
 
     with pytest.raises(ConfirmationStale):
         setting.world.start(DeleteOrder([setting.full], preview.confirmation))
     with pytest.raises(ConfirmationStale):
         setting.world.start(DeleteOrder([setting.full], ""))
-    fresh = setting.world.run(orders.preview_delete, [setting.full], setting.world.context())
+    fresh = setting.world.run(previews.preview_delete, [setting.full], setting.world.context())
     assert fresh.backups[0].backup_id == third
     with pytest.raises(ConfirmationStale):  # of other backups, though it is real
         setting.world.start(DeleteOrder([setting.old], fresh.confirmation))
@@ -237,7 +237,7 @@ def test_backups_of_two_servers_or_none_are_no_deletion(setting: Setting) -> Non
 
     for chosen in ([], [setting.full, other]):
         with pytest.raises(InvalidField):
-            setting.world.run(orders.preview_delete, chosen, setting.world.context())
+            setting.world.run(previews.preview_delete, chosen, setting.world.context())
 
 
 @pytest.mark.feature("R19")
@@ -564,4 +564,4 @@ def test_a_server_without_backups_has_nothing_to_restore(setting: Setting) -> No
     other = setting.world.server(setting.agent, "db")
 
     with pytest.raises(BackupNotFound):
-        setting.world.run(orders.preview_restore, "", other.server_id, (), "", setting.world.context())
+        setting.world.run(previews.preview_restore, "", other.server_id, (), "", setting.world.context())

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from controller import backups, installation, jobs, orders, prune_queue, retention, schedules, servers, settings
+from controller import (
+    backups,
+    installation,
+    jobs,
+    previews,
+    prune_queue,
+    retention,
+    schedules,
+    servers,
+    settings,
+)
 from controller.cycle import dispatch, prune
 from controller.db import models
 from controller.errors import DeleteBound
@@ -371,7 +381,7 @@ def test_deletes_can_be_bound_to_one_hypervisor(place: Place) -> None:
     assert (job.hypervisor_id, job.spec["domain_uuid"]) == (keeper.hypervisor_id, "")
 
     world.cancel(job)
-    preview = world.run(orders.preview_delete, [oldest[1]], world.context())
+    preview = world.run(previews.preview_delete, [oldest[1]], world.context())
     refused = DeleteOrder((oldest[1],), preview.confirmation, hypervisor_id="h1")
     with pytest.raises(DeleteBound):
         world.start(refused)

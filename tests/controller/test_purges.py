@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from controller import backups, jobs, orders, purge_orders, purges, schedules, servers, settings
+from controller import backups, jobs, previews, purge_orders, purges, schedules, servers, settings
 from controller.cycle import purge
 from controller.cycle.tick import Round
 from controller.db import models
 from controller.errors import ConfirmationStale, PurgeEnded, PurgeRunning, RequestIdReused
 from controller.jobs import Failure, Job, JobFilter
-from controller.orders import Chain, DeleteOrder
+from controller.orders import DeleteOrder
+from controller.previews import Chain
 from controller.purge_orders import Target
 from controller.purges import Purge
 from controller.schedules import NewSchedule, Schedule
@@ -237,16 +238,16 @@ def test_a_chain_is_deleted_as_it_was_shown(place: Place) -> None:
     world = place.world
     old, new = put_chains(world, place.agent, world.server(place.agent, "db"), place.storage, 2, 3)
     chain = Chain("db", "nas", old[0])
-    shown = world.run(orders.preview_delete, (), world.context(), chain)
+    shown = world.run(previews.preview_delete, (), world.context(), chain)
     assert {one.backup_id for one in shown.backups} == set(old)
     assert (shown.record_count, shown.active) == (3, False)
-    assert world.run(orders.preview_delete, (), world.context(), Chain("db", "nas", new[0], "vda")).active
+    assert world.run(previews.preview_delete, (), world.context(), Chain("db", "nas", new[0], "vda")).active
 
     server = world.run(servers.find, "db")
     put(world, place.agent, server, place.storage, world.clock.time - DAY / 2, tuple(old))
     with pytest.raises(ConfirmationStale):
         world.start(DeleteOrder((), shown.confirmation, chain=chain))
-    shown = world.run(orders.preview_delete, (), world.context(), chain)
+    shown = world.run(previews.preview_delete, (), world.context(), chain)
     job = world.start(DeleteOrder((), shown.confirmation, chain=chain))
     assert len(job.spec["backup_ids"]) == 4
     place.done(job)

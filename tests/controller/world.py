@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from controller import claims, installation, jobs, orders, servers, settings, storages
+from controller import claims, installation, jobs, orders, previews, servers, settings, storages
 from controller.agents import enrollment, events, hello
 from controller.agents.convert import Accepted, AgentEvent, Finished, Greeting, Records, Rejected, Said
 from controller.agents.outbox import Stamp
 from controller.backups import BackupRecord, DiskBackup
+from controller.context import Context
 from controller.cycle import batch_dispatch, dispatch, stale, turn
 from controller.db import models
 from controller.db.database import Database
@@ -24,7 +25,7 @@ from controller.db.secrets import Vault
 from controller.hypervisors import Domain, heard
 from controller.jobs import Failure, Job
 from controller.limits import Limits
-from controller.orders import BackupOrder, Context, DeleteOrder, Order, ReindexOrder, VerifyOrder
+from controller.orders import BackupOrder, DeleteOrder, Order, ReindexOrder, VerifyOrder
 from controller.servers import NewServer, Server
 from controller.storages import NewStorage, Storage, StorageChange
 from engine.ids import new_id
@@ -133,7 +134,7 @@ class World:
         return self.start(VerifyOrder(backup_id, **values))
 
     def delete(self, backup_ids: Sequence[str], **values: Any) -> Job:
-        preview = self.run(orders.preview_delete, backup_ids, self.context())
+        preview = self.run(previews.preview_delete, backup_ids, self.context())
         return self.start(DeleteOrder(tuple(backup_ids), preview.confirmation, **values))
 
     def reindex(self, storage: Storage, agent: "Agent") -> Job:

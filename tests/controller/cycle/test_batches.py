@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from controller import batches, leases, orders, schedules, servers, settings
+from controller import batches, leases, previews, schedules, servers, settings
 from controller.batches import Batch
 from controller.cycle import batch_dispatch
 from controller.db import models
@@ -449,7 +449,7 @@ def test_an_admins_restore_may_be_let_in_between_two_servers_of_a_batch(world: W
     batch = house.batch()
     house.receive()
 
-    preview = world.run(orders.preview_restore, backup_id, "", (), "", world.context())
+    preview = world.run(previews.preview_restore, backup_id, "", (), "", world.context())
     restore = world.start(RestoreOrder(backup_id, confirmation=preview.confirmation, during_batch=True))
     assert restore.state == "dispatched"  # the hypervisor makes room for it
     world.clock.advance(HOUR)  # as long as the servers in progress take
