@@ -24,6 +24,7 @@ BEFORE = ("repository", "prepared", "intent", "begun", "noted", "segment", "stor
 @pytest.mark.feature("C11")
 @pytest.mark.feature("C12")
 @pytest.mark.feature("N15")
+@pytest.mark.share(4)
 @pytest.mark.parametrize("step", [*BEFORE, *ASKED, *WHOLE])
 async def test_an_engine_killed_anywhere_leaves_the_truth_and_a_working_server(
     world: StressWorld, tmp_path: Path, blank_domain: Callable[..., BlankDomain], step: str

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from tests.engine.rig import Rig, digest, new_storage, reason, result
 from tests.engine.zygote import KILLED, Ended, Zygote
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.loop import loop_device
+from tests.shares import share
 from tests.waiting import wait_until
 
 KINDS = {
@@ -46,7 +46,7 @@ KINDS = {
 }
 DISK_BYTES = 8 * MIB
 GONE_SECONDS = 20.0
-SHARE = 4  # so that all of it takes minutes, where `make kill` takes a quarter of an hour
+SHARE = 6  # so that all of it takes minutes, where `make kill` takes a quarter of an hour
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,8 @@ class World:
 
         The shares of the many tests and disks cover every step several times over; `make kill` has them all die everywhere.
         """
-        points = self.every_point(steps)
-        if os.environ.get("BM_KILL_POINTS") == "all":
-            return points
         test = os.environ["PYTEST_CURRENT_TEST"].rpartition("::")[2].partition(" ")[0]
-        return points[zlib.crc32(test.encode()) % min(SHARE, len(points)) :: SHARE]
+        return list(share(self.every_point(steps), test, SHARE))
 
     def every_point(self, steps: tuple[str, ...]) -> list[Point]:
         """Return each step's first time, and with several disks the last time too."""

@@ -149,6 +149,7 @@ def make_scene(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> Callable[...
     "step",
     ["noted", "segment", "segment:2", "segment:3", "segment:4", "segment:6", "stored", "job_ended", "lease_held"],
 )
+@pytest.mark.share(2)
 def test_a_full_goes_on_at_its_instant(make_scene: Callable[..., Scene], step: str) -> None:
     scene = make_scene()
     expected = scene.digests()
@@ -164,6 +165,7 @@ def test_a_full_goes_on_at_its_instant(make_scene: Callable[..., Scene], step: s
 
 @pytest.mark.parametrize("kind", ["incremental", "differential", "copy"])
 @pytest.mark.parametrize("formats", [("qcow2", "qcow2"), ("raw", "qcow2")])
+@pytest.mark.share(3)
 def test_every_type_goes_on(make_scene: Callable[..., Scene], kind: str, formats: tuple[str, ...]) -> None:
     scene = make_scene(*formats)
     before = [scene.rig.back_up(scene.domain.uuid)]
@@ -266,6 +268,7 @@ def assert_begun_anew(scene: Scene, finished: dict[str, Any], why: str = "") -> 
 
 
 @pytest.mark.parametrize("step", ["prepared", "intent", "begun", "thawed", "mapped"])
+@pytest.mark.share(2)
 def test_killed_before_anything_was_noted(make_scene: Callable[..., Scene], step: str) -> None:
     scene = make_scene()
     scene.kill(step)

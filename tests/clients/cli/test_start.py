@@ -44,7 +44,7 @@ def shell(bmctl: Bmctl, tmp_path: Path) -> Bmctl:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("bmctl", "ba"), {"backup"}),
+        (("bmctl", "ba"), {"backup", "batch"}),
         (("bmctl", "backup", "ver"), {"verify"}),
         (("bmctl", "backup", ""), {"start", "list", "show", "restore", "verify", "delete"}),
         (("bmctl", "storage", "add", "s"), {"sftp"}),
