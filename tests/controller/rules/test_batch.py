@@ -62,7 +62,7 @@ def test_only_what_came_after_an_hour_of_waiting_queues_behind(
     assert holds_back(START, START + asked_after, START + waited) is wanted
 
 
-@pytest.mark.feature("X17", "S21", "M5")
+@pytest.mark.feature("X17", "S21", "M5", "M18")
 @pytest.mark.parametrize(
     "kinds",
     [set(one) for n in range(6) for one in itertools.combinations(ENDS, n)],
