@@ -22,16 +22,22 @@ def seen(monkeypatch):
 
 def back_up(backup_id: str, segment_plain_bytes: int) -> Objects:
     """Write a backup of three disks, several segments each, with its manifests, from three threads."""
-    how = Writing(SERVER_KEY, random=os.urandom, segment_plain_bytes=segment_plain_bytes)
+
+    def writing() -> Writing:
+        """Return a way of writing for one thread: two of them in one compressor make frames that cannot be read."""
+        return Writing(SERVER_KEY, random=os.urandom, segment_plain_bytes=segment_plain_bytes)
+
     objects, image = Objects(), samples.first_image()
 
     def disk(name: str):
+        how = writing()
         segments = samples.write_layer(objects, how, backup_id, name, image, samples.FULL_ITEMS)
         value = samples.disk_manifest(how, backup_id, name, len(image), (Layer(backup_id, segments),))
         return name, (value, samples.put_manifest(objects, how, value))
 
     with ThreadPoolExecutor(3) as pool:
         disks = dict(pool.map(disk, ("vda", "vdb", "vdc")))
+    how = writing()
     samples.put_manifest(objects, how, samples.server_manifest(how, backup_id, disks))
     return objects
 
