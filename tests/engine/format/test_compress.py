@@ -46,6 +46,27 @@ def compressor():
 
 @pytest.mark.feature("T13", "T16")
 @pytest.mark.parametrize("level", [1, 3, 9, 19])
+def test_a_whole_frame_keeps_the_formats_rules(level):
+    data = text(FRAME_BYTES_MAX - 1000, "whole") + noise(1000, "end")
+
+    packed = ZstdCompressor(level).compress(memoryview(data))
+
+    declared = zstandard.get_frame_parameters(packed)
+    assert (declared.content_size, declared.has_checksum, declared.dict_id) == (len(data), True, 0)
+    assert Decompressor().decompress(packed, len(data)) == data
+
+
+@pytest.fixture(params=["the host's libzstd", "the package's"])
+def compressor(request, monkeypatch):
+    if request.param == "the package's":
+        monkeypatch.setattr(libzstd, "load", lambda: None)
+    else:
+        assert libzstd.load() is not None, "install libzstd1"
+    return ZstdCompressor
+
+
+@pytest.mark.feature("T13", "T16")
+@pytest.mark.parametrize("level", [1, 3, 9, 19])
 @pytest.mark.parametrize("length", [FRAME_BYTES_MAX, MIB, 64 * KIB, 300])
 def test_what_is_compressed_into_a_buffer_keeps_the_formats_rules(compressor, level, length):
     data = bytearray(text(length // 2, "half") + noise(length - length // 2, "half"))
