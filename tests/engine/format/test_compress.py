@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidSpec
 from engine.extents import FRAME_BYTES_MAX
+from engine.format import libzstd
 from engine.format.compress import DecompressFailed, Decompressor, ZstdCompressor
 from engine.units import KIB, MIB
 from tests.engine.format.samples import RELAXED, noise, text
@@ -25,23 +26,6 @@ def test_decompressing_gives_what_was_compressed(data, level):
     packed = COMPRESSORS[level].compress(data)
 
     assert DECOMPRESSOR.decompress(packed, len(data)) == data
-
-
-@pytest.mark.feature("T13", "T16")
-@pytest.mark.parametrize("level", [1, 3, 9, 19])
-def test_a_whole_frame_keeps_the_formats_rules(level):
-    data = text(FRAME_BYTES_MAX - 1000, "whole") + noise(1000, "end")
-
-    packed = ZstdCompressor(level).compress(memoryview(data))
-
-    declared = zstandard.get_frame_parameters(packed)
-    assert (declared.content_size, declared.has_checksum, declared.dict_id) == (len(data), True, 0)
-    assert Decompressor().decompress(packed, len(data)) == data
-
-
-@pytest.fixture
-def compressor():
-    return ZstdCompressor
 
 
 @pytest.mark.feature("T13", "T16")
@@ -93,6 +77,20 @@ def test_what_does_not_fit_into_a_buffer_is_told_and_the_next_frame_is_whole(com
     count = one.compress_into(memoryview(data), target)
     assert 0 < count < len(data)
     assert Decompressor().decompress(bytes(target[:count]), len(data)) == data
+
+
+def test_a_host_without_the_library_is_noticed(monkeypatch):
+    monkeypatch.setattr(libzstd, "_LIBRARY", "libnothing-of-this-name.so.1")
+
+    assert libzstd.load.__wrapped__() is None
+
+
+def test_a_parameter_that_the_library_refuses_is_an_error():
+    library = libzstd.load()
+    assert library is not None
+
+    with pytest.raises(ValueError, match="does not take"):
+        libzstd.Context(library, {libzstd.HASH_LOG: 10_000})
 
 
 def test_every_damaged_byte_and_every_cut_is_an_error_or_harmless():
