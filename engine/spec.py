@@ -42,6 +42,8 @@ BackupType: TypeAlias = Literal["full", "incremental", "differential", "copy"]
 Consistency: TypeAlias = Literal["freeze_or_pause", "freeze", "pause", "none"]
 ImageFormat: TypeAlias = Literal["raw", "qcow2"]
 Priority: TypeAlias = Literal["normal", "low", "idle"]
+S3Addressing: TypeAlias = Literal["auto", "path", "virtual"]
+TlsVersion: TypeAlias = Literal["1.2", "1.3"]
 T = TypeVar("T")
 
 
@@ -65,8 +67,61 @@ class SftpConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class S3Config:
+    """A bucket. `endpoint` is a URL, "" for AWS; `prefix` a folder of keys, "" for the whole bucket.
+
+    `part_size_bytes` is a multipart upload's part, 0 to choose; `concurrency` parts are in flight at most. `ca_certificate` is
+    PEM of what signed the server's certificate, "" for those that the system trusts.
+    """
+
+    bucket: str
+    region: str
+    access_key: str
+    secret_key: str = field(repr=False)
+    endpoint: str = ""
+    prefix: str = ""
+    concurrency: int = 8
+    part_size_bytes: int = 0
+    addressing: S3Addressing = "auto"
+    ca_certificate: str = ""
+    bind_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FtpConfig:
+    """An FTP server, by TLS unless `tls_disabled`; `tls_version_max` is for servers that fail at 1.3."""
+
+    host: str
+    username: str
+    path: str
+    password: str = field(repr=False)
+    port: int = 21
+    tls_disabled: bool = False
+    tls_version_max: TlsVersion = "1.3"
+    skip_tls_verify: bool = False
+    ca_certificate: str = ""
+    bind_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RcloneConfig:
+    """A remote of the rclone configuration at `config_path` on this host; `path` is a folder of it.
+
+    `s3_concurrency` is rclone's own upload concurrency for remotes of the type s3. `force` accepts a remote that is refused
+    else: one that spools uploads, limits their rate, or cannot be read in ranges (S16, S17).
+    """
+
+    remote: str
+    path: str
+    config_path: str = "/etc/backup-manager/rclone.conf"
+    s3_concurrency: int = 4
+    force: bool = False
+    bind_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StorageSpec:
-    """Where backups lie. Exactly one of `local`, `sftp` is set.
+    """Where backups lie. Exactly one of `local`, `sftp`, `s3`, `ftp` and `rclone` is set.
 
     `repository_id` is the repository that must be there; a place without one is initialized with it (S29) unless
     `initialized` says that it has been there: then its disk is not mounted, and a backup must not begin anew below it.
@@ -78,6 +133,9 @@ class StorageSpec:
     installation_id: str
     local: LocalConfig | None = None
     sftp: SftpConfig | None = None
+    s3: S3Config | None = None
+    ftp: FtpConfig | None = None
+    rclone: RcloneConfig | None = None
     wrapped_keys: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
     initialized: bool = False

@@ -56,6 +56,9 @@ class Abilities:
     resume: bool
     usage: bool
     bind_address: bool
+    range_read: bool = True
+    server_side_copy: bool = False
+    object_lock: bool = False
 
 
 @dataclass(frozen=True, slots=True)

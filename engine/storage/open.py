@@ -1,7 +1,7 @@
 """From a storage's settings to an open storage. A backend's library is only loaded when a storage of its type is opened."""
 
 from engine.errors import InvalidSpec
-from engine.spec import StorageSpec
+from engine.spec import LocalConfig, SftpConfig, StorageSpec
 from engine.storage.base import Storage
 
 
@@ -11,14 +11,15 @@ def open_storage(spec: StorageSpec, *, brief: bool = False, make: bool = True) -
     Without `make` a folder that is not there is not made, and raises ObjectNotFound. Raises StorageUnreachable, StorageLoginFailed or StorageHostKeyChanged if there is no way in, StorageError or
     StorageDenied if the folder is neither there nor can be made, InvalidSpec if not exactly one backend is set.
     """
-    if (spec.local is None) == (spec.sftp is None):
-        raise InvalidSpec(field="StorageSpec", problem="exactly one of local and sftp must be set")
-    if spec.local is not None:
-        from engine.storage.local import LocalStorage
+    match [one for one in (spec.local, spec.sftp, spec.s3, spec.ftp, spec.rclone) if one is not None]:
+        case [LocalConfig() as config]:
+            from engine.storage.local import LocalStorage
 
-        return LocalStorage(spec.local.path, make=make)
-    assert spec.sftp is not None
-    from engine.storage.sftp import SftpStorage
-    from engine.storage.sftp_connect import BRIEF
+            return LocalStorage(config.path, make=make)
+        case [SftpConfig() as config]:
+            from engine.storage.sftp import SftpStorage
+            from engine.storage.sftp_connect import BRIEF
 
-    return SftpStorage(spec.sftp, BRIEF if brief else None, make=make)
+            return SftpStorage(config, BRIEF if brief else None, make=make)
+        case _:
+            raise InvalidSpec(field="StorageSpec", problem="exactly one of local, sftp, s3, ftp and rclone must be set")
