@@ -200,7 +200,7 @@ class HypervisorCapabilities(_message.Message):
     """Version of the agent's protocol."""
     @_builtins.property
     def storage_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Storage types that the agent can use: "local", "sftp"."""
+        """Storage types that the agent can use: "local", "sftp", "s3", "ftp", "rclone"."""
 
     def __init__(
         self,

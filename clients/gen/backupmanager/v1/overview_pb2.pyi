@@ -550,7 +550,7 @@ class StorageSummary(_message.Message):
     name: _builtins.str
     """Its name."""
     type: _builtins.str
-    """"local", "sftp", …"""
+    """"local", "sftp", "s3", "ftp", "rclone" """
     enabled: _builtins.bool
     """Off refuses everything."""
     read_only: _builtins.bool

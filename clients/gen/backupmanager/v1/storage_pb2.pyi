@@ -56,6 +56,54 @@ HEALTH_STATE_UNHEALTHY: HealthState.ValueType  # 4
 """No hypervisor that tried gets in."""
 Global___HealthState: _TypeAlias = HealthState  # noqa: Y015
 
+class _S3Addressing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _S3AddressingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_S3Addressing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    S3_ADDRESSING_UNSPECIFIED: _S3Addressing.ValueType  # 0
+    """By the host name at AWS, by the path elsewhere."""
+    S3_ADDRESSING_PATH: _S3Addressing.ValueType  # 1
+    """By the path: `https://host/bucket`."""
+    S3_ADDRESSING_VIRTUAL: _S3Addressing.ValueType  # 2
+    """By the host name: `https://bucket.host`."""
+
+class S3Addressing(_S3Addressing, metaclass=_S3AddressingEnumTypeWrapper):
+    """How a bucket is named in requests."""
+
+S3_ADDRESSING_UNSPECIFIED: S3Addressing.ValueType  # 0
+"""By the host name at AWS, by the path elsewhere."""
+S3_ADDRESSING_PATH: S3Addressing.ValueType  # 1
+"""By the path: `https://host/bucket`."""
+S3_ADDRESSING_VIRTUAL: S3Addressing.ValueType  # 2
+"""By the host name: `https://bucket.host`."""
+Global___S3Addressing: _TypeAlias = S3Addressing  # noqa: Y015
+
+class _FtpTlsVersion:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FtpTlsVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FtpTlsVersion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FTP_TLS_VERSION_UNSPECIFIED: _FtpTlsVersion.ValueType  # 0
+    """Means 1.3."""
+    FTP_TLS_VERSION_1_2: _FtpTlsVersion.ValueType  # 1
+    """TLS 1.2."""
+    FTP_TLS_VERSION_1_3: _FtpTlsVersion.ValueType  # 2
+    """TLS 1.3."""
+
+class FtpTlsVersion(_FtpTlsVersion, metaclass=_FtpTlsVersionEnumTypeWrapper):
+    """A version of TLS."""
+
+FTP_TLS_VERSION_UNSPECIFIED: FtpTlsVersion.ValueType  # 0
+"""Means 1.3."""
+FTP_TLS_VERSION_1_2: FtpTlsVersion.ValueType  # 1
+"""TLS 1.2."""
+FTP_TLS_VERSION_1_3: FtpTlsVersion.ValueType  # 2
+"""TLS 1.3."""
+Global___FtpTlsVersion: _TypeAlias = FtpTlsVersion  # noqa: Y015
+
 class _Weekday:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -138,6 +186,9 @@ class Storage(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     SFTP_FIELD_NUMBER: _builtins.int
+    S3_FIELD_NUMBER: _builtins.int
+    FTP_FIELD_NUMBER: _builtins.int
+    RCLONE_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     ENCRYPTION_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
@@ -158,6 +209,7 @@ class Storage(_message.Message):
     HEALTH_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
+    UPLOAD_MEMORY_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id, made by the controller."""
     name: _builtins.str
@@ -185,6 +237,18 @@ class Storage(_message.Message):
     @_builtins.property
     def sftp(self) -> Global___SftpConfig:
         """An SSH server."""
+
+    @_builtins.property
+    def s3(self) -> Global___S3Config:
+        """A bucket."""
+
+    @_builtins.property
+    def ftp(self) -> Global___FtpConfig:
+        """An FTP server."""
+
+    @_builtins.property
+    def rclone(self) -> Global___RcloneConfig:
+        """A remote of rclone."""
 
     @_builtins.property
     def compression(self) -> Global___Compression:
@@ -234,6 +298,10 @@ class Storage(_message.Message):
     def last_backup_time(self) -> _timestamp_pb2.Timestamp:
         """The newest usable backup on it; unset for none."""
 
+    @_builtins.property
+    def upload_memory(self) -> Global___UploadMemory:
+        """What uploads to it cost in memory on a hypervisor; unset where they cost nothing beyond what every backup takes."""
+
     def __init__(
         self,
         *,
@@ -241,6 +309,9 @@ class Storage(_message.Message):
         name: _builtins.str = ...,
         local: Global___LocalConfig | None = ...,
         sftp: Global___SftpConfig | None = ...,
+        s3: Global___S3Config | None = ...,
+        ftp: Global___FtpConfig | None = ...,
+        rclone: Global___RcloneConfig | None = ...,
         compression: Global___Compression | None = ...,
         encryption: Global___EncryptionStatus | None = ...,
         limits: Global___StorageLimits | None = ...,
@@ -261,16 +332,49 @@ class Storage(_message.Message):
         health: Global___StorageHealth | None = ...,
         usage: Global___StorageUsage | None = ...,
         last_backup_time: _timestamp_pb2.Timestamp | None = ...,
+        upload_memory: Global___UploadMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "health", b"health", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "retention", b"retention", "sftp", b"sftp", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "ftp", b"ftp", "health", b"health", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "rclone", b"rclone", "retention", b"retention", "s3", b"s3", "sftp", b"sftp", "update_time", b"update_time", "upload_memory", b"upload_memory", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "health", b"health", "keep_last", b"keep_last", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "name", b"name", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "ftp", b"ftp", "health", b"health", "keep_last", b"keep_last", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "name", b"name", "rclone", b"rclone", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "upload_memory", b"upload_memory", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
+    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp", "s3", "ftp", "rclone"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
 
 Global___Storage: _TypeAlias = Storage  # noqa: Y015
+
+@_typing.final
+class UploadMemory(_message.Message):
+    """What the parts of uploads that are in flight cost in memory, on top of what every backup takes. One server's backup has as
+    many as `parts_in_flight`; servers that are backed up side by side have as many each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PART_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PARTS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    part_size_bytes: _builtins.int
+    """Size of a part in bytes: as it was set, else as it is chosen for the largest object."""
+    parts_in_flight: _builtins.int
+    """Parts in flight at most: the concurrency, cut so that they take 64 MiB together; at least 2."""
+    memory_bytes: _builtins.int
+    """Both multiplied: bytes for one server's backup."""
+    def __init__(
+        self,
+        *,
+        part_size_bytes: _builtins.int = ...,
+        parts_in_flight: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "part_size_bytes", b"part_size_bytes", "parts_in_flight", b"parts_in_flight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadMemory: _TypeAlias = UploadMemory  # noqa: Y015
 
 @_typing.final
 class StorageHealth(_message.Message):
@@ -547,6 +651,158 @@ class SftpConfig(_message.Message):
 Global___SftpConfig: _TypeAlias = SftpConfig  # noqa: Y015
 
 @_typing.final
+class S3Config(_message.Message):
+    """A bucket of S3, or of a server that speaks its protocol. All numbers that are 0 and texts that are empty take the default."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    ACCESS_KEY_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    PART_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ADDRESSING_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    BIND_ADDRESS_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.str
+    """Name of the bucket. It is not made: it has to be there."""
+    region: _builtins.str
+    """Region, such as `eu-central-1`; empty means `us-east-1`, which servers without regions accept."""
+    endpoint: _builtins.str
+    """URL of the server, `https://` or `http://`, with a port where it is not the usual one; empty means AWS in the region."""
+    access_key: _builtins.str
+    """Access key id. The secret key that belongs to it is a secret."""
+    prefix: _builtins.str
+    """Folder of keys that the backups lie below, such as `backups/east`; empty means the whole bucket."""
+    concurrency: _builtins.int
+    """Parts of one upload that are sent at once at most, 1 to 64; 0 means 8. See `upload_memory` for what is used of it."""
+    part_size_bytes: _builtins.int
+    """Bytes of an upload's part, 5 MiB to 512 MiB; 0 chooses: at least 10 MiB, and a 2,000th of a large object."""
+    addressing: Global___S3Addressing.ValueType
+    """How the bucket is named in requests; unset finds out."""
+    ca_certificate: _builtins.str
+    """PEM of what signed the server's certificate; empty means what the hypervisor trusts."""
+    bind_address: _builtins.str
+    """Source address of the connections; empty lets the system choose."""
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.str = ...,
+        region: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        access_key: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+        concurrency: _builtins.int = ...,
+        part_size_bytes: _builtins.int = ...,
+        addressing: Global___S3Addressing.ValueType = ...,
+        ca_certificate: _builtins.str = ...,
+        bind_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_key", b"access_key", "addressing", b"addressing", "bind_address", b"bind_address", "bucket", b"bucket", "ca_certificate", b"ca_certificate", "concurrency", b"concurrency", "endpoint", b"endpoint", "part_size_bytes", b"part_size_bytes", "prefix", b"prefix", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___S3Config: _TypeAlias = S3Config  # noqa: Y015
+
+@_typing.final
+class FtpConfig(_message.Message):
+    """An FTP server. Its connections are encrypted by TLS (explicit FTPS) unless that is disabled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    USERNAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    TLS_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    TLS_DISABLED_FIELD_NUMBER: _builtins.int
+    SKIP_TLS_VERIFY_FIELD_NUMBER: _builtins.int
+    CA_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    BIND_ADDRESS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Name or address."""
+    port: _builtins.int
+    """Port; 0 means 21."""
+    username: _builtins.str
+    """User."""
+    path: _builtins.str
+    """Absolute path on the server, as the user sees it after the login."""
+    tls_version_max: Global___FtpTlsVersion.ValueType
+    """Highest version of TLS; unset means 1.3. 1.2 is for servers that fail at 1.3."""
+    tls_disabled: _builtins.bool
+    """Send everything in clear, the password too. Only where the network is trusted."""
+    skip_tls_verify: _builtins.bool
+    """Do not check the server's certificate: whoever sits in between can then read the password and change the backups."""
+    ca_certificate: _builtins.str
+    """PEM of what signed the server's certificate; empty means what the hypervisor trusts."""
+    bind_address: _builtins.str
+    """Source address of the connections; empty lets the system choose."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        port: _builtins.int = ...,
+        username: _builtins.str = ...,
+        path: _builtins.str = ...,
+        tls_version_max: Global___FtpTlsVersion.ValueType = ...,
+        tls_disabled: _builtins.bool = ...,
+        skip_tls_verify: _builtins.bool = ...,
+        ca_certificate: _builtins.str = ...,
+        bind_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_address", b"bind_address", "ca_certificate", b"ca_certificate", "host", b"host", "path", b"path", "port", b"port", "skip_tls_verify", b"skip_tls_verify", "tls_disabled", b"tls_disabled", "tls_version_max", b"tls_version_max", "username", b"username"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FtpConfig: _TypeAlias = FtpConfig  # noqa: Y015
+
+@_typing.final
+class RcloneConfig(_message.Message):
+    """A remote of rclone. The remote with its credentials is configured on each hypervisor, in the file that the agent is told of
+    (`/etc/backup-manager/rclone.conf` by default); the controller knows only its name.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOTE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    S3_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    BIND_ADDRESS_FIELD_NUMBER: _builtins.int
+    remote: _builtins.str
+    """Name of the remote, without a colon."""
+    path: _builtins.str
+    """Folder of the remote that the backups lie below, such as `bucket/backups`; empty means the remote's root."""
+    s3_concurrency: _builtins.int
+    """Upload concurrency of rclone for remotes of its type `s3`, 1 to 64; 0 means 4."""
+    force: _builtins.bool
+    """Accept a remote that is refused else: one that spools uploads to disk, limits their rate, or cannot be read in ranges."""
+    bind_address: _builtins.str
+    """Source address of the connections; empty lets the system choose."""
+    def __init__(
+        self,
+        *,
+        remote: _builtins.str = ...,
+        path: _builtins.str = ...,
+        s3_concurrency: _builtins.int = ...,
+        force: _builtins.bool = ...,
+        bind_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_address", b"bind_address", "force", b"force", "path", b"path", "remote", b"remote", "s3_concurrency", b"s3_concurrency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RcloneConfig: _TypeAlias = RcloneConfig  # noqa: Y015
+
+@_typing.final
 class Compression(_message.Message):
     """How frames are compressed."""
 
@@ -758,7 +1014,7 @@ class SecretStatus(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Which: "sftp_private_key", "sftp_key_passphrase", "encryption_passphrase"."""
+    """Which: "sftp_private_key", "sftp_key_passphrase", "s3_secret_key", "ftp_password", "encryption_passphrase"."""
     fingerprint: _builtins.str
     """First 16 hexadecimal digits of a keyed hash of the value: equal for equal values in this installation."""
     def __init__(
@@ -777,7 +1033,7 @@ Global___SecretStatus: _TypeAlias = SecretStatus  # noqa: Y015
 
 @_typing.final
 class StorageCapabilities(_message.Message):
-    """What a type of storage can do."""
+    """What a type of storage can do, on each server of the type; what some servers can and others cannot is in `depends_on_server`."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -785,14 +1041,40 @@ class StorageCapabilities(_message.Message):
     ENCRYPTION_FIELD_NUMBER: _builtins.int
     BIND_ADDRESS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    RANGE_READ_FIELD_NUMBER: _builtins.int
+    ATOMIC_RENAME_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_CREATE_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    SERVER_SIDE_COPY_FIELD_NUMBER: _builtins.int
+    OBJECT_LOCK_FIELD_NUMBER: _builtins.int
+    SERVER_SIDE_DEDUPLICATION_FIELD_NUMBER: _builtins.int
+    DEPENDS_ON_SERVER_FIELD_NUMBER: _builtins.int
     incremental: _builtins.bool
     """Incremental backups."""
     encryption: _builtins.bool
-    """Encryption by this product."""
+    """Encryption of backups, by this product or by the storage's own format."""
     bind_address: _builtins.bool
     """A source address can be chosen."""
     usage: _builtins.bool
     """The storage tells how much room it has."""
+    range_read: _builtins.bool
+    """Part of an object can be read without the rest: restores of single disks and mounts need it."""
+    atomic_rename: _builtins.bool
+    """An object gets its final name in one step."""
+    exclusive_create: _builtins.bool
+    """Of two that write an object at once, one is told that the other was first."""
+    resume: _builtins.bool
+    """An upload that was cut goes on where it ended."""
+    server_side_copy: _builtins.bool
+    """The storage copies an object by itself."""
+    object_lock: _builtins.bool
+    """Objects can be locked against deletion for a time."""
+    server_side_deduplication: _builtins.bool
+    """The storage keeps equal data once, among encrypted backups under one key too."""
+    @_builtins.property
+    def depends_on_server(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of these fields, those that are true or false as the server is: false here, and found out when it is used."""
+
     def __init__(
         self,
         *,
@@ -800,10 +1082,18 @@ class StorageCapabilities(_message.Message):
         encryption: _builtins.bool = ...,
         bind_address: _builtins.bool = ...,
         usage: _builtins.bool = ...,
+        range_read: _builtins.bool = ...,
+        atomic_rename: _builtins.bool = ...,
+        exclusive_create: _builtins.bool = ...,
+        resume: _builtins.bool = ...,
+        server_side_copy: _builtins.bool = ...,
+        object_lock: _builtins.bool = ...,
+        server_side_deduplication: _builtins.bool = ...,
+        depends_on_server: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bind_address", b"bind_address", "encryption", b"encryption", "incremental", b"incremental", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["atomic_rename", b"atomic_rename", "bind_address", b"bind_address", "depends_on_server", b"depends_on_server", "encryption", b"encryption", "exclusive_create", b"exclusive_create", "incremental", b"incremental", "object_lock", b"object_lock", "range_read", b"range_read", "resume", b"resume", "server_side_copy", b"server_side_copy", "server_side_deduplication", b"server_side_deduplication", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,22 +31,30 @@ class StorageSecrets(_message.Message):
     SFTP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
     SFTP_KEY_PASSPHRASE_FIELD_NUMBER: _builtins.int
     ENCRYPTION_PASSPHRASE_FIELD_NUMBER: _builtins.int
+    S3_SECRET_KEY_FIELD_NUMBER: _builtins.int
+    FTP_PASSWORD_FIELD_NUMBER: _builtins.int
     sftp_private_key: _builtins.str
     """PEM: RSA, ECDSA or Ed25519. Needed for SFTP."""
     sftp_key_passphrase: _builtins.str
     """Passphrase of that key, where it has one."""
     encryption_passphrase: _builtins.str
     """Passphrase that wraps the storage key. Cannot be recovered. Needed when encryption is enabled."""
+    s3_secret_key: _builtins.str
+    """Secret key that belongs to the access key. Needed for S3."""
+    ftp_password: _builtins.str
+    """Password of the user. Needed for FTP."""
     def __init__(
         self,
         *,
         sftp_private_key: _builtins.str = ...,
         sftp_key_passphrase: _builtins.str = ...,
         encryption_passphrase: _builtins.str = ...,
+        s3_secret_key: _builtins.str = ...,
+        ftp_password: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_passphrase", b"encryption_passphrase", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_passphrase", b"encryption_passphrase", "ftp_password", b"ftp_password", "s3_secret_key", b"s3_secret_key", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -61,6 +69,9 @@ class CreateStorageRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     SFTP_FIELD_NUMBER: _builtins.int
+    S3_FIELD_NUMBER: _builtins.int
+    FTP_FIELD_NUMBER: _builtins.int
+    RCLONE_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     ENCRYPTION_ENABLED_FIELD_NUMBER: _builtins.int
@@ -89,6 +100,18 @@ class CreateStorageRequest(_message.Message):
         """An SSH server."""
 
     @_builtins.property
+    def s3(self) -> _storage_pb2.S3Config:
+        """A bucket."""
+
+    @_builtins.property
+    def ftp(self) -> _storage_pb2.FtpConfig:
+        """An FTP server."""
+
+    @_builtins.property
+    def rclone(self) -> _storage_pb2.RcloneConfig:
+        """A remote of rclone."""
+
+    @_builtins.property
     def secrets(self) -> Global___StorageSecrets:
         """Its secrets."""
 
@@ -114,6 +137,9 @@ class CreateStorageRequest(_message.Message):
         name: _builtins.str = ...,
         local: _storage_pb2.LocalConfig | None = ...,
         sftp: _storage_pb2.SftpConfig | None = ...,
+        s3: _storage_pb2.S3Config | None = ...,
+        ftp: _storage_pb2.FtpConfig | None = ...,
+        rclone: _storage_pb2.RcloneConfig | None = ...,
         secrets: Global___StorageSecrets | None = ...,
         compression: _storage_pb2.Compression | None = ...,
         encryption_enabled: _builtins.bool = ...,
@@ -124,13 +150,13 @@ class CreateStorageRequest(_message.Message):
         delete_hypervisor_id: _builtins.str = ...,
         defaults: _storage_pb2.StorageDefaults | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "compression", b"compression", "config", b"config", "defaults", b"defaults", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "compression", b"compression", "config", b"config", "defaults", b"defaults", "ftp", b"ftp", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "rclone", b"rclone", "retention", b"retention", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "allow_local", b"allow_local", "compression", b"compression", "config", b"config", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "encryption_enabled", b"encryption_enabled", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "retention", b"retention", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "allow_local", b"allow_local", "compression", b"compression", "config", b"config", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "encryption_enabled", b"encryption_enabled", "ftp", b"ftp", "keep_last", b"keep_last", "limits", b"limits", "local", b"local", "name", b"name", "rclone", b"rclone", "retention", b"retention", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
     _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
-    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
+    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp", "s3", "ftp", "rclone"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last) -> _WhichOneofReturnType__keep_last | None: ...
@@ -278,7 +304,7 @@ class UpdateStorageRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which fields: name, local, sftp, compression, limits, enabled, read_only, encryption.enabled,
+        """Which fields: name, local, sftp, s3, ftp, rclone, compression, limits, enabled, read_only, encryption.enabled,
         retention, keep_last, delete_hypervisor_id, defaults.
         """
 

@@ -125,7 +125,7 @@ class StorageTypeCapabilities(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """"local", "sftp"."""
+    """"local", "sftp", "s3", "ftp", "rclone"."""
     @_builtins.property
     def capabilities(self) -> _storage_pb2.StorageCapabilities:
         """What it can do."""

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$backupmanager/agent/v1/command.proto\x12\x16\x62\x61\x63kupmanager.agent.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x03run\x18\x07 \x01(\x0b\x32\".backupmanager.agent.v1.RunCommandH\x00\x12\x37\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32%.backupmanager.agent.v1.CancelCommandH\x00\x42\x06\n\x04\x62ody\"$\n\x0e\x43ommandReceipt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\"9\n\rCancelCommand\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x04\n\nRunCommand\x12\x36\n\x07storage\x18\x01 \x01(\x0b\x32%.backupmanager.agent.v1.StorageAccess\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x32\n\x0b\x63ompression\x18\x03 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x34\n\x06\x62\x61\x63kup\x18\x04 \x01(\x0b\x32\".backupmanager.agent.v1.BackupWorkH\x00\x12\x36\n\x07restore\x18\x05 \x01(\x0b\x32#.backupmanager.agent.v1.RestoreWorkH\x00\x12\x34\n\x06verify\x18\x06 \x01(\x0b\x32\".backupmanager.agent.v1.VerifyWorkH\x00\x12\x34\n\x06\x64\x65lete\x18\x07 \x01(\x0b\x32\".backupmanager.agent.v1.DeleteWorkH\x00\x12\x36\n\x07reindex\x18\x08 \x01(\x0b\x32#.backupmanager.agent.v1.ReindexWorkH\x00\x12\x30\n\x04test\x18\t \x01(\x0b\x32 .backupmanager.agent.v1.TestWorkH\x00\x12\x34\n\x06health\x18\r \x01(\x0b\x32\".backupmanager.agent.v1.HealthWorkH\x00\x12\x36\n\x05\x62\x61tch\x18\n \x01(\x0b\x32\'.backupmanager.agent.v1.BatchMembershipB\x06\n\x04verb\"]\n\x0f\x42\x61tchMembership\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\x13\n\x0b\x63oncurrency\x18\x03 \x01(\x05\x12\x11\n\tjob_count\x18\x04 \x01(\x05\"\xab\x03\n\rStorageAccess\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\x05local\x18\x02 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x03 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12\x1d\n\x10sftp_private_key\x18\x04 \x01(\tB\x03\x80\x01\x01\x12 \n\x13sftp_key_passphrase\x18\x05 \x01(\tB\x03\x80\x01\x01\x12\x15\n\rrepository_id\x18\x06 \x01(\t\x12\x17\n\x0finstallation_id\x18\x07 \x01(\t\x12L\n\x0cwrapped_keys\x18\x08 \x03(\x0b\x32\x36.backupmanager.agent.v1.StorageAccess.WrappedKeysEntry\x12\x0e\n\x06key_id\x18\t \x01(\t\x12\x1b\n\x13repository_expected\x18\n \x01(\x08\x1a\x32\n\x10WrappedKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06\x63onfig\"-\n\tServerKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x03key\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"\x83\x04\n\nBackupWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04type\x18\x05 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x36\n\x0b\x63onsistency\x18\x06 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\r\n\x05\x64isks\x18\x07 \x03(\t\x12\x1a\n\x12\x66ull_interval_days\x18\x08 \x01(\x05\x12\x36\n\x0bserver_keys\x18\t \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12\x45\n\ndisk_types\x18\n \x03(\x0b\x32\x31.backupmanager.agent.v1.BackupWork.DiskTypesEntry\x12+\n\x08interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x1aN\n\x0e\x44iskTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType:\x02\x38\x01\"\x81\x04\n\x0bRestoreWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12\r\n\x05\x64isks\x18\x04 \x03(\t\x12\x15\n\rtarget_folder\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12\x36\n\x0bserver_keys\x18\x07 \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12?\n\x06points\x18\x08 \x03(\x0b\x32/.backupmanager.agent.v1.RestoreWork.PointsEntry\x12\x41\n\x07targets\x18\t \x03(\x0b\x32\x30.backupmanager.agent.v1.RestoreWork.TargetsEntry\x12\x34\n\rtarget_format\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x0b \x01(\x08\x12\x14\n\x0c\x64uring_batch\x18\x0e \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x7f\n\nVerifyWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tbackup_id\x18\x02 \x01(\t\x12\x36\n\x0bserver_keys\x18\x03 \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12\x13\n\x0bnote_damage\x18\x04 \x01(\x08\"H\n\nDeleteWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nbackup_ids\x18\x02 \x03(\t\x12\x13\n\x0b\x64omain_uuid\x18\x03 \x01(\t\" \n\x0bReindexWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\n\n\x08TestWork\"\x0c\n\nHealthWorkb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$backupmanager/agent/v1/command.proto\x12\x16\x62\x61\x63kupmanager.agent.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x82\x02\n\x07\x43ommand\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x12\n\ngeneration\x18\x04 \x01(\x03\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x03run\x18\x07 \x01(\x0b\x32\".backupmanager.agent.v1.RunCommandH\x00\x12\x37\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32%.backupmanager.agent.v1.CancelCommandH\x00\x42\x06\n\x04\x62ody\"$\n\x0e\x43ommandReceipt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\"9\n\rCancelCommand\x12(\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x04\n\nRunCommand\x12\x36\n\x07storage\x18\x01 \x01(\x0b\x32%.backupmanager.agent.v1.StorageAccess\x12/\n\x06limits\x18\x02 \x01(\x0b\x32\x1f.backupmanager.v1.StorageLimits\x12\x32\n\x0b\x63ompression\x18\x03 \x01(\x0b\x32\x1d.backupmanager.v1.Compression\x12\x34\n\x06\x62\x61\x63kup\x18\x04 \x01(\x0b\x32\".backupmanager.agent.v1.BackupWorkH\x00\x12\x36\n\x07restore\x18\x05 \x01(\x0b\x32#.backupmanager.agent.v1.RestoreWorkH\x00\x12\x34\n\x06verify\x18\x06 \x01(\x0b\x32\".backupmanager.agent.v1.VerifyWorkH\x00\x12\x34\n\x06\x64\x65lete\x18\x07 \x01(\x0b\x32\".backupmanager.agent.v1.DeleteWorkH\x00\x12\x36\n\x07reindex\x18\x08 \x01(\x0b\x32#.backupmanager.agent.v1.ReindexWorkH\x00\x12\x30\n\x04test\x18\t \x01(\x0b\x32 .backupmanager.agent.v1.TestWorkH\x00\x12\x34\n\x06health\x18\r \x01(\x0b\x32\".backupmanager.agent.v1.HealthWorkH\x00\x12\x36\n\x05\x62\x61tch\x18\n \x01(\x0b\x32\'.backupmanager.agent.v1.BatchMembershipB\x06\n\x04verb\"]\n\x0f\x42\x61tchMembership\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x05\x12\x13\n\x0b\x63oncurrency\x18\x03 \x01(\x05\x12\x11\n\tjob_count\x18\x04 \x01(\x05\"\xea\x04\n\rStorageAccess\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12.\n\x05local\x18\x02 \x01(\x0b\x32\x1d.backupmanager.v1.LocalConfigH\x00\x12,\n\x04sftp\x18\x03 \x01(\x0b\x32\x1c.backupmanager.v1.SftpConfigH\x00\x12(\n\x02s3\x18\x0b \x01(\x0b\x32\x1a.backupmanager.v1.S3ConfigH\x00\x12*\n\x03\x66tp\x18\x0c \x01(\x0b\x32\x1b.backupmanager.v1.FtpConfigH\x00\x12\x30\n\x06rclone\x18\r \x01(\x0b\x32\x1e.backupmanager.v1.RcloneConfigH\x00\x12\x1d\n\x10sftp_private_key\x18\x04 \x01(\tB\x03\x80\x01\x01\x12 \n\x13sftp_key_passphrase\x18\x05 \x01(\tB\x03\x80\x01\x01\x12\x15\n\rrepository_id\x18\x06 \x01(\t\x12\x17\n\x0finstallation_id\x18\x07 \x01(\t\x12L\n\x0cwrapped_keys\x18\x08 \x03(\x0b\x32\x36.backupmanager.agent.v1.StorageAccess.WrappedKeysEntry\x12\x0e\n\x06key_id\x18\t \x01(\t\x12\x1b\n\x13repository_expected\x18\n \x01(\x08\x12\x1a\n\rs3_secret_key\x18\x0e \x01(\tB\x03\x80\x01\x01\x12\x19\n\x0c\x66tp_password\x18\x0f \x01(\tB\x03\x80\x01\x01\x1a\x32\n\x10WrappedKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06\x63onfig\"-\n\tServerKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x03key\x18\x02 \x01(\x0c\x42\x03\x80\x01\x01\"\x83\x04\n\nBackupWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04type\x18\x05 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x36\n\x0b\x63onsistency\x18\x06 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\r\n\x05\x64isks\x18\x07 \x03(\t\x12\x1a\n\x12\x66ull_interval_days\x18\x08 \x01(\x05\x12\x36\n\x0bserver_keys\x18\t \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12\x45\n\ndisk_types\x18\n \x03(\x0b\x32\x31.backupmanager.agent.v1.BackupWork.DiskTypesEntry\x12+\n\x08interval\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x1aN\n\x0e\x44iskTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType:\x02\x38\x01\"\x81\x04\n\x0bRestoreWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64omain_uuid\x18\x02 \x01(\t\x12\x11\n\tbackup_id\x18\x03 \x01(\t\x12\r\n\x05\x64isks\x18\x04 \x03(\t\x12\x15\n\rtarget_folder\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12\x36\n\x0bserver_keys\x18\x07 \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12?\n\x06points\x18\x08 \x03(\x0b\x32/.backupmanager.agent.v1.RestoreWork.PointsEntry\x12\x41\n\x07targets\x18\t \x03(\x0b\x32\x30.backupmanager.agent.v1.RestoreWork.TargetsEntry\x12\x34\n\rtarget_format\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x0b \x01(\x08\x12\x14\n\x0c\x64uring_batch\x18\x0e \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x7f\n\nVerifyWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x11\n\tbackup_id\x18\x02 \x01(\t\x12\x36\n\x0bserver_keys\x18\x03 \x03(\x0b\x32!.backupmanager.agent.v1.ServerKey\x12\x13\n\x0bnote_damage\x18\x04 \x01(\x08\"H\n\nDeleteWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nbackup_ids\x18\x02 \x03(\t\x12\x13\n\x0b\x64omain_uuid\x18\x03 \x01(\t\" \n\x0bReindexWork\x12\x11\n\tserver_id\x18\x01 \x01(\t\"\n\n\x08TestWork\"\x0c\n\nHealthWorkb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORAGEACCESS'].fields_by_name['sftp_private_key']._serialized_options = b'\200\001\001'
   _globals['_STORAGEACCESS'].fields_by_name['sftp_key_passphrase']._loaded_options = None
   _globals['_STORAGEACCESS'].fields_by_name['sftp_key_passphrase']._serialized_options = b'\200\001\001'
+  _globals['_STORAGEACCESS'].fields_by_name['s3_secret_key']._loaded_options = None
+  _globals['_STORAGEACCESS'].fields_by_name['s3_secret_key']._serialized_options = b'\200\001\001'
+  _globals['_STORAGEACCESS'].fields_by_name['ftp_password']._loaded_options = None
+  _globals['_STORAGEACCESS'].fields_by_name['ftp_password']._serialized_options = b'\200\001\001'
   _globals['_SERVERKEY'].fields_by_name['key']._loaded_options = None
   _globals['_SERVERKEY'].fields_by_name['key']._serialized_options = b'\200\001\001'
   _globals['_BACKUPWORK_DISKTYPESENTRY']._loaded_options = None
@@ -60,29 +64,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHMEMBERSHIP']._serialized_start=1162
   _globals['_BATCHMEMBERSHIP']._serialized_end=1255
   _globals['_STORAGEACCESS']._serialized_start=1258
-  _globals['_STORAGEACCESS']._serialized_end=1685
-  _globals['_STORAGEACCESS_WRAPPEDKEYSENTRY']._serialized_start=1625
-  _globals['_STORAGEACCESS_WRAPPEDKEYSENTRY']._serialized_end=1675
-  _globals['_SERVERKEY']._serialized_start=1687
-  _globals['_SERVERKEY']._serialized_end=1732
-  _globals['_BACKUPWORK']._serialized_start=1735
-  _globals['_BACKUPWORK']._serialized_end=2250
-  _globals['_BACKUPWORK_DISKTYPESENTRY']._serialized_start=2172
-  _globals['_BACKUPWORK_DISKTYPESENTRY']._serialized_end=2250
-  _globals['_RESTOREWORK']._serialized_start=2253
-  _globals['_RESTOREWORK']._serialized_end=2766
-  _globals['_RESTOREWORK_POINTSENTRY']._serialized_start=2673
-  _globals['_RESTOREWORK_POINTSENTRY']._serialized_end=2718
-  _globals['_RESTOREWORK_TARGETSENTRY']._serialized_start=2720
-  _globals['_RESTOREWORK_TARGETSENTRY']._serialized_end=2766
-  _globals['_VERIFYWORK']._serialized_start=2768
-  _globals['_VERIFYWORK']._serialized_end=2895
-  _globals['_DELETEWORK']._serialized_start=2897
-  _globals['_DELETEWORK']._serialized_end=2969
-  _globals['_REINDEXWORK']._serialized_start=2971
-  _globals['_REINDEXWORK']._serialized_end=3003
-  _globals['_TESTWORK']._serialized_start=3005
-  _globals['_TESTWORK']._serialized_end=3015
-  _globals['_HEALTHWORK']._serialized_start=3017
-  _globals['_HEALTHWORK']._serialized_end=3029
+  _globals['_STORAGEACCESS']._serialized_end=1876
+  _globals['_STORAGEACCESS_WRAPPEDKEYSENTRY']._serialized_start=1816
+  _globals['_STORAGEACCESS_WRAPPEDKEYSENTRY']._serialized_end=1866
+  _globals['_SERVERKEY']._serialized_start=1878
+  _globals['_SERVERKEY']._serialized_end=1923
+  _globals['_BACKUPWORK']._serialized_start=1926
+  _globals['_BACKUPWORK']._serialized_end=2441
+  _globals['_BACKUPWORK_DISKTYPESENTRY']._serialized_start=2363
+  _globals['_BACKUPWORK_DISKTYPESENTRY']._serialized_end=2441
+  _globals['_RESTOREWORK']._serialized_start=2444
+  _globals['_RESTOREWORK']._serialized_end=2957
+  _globals['_RESTOREWORK_POINTSENTRY']._serialized_start=2864
+  _globals['_RESTOREWORK_POINTSENTRY']._serialized_end=2909
+  _globals['_RESTOREWORK_TARGETSENTRY']._serialized_start=2911
+  _globals['_RESTOREWORK_TARGETSENTRY']._serialized_end=2957
+  _globals['_VERIFYWORK']._serialized_start=2959
+  _globals['_VERIFYWORK']._serialized_end=3086
+  _globals['_DELETEWORK']._serialized_start=3088
+  _globals['_DELETEWORK']._serialized_end=3160
+  _globals['_REINDEXWORK']._serialized_start=3162
+  _globals['_REINDEXWORK']._serialized_end=3194
+  _globals['_TESTWORK']._serialized_start=3196
+  _globals['_TESTWORK']._serialized_end=3206
+  _globals['_HEALTHWORK']._serialized_start=3208
+  _globals['_HEALTHWORK']._serialized_end=3220
 # @@protoc_insertion_point(module_scope)

@@ -277,6 +277,9 @@ class StorageAccess(_message.Message):
     STORAGE_ID_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     SFTP_FIELD_NUMBER: _builtins.int
+    S3_FIELD_NUMBER: _builtins.int
+    FTP_FIELD_NUMBER: _builtins.int
+    RCLONE_FIELD_NUMBER: _builtins.int
     SFTP_PRIVATE_KEY_FIELD_NUMBER: _builtins.int
     SFTP_KEY_PASSPHRASE_FIELD_NUMBER: _builtins.int
     REPOSITORY_ID_FIELD_NUMBER: _builtins.int
@@ -284,6 +287,8 @@ class StorageAccess(_message.Message):
     WRAPPED_KEYS_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     REPOSITORY_EXPECTED_FIELD_NUMBER: _builtins.int
+    S3_SECRET_KEY_FIELD_NUMBER: _builtins.int
+    FTP_PASSWORD_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Its id."""
     sftp_private_key: _builtins.str
@@ -300,6 +305,10 @@ class StorageAccess(_message.Message):
     """The repository has been there: a backup that finds none fails with REPOSITORY_MISSING and does not make one. An empty
     place is then a disk that is not mounted. A test makes one all the same.
     """
+    s3_secret_key: _builtins.str
+    """Secret key that belongs to the access key, for S3."""
+    ftp_password: _builtins.str
+    """Password, for FTP."""
     @_builtins.property
     def local(self) -> _storage_pb2.LocalConfig:
         """A folder."""
@@ -307,6 +316,18 @@ class StorageAccess(_message.Message):
     @_builtins.property
     def sftp(self) -> _storage_pb2.SftpConfig:
         """An SSH server."""
+
+    @_builtins.property
+    def s3(self) -> _storage_pb2.S3Config:
+        """A bucket."""
+
+    @_builtins.property
+    def ftp(self) -> _storage_pb2.FtpConfig:
+        """An FTP server."""
+
+    @_builtins.property
+    def rclone(self) -> _storage_pb2.RcloneConfig:
+        """A remote of rclone, as this hypervisor's own configuration has it."""
 
     @_builtins.property
     def wrapped_keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -318,6 +339,9 @@ class StorageAccess(_message.Message):
         storage_id: _builtins.str = ...,
         local: _storage_pb2.LocalConfig | None = ...,
         sftp: _storage_pb2.SftpConfig | None = ...,
+        s3: _storage_pb2.S3Config | None = ...,
+        ftp: _storage_pb2.FtpConfig | None = ...,
+        rclone: _storage_pb2.RcloneConfig | None = ...,
         sftp_private_key: _builtins.str = ...,
         sftp_key_passphrase: _builtins.str = ...,
         repository_id: _builtins.str = ...,
@@ -325,12 +349,14 @@ class StorageAccess(_message.Message):
         wrapped_keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         key_id: _builtins.str = ...,
         repository_expected: _builtins.bool = ...,
+        s3_secret_key: _builtins.str = ...,
+        ftp_password: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "local", b"local", "sftp", b"sftp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "ftp", b"ftp", "local", b"local", "rclone", b"rclone", "s3", b"s3", "sftp", b"sftp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "installation_id", b"installation_id", "key_id", b"key_id", "local", b"local", "repository_expected", b"repository_expected", "repository_id", b"repository_id", "sftp", b"sftp", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key", "storage_id", b"storage_id", "wrapped_keys", b"wrapped_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "ftp", b"ftp", "ftp_password", b"ftp_password", "installation_id", b"installation_id", "key_id", b"key_id", "local", b"local", "rclone", b"rclone", "repository_expected", b"repository_expected", "repository_id", b"repository_id", "s3", b"s3", "s3_secret_key", b"s3_secret_key", "sftp", b"sftp", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key", "storage_id", b"storage_id", "wrapped_keys", b"wrapped_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp"]  # noqa: Y015
+    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp", "s3", "ftp", "rclone"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
 
