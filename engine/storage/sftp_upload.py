@@ -10,6 +10,7 @@ same reason the .part is never cut: a late cut would make a hole. A rename of un
 
 import logging
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -30,6 +31,7 @@ _RACE_TRIES = 10  # a folder we just made may be removed, still empty, by a dele
 # What is kept for a resume, and so the most that is under way. OpenSSH lets a session have 2 MiB under way, whatever we keep.
 KEPT_BYTES_MAX = 4 * MIB
 RESUMES_MAX = 1000  # of one object
+_REMOVE_TRIES = 3  # our own session, one that others lost without noticing, a new one
 STUCK_MAX = 5  # resumes in a row that brought nothing forward: then it is the upload that kills the connection
 
 
@@ -283,20 +285,28 @@ class SftpUpload:
         self._storage.attempt_bound("commit", self._name, rename, enduring=True)
 
     def _remove(self) -> None:
-        """Remove what was written. With the connection lost there is one try on a new one, with it interrupted none."""
+        """Remove what was written. A lost connection is replaced, but not waited for; of an interrupted one nothing is left."""
         if self._bound is None or self._storage.interrupted:
             return
         _, wire, handle = self._bound
-        try:
-            if wire.lost:
-                wire = self._storage.connection().wire()
-            elif self._handle_open:
+        if self._handle_open and not wire.lost:
+            with suppress(Lost):
                 wire.close_later(handle)
-            with suppress_code(Code.NO_SUCH_FILE):
-                wire.remove(self._part)
-            remove_empty(wire, self._storage.root, self._parents)
+        try:
+            for tries_left in reversed(range(_REMOVE_TRIES)):
+                try:
+                    self._remove_on(wire if not wire.lost else self._storage.connection().wire())
+                    return
+                except Lost:  # a session that ended is only known to be lost when it is used
+                    if not tries_left:
+                        raise
         except (Refused, Lost, StorageError) as error:
             log.warning("unfinished object stays storage=%s name=%s error=%s", self._storage.label, self._name, error)
+
+    def _remove_on(self, wire: Wire) -> None:
+        with suppress_code(Code.NO_SUCH_FILE):
+            wire.remove(self._part)
+        remove_empty(wire, self._storage.root, self._parents)
 
     def _release(self) -> None:
         if self._bound is not None:

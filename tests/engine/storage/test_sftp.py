@@ -408,6 +408,21 @@ class TestLostConnection:
             storage.sweep("d")
             assert list((tmp_path / "storage").iterdir()) == []
 
+    @pytest.mark.parametrize("byte_count", [1, 60, 130, 200])
+    def test_a_connection_that_is_lost_while_removing_is_replaced(self, server, tmp_path, byte_count):
+        """Nobody can know that a session has ended before it is used: here the request to remove is what finds out."""
+        with Proxy(server.port) as proxy, behind(proxy, server.config(tmp_path / "storage")) as storage:
+
+            def fail() -> None:
+                with storage.create("d/object") as sink:
+                    sink.write(b"x" * 1000)
+                    proxy.cut_after(byte_count)
+                    raise ZeroDivisionError
+
+            with pytest.raises(ZeroDivisionError):
+                fail()
+            assert list((tmp_path / "storage").iterdir()) == []
+
     def test_cuts_around_the_commit_cost_nothing(self, server, tmp_path):
         """Cut after every few bytes of the last requests: close, rename and their replies."""
         data = os.urandom(50_000)
