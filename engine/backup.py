@@ -133,6 +133,7 @@ class _Backup:
         self._bitmaps: Mapping[str, frozenset[str]] = {}  # names by disk, as they were before this backup
         self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
         self._notes = NoteFile(around.lock_folder, domain.uuid)
+        self._bytes: dict[str, int] = {}  # by disk, about how much is to be read of it
         self._earlier: Resumption | None = None  # what an engine that died has left to go on with
 
     def run(self) -> BackupResult:
@@ -347,16 +348,15 @@ class _Backup:
 
     def _expect(self, tasks: list[Task], instant: "Instant") -> None:
         """Tell how much there is to do: of each disk what it will hold, which for an incremental is what is dirty."""
-        total = 0
         for task in tasks:
             done = self._done(task)
             if done is not None and done.complete:
-                total += sum(one.plain_bytes for one in done.segments)
+                self._bytes[task.disk] = sum(one.plain_bytes for one in done.segments)
             elif task.choice.parent is None:
-                total += task.image.size_bytes
+                self._bytes[task.disk] = task.image.size_bytes
             else:
-                total += instant.disks[task.disk].recorded_bytes()
-        self._work.report.stage("read", total)
+                self._bytes[task.disk] = instant.disks[task.disk].recorded_bytes()
+        self._work.report.stage("read", sum(self._bytes.values()))
         for one in self._earlier.note.disks if self._earlier is not None else ():
             for segment in one.segments:
                 self._work.report.advance(segment.plain_bytes, segment.stored_bytes)
@@ -384,7 +384,7 @@ class _Backup:
         identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.disk)
         return before + store(
             disk, items, self._storage, identity, self._key, self._work,
-            first=len(before), finished=partial(self._notes.finish, task.disk),
+            first=len(before), finished=partial(self._notes.finish, task.disk), plain_bytes=max(1, self._bytes[task.disk] - sum(one.plain_bytes for one in before)),
         )  # fmt: skip
 
     def _extents(self, task: Task, instant: "Instant") -> Iterator[Extent]:

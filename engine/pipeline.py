@@ -63,10 +63,12 @@ def store(
     segment_bytes_max: int = SEGMENT_PLAIN_BYTES_MAX,
     first: int = 0,
     finished: Finished = lambda _segment, _last: None,
+    plain_bytes: int = 0,
 ) -> tuple[SegmentRef, ...]:
     """Read what `plan` names from `disk`, write it to `storage` as segments, and return them. Blocks until all is written.
 
     They are numbered from `first` on; `finished` is told of each when it is on the storage, and whether it is the last.
+    `plain_bytes` is about how many bytes the plan has, 0 for as many as the disk: storages plan their uploads by it.
 
     Nothing stays under a final name of a segment that was not finished; finished segments stay, the caller sweeps. Raises
     what disk and storage raise, and Cancelled. After a failure both may have been interrupted: open them anew.
@@ -75,7 +77,8 @@ def store(
     held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
     shared = _Shared(work, ended, held_bytes_max)
     items = _segments(place(plan, segment_bytes_max, first=first), identity, disk.size_bytes, key)
-    with _Output(storage, work, shared.buffers, finished) as output, work.stop.waking(ended.set):
+    sizes = _Sizes(plain_bytes or disk.size_bytes, segment_bytes_max)
+    with _Output(storage, work, shared.buffers, finished, sizes) as output, work.stop.waking(ended.set):
         run_ordered(
             items,
             lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
@@ -189,11 +192,24 @@ class _Worker:
         self._reader.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What is known beforehand of how long segments become: `plain_bytes` in all, and `segment_bytes_max` each."""
+
+    plain_bytes: int
+    segment_bytes_max: int
+
+    def hint(self, before: list[SegmentRef]) -> int:
+        """Return about how many bytes the segment after `before` will have, 0 if they have all that was expected."""
+        return max(0, min(self.segment_bytes_max, self.plain_bytes - sum(one.plain_bytes for one in before)))
+
+
 class _Output:
     """Writes results in their order: one segment after the other, each an object that appears when it is whole."""
 
-    def __init__(self, storage: Storage, work: Work, buffers: Buffers, finished: Finished) -> None:
+    def __init__(self, storage: Storage, work: Work, buffers: Buffers, finished: Finished, sizes: "_Sizes") -> None:
         self.segments: list[SegmentRef] = []
+        self._sizes = sizes
         self._buffers = buffers
         self._storage = storage
         self._work = work
@@ -204,7 +220,8 @@ class _Output:
 
     def consume(self, result: _Result) -> None:
         if self._writer is None:
-            sink = self._open.enter_context(self._storage.create(result.segment.identity.name))
+            hint = self._sizes.hint(self.segments)
+            sink = self._open.enter_context(self._storage.create(result.segment.identity.name, hint))
             self._writer = SegmentWriter(sink, result.segment)
             self._reported = 0
         done = 0

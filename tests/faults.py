@@ -14,6 +14,7 @@ set. `calls` records every call as (operation, name), so that a test can say in 
 
 import threading
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -140,9 +141,9 @@ class FaultyStorage(Storage):
 
     # ---- the storage ----------------------------------------------------------------------------------------------------
 
-    def create(self, name: str) -> "_FaultyUpload":
+    def create(self, name: str, size_hint: int = 0) -> "_FaultyUpload":
         self.strike("create", name)
-        return _FaultyUpload(self, self._inner, name, lost=_matches(name, self._lost))
+        return _FaultyUpload(self, self._inner.create(name, size_hint), name, lost=_matches(name, self._lost))
 
     def open(self, name: str) -> ObjectReader:
         self.strike("open", name)
@@ -260,9 +261,9 @@ class _FaultyReader:
 
 
 class _FaultyUpload:
-    def __init__(self, storage: FaultyStorage, inner: Storage, name: str, *, lost: bool) -> None:
+    def __init__(self, storage: FaultyStorage, block: AbstractContextManager[Sink], name: str, *, lost: bool) -> None:
         self._storage, self._name, self._lost = storage, name, lost
-        self._block = inner.create(name)
+        self._block = block
         self._sink: Sink | None = None
 
     def __enter__(self) -> Self:

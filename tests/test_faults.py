@@ -9,14 +9,15 @@ from engine.spec import LocalConfig, StorageSpec
 from engine.storage.local import LocalStorage
 from engine.units import MIB
 from tests.faults import FaultyStorage
-from tests.storage_contract import Place, StorageContract
+from tests.storage_contract import StorageContract
+from tests.storage_places import FolderPlace
 
 
 class TestWithoutFaults(StorageContract):
     @pytest.fixture
     def place(self, tmp_path):
         folder = tmp_path / "storage"
-        return Place(StorageSpec("r", "i", local=LocalConfig(str(folder))), folder)
+        return FolderPlace(StorageSpec("r", "i", local=LocalConfig(str(folder))), folder)
 
     @pytest.fixture
     def storage(self, place):

@@ -104,10 +104,12 @@ class Storage(ABC):
     host_key: str = ""  # what an SSH server showed, `type base64`: to be pinned by who had none; "" elsewhere
 
     @abstractmethod
-    def create(self, name: str) -> AbstractContextManager[Sink]:
+    def create(self, name: str, size_hint: int = 0) -> AbstractContextManager[Sink]:
         """Begin the object `name` (`with` block): whole, durable and visible when the block succeeds, no trace when it fails.
 
-        Raises ObjectExists if the name is taken, at the latest when the block ends.
+        `size_hint` is about how many bytes will come, 0 where nobody knows; it may be wrong, and then costs speed or memory
+        alone. Raises ObjectExists if the name is taken, at the latest when the block ends. Without the ability
+        `exclusive_create` the storage can only look, then write: of two writers that end at the same instant the later one wins.
         """
 
     @abstractmethod
@@ -155,7 +157,7 @@ class Storage(ABC):
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small object whole. Raises ObjectExists if the name is taken."""
-        with self.create(name) as sink:
+        with self.create(name, len(data)) as sink:
             sink.write(data)
 
     def get(self, name: str, limit: int = SMALL_BYTES_MAX) -> bytes:

@@ -55,7 +55,7 @@ class LocalStorage(Storage):
                     Path(path).mkdir(0o700)
             self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    def create(self, name: str) -> "_LocalUpload":
+    def create(self, name: str, size_hint: int = 0) -> "_LocalUpload":  # noqa: ARG002  # a file needs no plan
         return _LocalUpload(self, check_name(name))
 
     def open(self, name: str) -> "_LocalReader":

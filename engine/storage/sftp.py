@@ -64,7 +64,7 @@ class SftpStorage(Storage):
             raise
         self.host_key = self._dialer.host_key
 
-    def create(self, name: str) -> SftpUpload:
+    def create(self, name: str, size_hint: int = 0) -> SftpUpload:  # noqa: ARG002  # a file needs no plan
         return SftpUpload(self, check_name(name))
 
     def open(self, name: str) -> SftpReader:

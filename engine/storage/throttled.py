@@ -1,6 +1,7 @@
 """A storage whose uploads take turns at a token bucket (P8). Reads pass freely: the limit is one on uploads, never on a restore."""
 
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol
 
@@ -25,8 +26,8 @@ class ThrottledStorage(Storage):
         self.abilities, self.label, self.host_key = inner.abilities, inner.label, inner.host_key
         self._inner, self._bucket = inner, bucket
 
-    def create(self, name: str) -> "_ThrottledUpload":
-        return _ThrottledUpload(self._inner, self._bucket, name)
+    def create(self, name: str, size_hint: int = 0) -> "_ThrottledUpload":
+        return _ThrottledUpload(self._inner.create(name, size_hint), self._bucket)
 
     def open(self, name: str) -> ObjectReader:
         return self._inner.open(name)
@@ -57,8 +58,8 @@ class ThrottledStorage(Storage):
 
 
 class _ThrottledUpload:
-    def __init__(self, inner: Storage, bucket: Bucket, name: str) -> None:
-        self._block = inner.create(name)
+    def __init__(self, block: AbstractContextManager[Sink], bucket: Bucket) -> None:
+        self._block = block
         self._bucket = bucket
         self._sink: Sink | None = None
         self._paid = 0  # bytes that were sent a second time and are taken from the bucket too

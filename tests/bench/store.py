@@ -37,7 +37,7 @@ class NullStorage(Storage):
     abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=False, usage=False, bind_address=False)
     label = "null"
 
-    def create(self, name: str) -> AbstractContextManager[Sink]:
+    def create(self, name: str, size_hint: int = 0) -> AbstractContextManager[Sink]:
         @contextmanager
         def sink() -> Iterator[Sink]:
             yield _NullSink()

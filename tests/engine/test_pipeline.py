@@ -179,3 +179,23 @@ def test_thousands_of_zero_extents_hold_nobody_up(tmp_path: Path, workers: int) 
         entries = list(SegmentReader(storage.open(name), name, None, key()).entries())
     assert segment.frames == frames
     assert [one for one in entries if isinstance(one, Extent)] == [one for one in holes if one.zero]
+
+
+@pytest.mark.feature("S6")
+@pytest.mark.parametrize(("told_bytes", "hints"), [(0, [8 * MIB, 8 * MIB, 4 * MIB]), (12 * MIB, [8 * MIB, 4 * MIB, 0])])
+def test_a_storage_is_told_how_long_each_segment_becomes(tmp_path: Path, told_bytes: int, hints: list[int]) -> None:
+    """It plans its parts by that. Where the disk grows more than was known, the rest comes as a surprise."""
+    seen: list[int] = []
+
+    class Noting(LocalStorage):
+        def create(self, name: str, size_hint: int = 0) -> Any:
+            seen.append(size_hint)
+            return super().create(name, size_hint)
+
+    content = b"".join(frame_content(number) for number in range(5))
+    with Noting(str(tmp_path / "storage")) as storage:
+        store(
+            MemoryDisk(content), plan_full([Extent(0, len(content))]), storage, IDENTITY, None, Work(RecordingReport(), Settings()),
+            segment_bytes_max=8 * MIB, plain_bytes=told_bytes,
+        )  # fmt: skip
+    assert seen == hints

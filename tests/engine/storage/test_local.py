@@ -11,7 +11,8 @@ from engine.spec import LocalConfig, StorageSpec
 from engine.storage.local import LocalStorage
 from engine.units import MIB
 from tests.servers.small_disk import remount_read_only, small_disk
-from tests.storage_contract import Place, StorageContract
+from tests.storage_contract import StorageContract
+from tests.storage_places import FolderPlace
 from tests.waiting import wait_until
 
 
@@ -21,7 +22,7 @@ class TestLocal(StorageContract):
     def place(self, tmp_path):
         folder = tmp_path / "storage"
         config = LocalConfig(path=str(folder))
-        return Place(StorageSpec(repository_id="r", installation_id="i", local=config), folder)
+        return FolderPlace(StorageSpec(repository_id="r", installation_id="i", local=config), folder)
 
 
 @pytest.mark.feature("S3")

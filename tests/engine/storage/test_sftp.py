@@ -32,7 +32,8 @@ from engine.units import KIB, MIB
 from tests.servers.proxy import Direction, Proxy
 from tests.servers.small_disk import remount_read_only, small_disk
 from tests.servers.sshd import Sshd, free_port, key_pair
-from tests.storage_contract import Place, StorageContract
+from tests.storage_contract import StorageContract
+from tests.storage_places import FolderPlace
 from tests.waiting import wait_until
 
 QUICK = Patience(connect_seconds=10, stall_seconds=10, attempts=3, pause_seconds=0.01, enduring_attempts=3)
@@ -70,7 +71,9 @@ class TestSftp(StorageContract):
     def place(self, server, tmp_path):
         folder = tmp_path / "storage"
         config = server.config(folder)
-        return Place(StorageSpec(repository_id="r", installation_id="i", sftp=config), folder, server.kill_sessions)
+        return FolderPlace(
+            StorageSpec(repository_id="r", installation_id="i", sftp=config), folder, server.kill_sessions
+        )
 
 
 @pytest.mark.feature("S4")
@@ -81,12 +84,12 @@ class TestSftpWithoutExtensions(StorageContract):
     def place(self, bare_server, tmp_path):
         folder = tmp_path / "storage"
         config = bare_server.config(folder)
-        return Place(
+        return FolderPlace(
             StorageSpec(repository_id="r", installation_id="i", sftp=config), folder, bare_server.kill_sessions
         )
 
     def test_usage_is_that_of_the_file_system(self, storage, place):
-        assert storage.usage() is None
+        assert storage.usage() is None  # what the ability promises, a bare server cannot keep
 
 
 # ---- who is let in ------------------------------------------------------------------------------------------------------

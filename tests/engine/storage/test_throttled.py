@@ -9,7 +9,8 @@ from engine.spec import LocalConfig, StorageSpec
 from engine.storage.local import LocalStorage
 from engine.storage.throttled import PIECE_BYTES_MAX, ThrottledStorage
 from engine.units import MIB
-from tests.storage_contract import Place, StorageContract
+from tests.storage_contract import StorageContract
+from tests.storage_places import FolderPlace
 
 
 class Bucket:
@@ -33,7 +34,7 @@ class TestThrottled(StorageContract):
     @pytest.fixture
     def place(self, tmp_path):
         folder = tmp_path / "storage"
-        return Place(StorageSpec("r", "i", local=LocalConfig(str(folder))), folder)
+        return FolderPlace(StorageSpec("r", "i", local=LocalConfig(str(folder))), folder)
 
     @pytest.fixture
     def storage(self, place):
