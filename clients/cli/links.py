@@ -24,9 +24,9 @@ async def server_id(controller: "Controller", server: str) -> str:
 
 
 async def storage_id(controller: "Controller", storage: str) -> str:
-    from clients.cli import storages
+    from clients.cli import storage_show
 
-    return (await storages.find(controller, storage)).storage_id if storage else ""
+    return (await storage_show.find(controller, storage)).storage_id if storage else ""
 
 
 async def hypervisor_id(controller: "Controller", hypervisor: str) -> str:
