@@ -102,6 +102,7 @@ class Storage(ABC):
     abilities: Abilities
     label: str  # for messages: type and place, never a secret
     host_key: str = ""  # what an SSH server showed, `type base64`: to be pinned by who had none; "" elsewhere
+    hints: tuple[str, ...] = ()  # sentences for who sets this storage up, where another way would serve better
 
     @abstractmethod
     def create(self, name: str, size_hint: int = 0) -> AbstractContextManager[Sink]:

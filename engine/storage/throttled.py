@@ -23,7 +23,8 @@ class ThrottledStorage(Storage):
     """Every call goes to `inner`; the bytes of every sink go through `bucket` first. Closing it closes `inner`."""
 
     def __init__(self, inner: Storage, bucket: Bucket) -> None:
-        self.abilities, self.label, self.host_key = inner.abilities, inner.label, inner.host_key
+        self.abilities, self.label = inner.abilities, inner.label
+        self.host_key, self.hints = inner.host_key, inner.hints
         self._inner, self._bucket = inner, bucket
 
     def create(self, name: str, size_hint: int = 0) -> "_ThrottledUpload":
