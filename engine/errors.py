@@ -248,6 +248,34 @@ class StorageFull(StorageError):
     remedy = "Free room there, or let retention remove old backups"
 
 
+class BucketNotFound(StorageError):
+    reason = "STORAGE_BUCKET_NOT_FOUND"
+    template = "storage {storage}: there is no such bucket"
+    remedy = "Make the bucket, or correct its name, the region and the endpoint"
+
+
+class StorageClockSkewed(StorageError):
+    """`seconds` is how far this host's clock is ahead of the storage's, as a signed number, `?` if it did not say."""
+
+    reason = "STORAGE_CLOCK_SKEWED"
+    template = "storage {storage} refuses what this host signs: the clocks are {seconds} seconds apart"
+    remedy = "Set this host's clock right, by NTP"
+
+
+class StorageThrottled(StorageError):
+    reason = "STORAGE_THROTTLED"
+    template = "storage {storage} had too much to do, again and again: {step}: {detail}"
+    remedy = "Ask for less at a time: a lower concurrency, or fewer backups side by side"
+
+
+class StorageUntrusted(StorageError):
+    """TLS cannot be spoken with the server, or who it is cannot be proven."""
+
+    reason = "STORAGE_UNTRUSTED"
+    template = "storage {storage} cannot be trusted: {detail}"
+    remedy = "Give the certificate that signed the server's, or correct the address"
+
+
 class ObjectNotFound(StorageError):
     reason = "OBJECT_NOT_FOUND"
     template = "storage {storage} has no {name}"

@@ -164,6 +164,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The storage holds no repository; `storage`."""
     ERROR_REASON_REPOSITORY_UNSUPPORTED: _ErrorReason.ValueType  # 112
     """The repository's format is not known to this version; `storage`, `found`, `known`."""
+    ERROR_REASON_STORAGE_BUCKET_NOT_FOUND: _ErrorReason.ValueType  # 230
+    """A job's end: the storage has no such bucket; `storage`."""
+    ERROR_REASON_STORAGE_CLOCK_SKEWED: _ErrorReason.ValueType  # 231
+    """A job's end: the storage refuses signatures by the hypervisor's clock; `storage`, `seconds` by which that is ahead."""
+    ERROR_REASON_STORAGE_THROTTLED: _ErrorReason.ValueType  # 232
+    """A job's end: the storage had too much to do, and still had after many tries; `storage`, `step`, `detail`."""
+    ERROR_REASON_STORAGE_UNTRUSTED: _ErrorReason.ValueType  # 233
+    """A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`."""
     ERROR_REASON_STORAGE_HANGS: _ErrorReason.ValueType  # 190
     """A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
     ERROR_REASON_WRONG_KEY: _ErrorReason.ValueType  # 120
@@ -411,6 +419,14 @@ ERROR_REASON_REPOSITORY_MISSING: ErrorReason.ValueType  # 111
 """The storage holds no repository; `storage`."""
 ERROR_REASON_REPOSITORY_UNSUPPORTED: ErrorReason.ValueType  # 112
 """The repository's format is not known to this version; `storage`, `found`, `known`."""
+ERROR_REASON_STORAGE_BUCKET_NOT_FOUND: ErrorReason.ValueType  # 230
+"""A job's end: the storage has no such bucket; `storage`."""
+ERROR_REASON_STORAGE_CLOCK_SKEWED: ErrorReason.ValueType  # 231
+"""A job's end: the storage refuses signatures by the hypervisor's clock; `storage`, `seconds` by which that is ahead."""
+ERROR_REASON_STORAGE_THROTTLED: ErrorReason.ValueType  # 232
+"""A job's end: the storage had too much to do, and still had after many tries; `storage`, `step`, `detail`."""
+ERROR_REASON_STORAGE_UNTRUSTED: ErrorReason.ValueType  # 233
+"""A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`."""
 ERROR_REASON_STORAGE_HANGS: ErrorReason.ValueType  # 190
 """A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
 ERROR_REASON_WRONG_KEY: ErrorReason.ValueType  # 120
