@@ -1,6 +1,7 @@
 # make demo    install what it needs, then see a virtual server backed up, destroyed and restored
 # make test    install what it needs, then lint and run all tests
-# make kill    the tests that kill the engine, at every one of some 700 points instead of a sixth of them
+# make kill    the tests that kill the engine, at every one of some 700 points instead of a sixth of them, and those that cut off
+#              each storage at every megabyte
 # make databases   the controller's tests, each on SQLite and on PostgreSQL, instead of those alone where the two could differ
 # make bench   measure on a quiet machine; one JSON line per figure
 #
@@ -32,7 +33,8 @@ unit:
 
 kill:
 	@.ci/bootstrap test
-	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py tests/engine/test_resume.py tests/e2e/test_stress_engine.py
+	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py tests/engine/test_resume.py \
+		tests/engine/storage tests/e2e/test_stress_engine.py
 
 databases:
 	@.ci/bootstrap test

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that misbehaves on demand: cuts or stalls, at once or after so many bytes, delays, refuses.
+"""A TCP proxy on loopback that misbehaves on demand: cuts, stalls or vanishes, at once or after so many bytes, delays, refuses.
 
     with Proxy(server.port) as proxy:
         config = replace(server.config(path), port=proxy.port)
@@ -35,6 +35,7 @@ class Proxy:
         self._flowing: asyncio.Event
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
+        self._vanished: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
@@ -54,6 +55,17 @@ class Proxy:
     def stall_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Stall when `byte_count` more bytes have gone in `direction`; once. What comes then waits for `resume`."""
         self._call(lambda: self._limit(byte_count, direction, self._flowing.clear))
+
+    def vanish_after(self, byte_count: int, direction: Direction = "up") -> None:
+        """Do as `vanish` does when `byte_count` more bytes have gone in `direction`; once."""
+        self._call(lambda: self._limit(byte_count, direction, self._vanish))
+
+    def vanish(self) -> None:
+        """Leave both ends of every connection that is open now without the other, unknowing: what they send is taken and dropped.
+
+        As when a machine in between lost what it knew of them. New connections are as good as ever.
+        """
+        self._call(self._vanish)
 
     @property
     def stalled(self) -> bool:
@@ -122,12 +134,12 @@ class Proxy:
                 await asyncio.gather(self._pump("up", reader, far_writer), self._pump("down", far_reader, writer))
             finally:
                 far_writer.transport.abort()
-                self._writers.discard(far_writer)
+                self._forget(far_writer)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
             writer.transport.abort()
-            self._writers.discard(writer)
+            self._forget(writer)
 
     async def _pump(self, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward one direction: a reader that stamps each chunk, and a writer that waits for its time."""
@@ -137,6 +149,10 @@ class Proxy:
             while True:
                 await self._flowing.wait()
                 chunk = await reader.read(_CHUNK_BYTES)
+                if writer in self._vanished:
+                    if not chunk:
+                        return  # the other end never hears of it
+                    continue
                 await queue.put((self._loop.time() + self._delay_seconds, chunk))
                 if not chunk:
                     await delivery
@@ -152,10 +168,11 @@ class Proxy:
             await asyncio.sleep(max(0.0, due - self._loop.time()))
             await self._flowing.wait()
             if not chunk:
-                with suppress(OSError):
-                    writer.write_eof()
+                if writer not in self._vanished:
+                    with suppress(OSError):
+                        writer.write_eof()
                 return
-            while chunk:
+            while chunk and writer not in self._vanished:
                 await self._flowing.wait()
                 limit = self._limits[direction]
                 passed, chunk = (chunk, b"") if limit is None else (chunk[:limit], chunk[limit:])
@@ -177,6 +194,13 @@ class Proxy:
 
     def _limit(self, byte_count: int, direction: Direction, action: Callable[[], object]) -> None:
         self._limits[direction], self._at_limit = byte_count, action
+
+    def _vanish(self) -> None:
+        self._vanished |= self._writers
+
+    def _forget(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.discard(writer)
+        self._vanished.discard(writer)
 
     def _resume(self) -> None:
         self._limits = {"up": None, "down": None}

@@ -12,6 +12,7 @@ from engine.storage.local import LocalStorage
 from engine.units import MIB
 from tests.servers.small_disk import remount_read_only, small_disk
 from tests.storage_contract import StorageContract
+from tests.storage_faults import Exposed, FullStorage
 from tests.storage_places import FolderPlace
 from tests.waiting import wait_until
 
@@ -23,6 +24,37 @@ class TestLocal(StorageContract):
         folder = tmp_path / "storage"
         config = LocalConfig(path=str(folder))
         return FolderPlace(StorageSpec(repository_id="r", installation_id="i", local=config), folder)
+
+
+@pytest.mark.feature("S3")
+class TestLocalFull(FullStorage):
+    @pytest.fixture
+    def full(self, tmp_path):
+        with small_disk(tmp_path / "disk", 12 * MIB) as disk:
+            path = disk / "storage"
+            yield Exposed(
+                open=lambda: LocalStorage(str(path)),
+                honest=lambda: LocalStorage(str(path)),
+                everything=lambda: sorted(str(one.relative_to(path)) for one in path.rglob("*") if one.is_file()),
+            )
+
+
+@pytest.mark.feature("S3")
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.ENOSPC])
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_quota_that_is_used_up_is_a_full_storage(tmp_path, monkeypatch, code, call):
+    """NFS tells of both as late as in fsync."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    with LocalStorage(str(tmp_path)) as storage:
+        storage.put("d/kept", b"x")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            with pytest.raises(StorageFull):
+                storage.put("d/object", b"x")
+        assert [path.name for path in (tmp_path / "d").iterdir()] == ["kept"]
 
 
 @pytest.mark.feature("S3")
