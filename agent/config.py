@@ -33,6 +33,7 @@ class Config:
     the file it is a list, in the environment one shell-quoted line. `cancel_word_seconds` is how long an engine may take to
     obey a cancel by word before it gets SIGTERM; `stop_grace_seconds` how long a guest may take to shut down before a restore
     ends it. `controllers` are HOST:PORT of further controllers of the same installation, tried in turn when one does not answer.
+    `rclone_config_file` has the remotes of rclone with their credentials; it never leaves this host (S15).
     """
 
     state_folder: Path = Path("/var/lib/backup-manager/agent")
@@ -44,6 +45,7 @@ class Config:
     cancel_word_seconds: float = 10.0
     stop_grace_seconds: float = 60.0
     controllers: tuple[str, ...] = ()
+    rclone_config_file: Path = Path("/etc/backup-manager/rclone.conf")
 
     @property
     def identity_file(self) -> Path:
@@ -120,7 +122,7 @@ def _checked(key: str, value: Any, place: str) -> Any:
         if not condition:
             raise ConfigInvalid(field=key, place=place, problem=problem)
 
-    if key.endswith("_folder"):
+    if key.endswith(("_folder", "_file")):
         expect(isinstance(value, str) and value.startswith("/") and "\0" not in value, "must be an absolute path")
         return Path(value)
     if key == "engine_command":

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from agent import convert_storages
 from agent.errors import CommandUnsupported
 from agent.records import Operation, Verb
 from agent.shares import Budget
@@ -28,7 +29,6 @@ T = TypeVar("T")
 GRACE_SECONDS = 60.0
 WORKERS_DEFAULT, WORKERS_MAX = 4, 64
 LEVEL_DEFAULT = 3
-PORT_DEFAULT = 22
 
 _TYPES: dict[int, spec.BackupType] = {
     disk_pb2.BACKUP_TYPE_UNSPECIFIED: "incremental",
@@ -128,7 +128,7 @@ def to_spec(command: command_pb2.Command, config: "Config", host: str, control_f
     budget = budget_of(run.limits)
     return spec.Operation(
         operation_id=command.command_id,
-        storage=_storage(run.storage),
+        storage=convert_storages.storage_spec(run.storage, config),
         jobs=(_job(command),),
         settings=spec.Settings(
             workers=budget.workers,
@@ -217,34 +217,6 @@ def _verify(work: command_pb2.VerifyWork) -> spec.VerifyJob:
 
 def _delete(work: command_pb2.DeleteWork) -> spec.DeleteJob:
     return spec.DeleteJob(work.server_id, tuple(work.backup_ids), work.domain_uuid)
-
-
-def _storage(access: command_pb2.StorageAccess) -> spec.StorageSpec:
-    kind = access.WhichOneof("config")
-    if kind is None:
-        raise CommandUnsupported(what="this type of storage")
-    return spec.StorageSpec(
-        repository_id=access.repository_id,
-        installation_id=access.installation_id,
-        local=spec.LocalConfig(access.local.path) if kind == "local" else None,
-        sftp=_sftp(access) if kind == "sftp" else None,
-        wrapped_keys=dict(access.wrapped_keys),
-        key_id=access.key_id,
-        initialized=access.repository_expected,
-    )
-
-
-def _sftp(access: command_pb2.StorageAccess) -> spec.SftpConfig:
-    return spec.SftpConfig(
-        host=access.sftp.host,
-        username=access.sftp.username,
-        path=access.sftp.path,
-        private_key=access.sftp_private_key,
-        port=access.sftp.port or PORT_DEFAULT,
-        key_passphrase=access.sftp_key_passphrase,
-        host_key=access.sftp.host_key,
-        bind_address=access.sftp.bind_address,
-    )
 
 
 def _keys(keys: "Iterable[command_pb2.ServerKey]") -> dict[str, str]:

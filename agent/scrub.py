@@ -7,9 +7,11 @@ anything. Whatever leaves this host is therefore searched for the spec's secrets
 import base64
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-from engine.spec import Operation
+from engine.spec import Operation, StorageSpec
 
 MASK = "[secret]"
 _WHOLE_BELOW = 6  # a shorter secret is only looked for as a word of its own: else it would be found everywhere
@@ -44,14 +46,24 @@ class Scrubber:
 
 def secrets_of(operation: Operation) -> list[str]:
     """Return the secrets that a spec holds."""
-    found = []
-    if operation.storage.sftp is not None:
-        found += [operation.storage.sftp.private_key, operation.storage.sftp.key_passphrase]
+    found = storage_secrets(operation.storage)
     for job in operation.jobs:
         for verb in (job.backup, job.restore, job.verify):
             if verb is not None:
                 found += verb.server_keys.values()
     return [secret for secret in found if secret]
+
+
+def storage_secrets(storage: StorageSpec) -> list[str]:
+    """Return the secrets of a storage's settings: whatever its dataclass keeps out of its own repr is one."""
+    configs = (storage.local, storage.sftp, storage.s3, storage.ftp, storage.rclone)
+    return [
+        str(getattr(config, one.name))
+        for config in configs
+        if config is not None
+        for one in fields(config)
+        if not one.repr
+    ]
 
 
 def _forms(secret: str) -> Iterator[str]:
@@ -66,6 +78,6 @@ def _forms(secret: str) -> Iterator[str]:
         yield repr(data)[2:-1]
         yield base64.b64encode(data).decode().rstrip("=")
         yield base64.urlsafe_b64encode(data).decode().rstrip("=")
-    quoted = repr(secret)[1:-1]
-    if quoted != secret:
-        yield quoted
+    for quoted in (repr(secret)[1:-1], quote(secret, safe=""), quote_plus(secret, safe="")):
+        if quoted != secret:
+            yield quoted

@@ -10,6 +10,7 @@ never timed out by themselves, since that would cancel the whole stream (grpc.ai
 
 import asyncio
 import logging
+import shutil
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,13 @@ LEASE_SECONDS = 10.0
 IDLE_SECONDS = 1.0
 HEARTBEAT_SECONDS_MIN, HEARTBEAT_SECONDS_DEFAULT, HEARTBEAT_SECONDS_MAX = 0.05, 10.0, 300.0
 GOOD_SECONDS = 10.0
-STORAGE_TYPES = ("local", "sftp")
+STORAGE_TYPES = ("local", "sftp", "s3", "ftp")
+NEEDS_PROGRAM = ("rclone",)  # types of storage that a program of the same name gives
+
+
+def storage_types() -> list[str]:
+    """Return the types of storage that this host can use now."""
+    return [*STORAGE_TYPES, *(name for name in NEEDS_PROGRAM if shutil.which(name))]
 
 
 @dataclass(slots=True)
@@ -241,7 +248,7 @@ class Session:
             capabilities=hypervisor_pb2.HypervisorCapabilities(
                 libvirt_version=self._versions.libvirt,
                 qemu_version=self._versions.qemu,
-                storage_types=STORAGE_TYPES,
+                storage_types=storage_types(),
                 protocol_version=PROTOCOL_VERSION,
             ),
             time=convert_results.stamp(self._host.clock.now()),

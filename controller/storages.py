@@ -22,6 +22,7 @@ from controller.errors import (
     StorageInUse,
     StorageNotFound,
 )
+from controller.rules import storage_types
 from controller.rules.retention import KEEP_LAST_DEFAULT
 from engine.format import keys
 from engine.format.crypto import StorageKey
@@ -42,7 +43,6 @@ _CHANGEABLE = (
     "delete_hypervisor_id",
     "defaults",
 )
-_PLACE = {"local": ("path",), "sftp": ("host", "port", "path")}  # what says where backups lie (S0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +316,7 @@ def _hypervisor_id(reference: str) -> str:
 def _check_place(row: models.Storage, change: StorageChange, *, in_use: bool) -> None:
     if change.config is None or not in_use:
         return
-    for name in _PLACE[row.type]:
+    for name in storage_types.BY_TYPE[row.type].place:
         if change.config.get(name) != row.config.get(name):
             raise StorageImmutable(field=f"{row.type}.{name}")
 

@@ -20,7 +20,7 @@ from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.jobs import Job
 from controller.limits import CANCEL_GRACE, Limits
-from controller.rules import states
+from controller.rules import capabilities, states, storage_types
 from controller.rules.settings import Resolved, limits_json
 from controller.storages import Storage
 
@@ -86,14 +86,14 @@ def _access(storage: Storage, settings: Resolved, vault: Vault) -> command_pb2.S
         wrapped_keys=storages.wrapped_keys(storage.storage_id),
         key_id=storage.key_id if settings.encryption.value else "",
     )
-    if storage.type == "local":
-        json_format.ParseDict(storage.config, access.local)
-        return access
+    config: Any = getattr(access, storage.type)
+    config.SetInParent()
+    json_format.ParseDict(storage.config, config, ignore_unknown_fields=True)
+    if capabilities.BY_TYPE[storage.type].bind_address:
+        config.bind_address = settings.bind_address.value
     opened = secrets.open_all(vault, storages.TABLE, storage.storage_id)
-    json_format.ParseDict(storage.config, access.sftp)
-    access.sftp.bind_address = settings.bind_address.value
-    access.sftp_private_key = opened.get("sftp_private_key", "")
-    access.sftp_key_passphrase = opened.get("sftp_key_passphrase", "")
+    for name in storage_types.BY_TYPE[storage.type].secrets:  # the access names them as the storage does
+        setattr(access, name, opened.get(name, ""))
     return access
 
 

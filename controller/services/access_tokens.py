@@ -8,7 +8,7 @@ from clients.gen.backupmanager.v1 import access_token_service_pb2 as messages
 from controller.errors import InvalidField
 from controller.security import tokens
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_access, paging
 from controller.services.parts import Context, Parts
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ class AccessTokenServicer(access_token_service_pb2_grpc.AccessTokenServiceServic
             current_caller().name,
             self._parts.now(),
         )
-        return messages.CreateAccessTokenResponse(access_token=convert.access_token(made.token), secret=made.secret)
+        return messages.CreateAccessTokenResponse(
+            access_token=convert_access.access_token(made.token), secret=made.secret
+        )
 
     async def CreatePortalToken(
         self, request: messages.CreatePortalTokenRequest, context: Context
@@ -55,14 +57,16 @@ class AccessTokenServicer(access_token_service_pb2_grpc.AccessTokenServiceServic
             current_caller().name,
             self._parts.now(),
         )
-        return messages.CreatePortalTokenResponse(access_token=convert.access_token(made.token), secret=made.secret)
+        return messages.CreatePortalTokenResponse(
+            access_token=convert_access.access_token(made.token), secret=made.secret
+        )
 
     async def ListAccessTokens(
         self, request: messages.ListAccessTokensRequest, context: Context
     ) -> messages.ListAccessTokensResponse:
         page = paging.page("access tokens", (), request.page_size, request.page_token, (str, str))
         rows = await self._parts.database.run(tokens.list_tokens, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.access_token, lambda row: (row.name, row.access_token_id))
+        filled = paging.fill(page, rows, convert_access.access_token, lambda row: (row.name, row.access_token_id))
         return messages.ListAccessTokensResponse(access_tokens=filled.messages, next_page_token=filled.next_page_token)
 
     async def RevokeAccessToken(
@@ -70,4 +74,4 @@ class AccessTokenServicer(access_token_service_pb2_grpc.AccessTokenServiceServic
     ) -> messages.RevokeAccessTokenResponse:
         token_id = check.identifier("access_token_id", request.access_token_id)
         record = await self._parts.database.run(tokens.revoke, token_id, self._parts.now())
-        return messages.RevokeAccessTokenResponse(access_token=convert.access_token(record))
+        return messages.RevokeAccessTokenResponse(access_token=convert_access.access_token(record))

@@ -4,7 +4,7 @@ from clients.gen.backupmanager.v1 import audit_service_pb2 as messages
 from clients.gen.backupmanager.v1 import audit_service_pb2_grpc
 from controller import audit_log
 from controller.audit_log import AuditFilter
-from controller.services import check, convert, paging
+from controller.services import check, convert_events, paging
 from controller.services.parts import Context, Parts
 
 
@@ -26,5 +26,5 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         )
         page = paging.page("audit", (wanted,), request.page_size, request.page_token, (int,))
         rows = await self._parts.database.run(audit_log.list_entries, wanted, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.audit_entry, lambda row: (row.sequence,))
+        filled = paging.fill(page, rows, convert_events.audit_entry, lambda row: (row.sequence,))
         return messages.ListAuditEntriesResponse(entries=filled.messages, next_page_token=filled.next_page_token)

@@ -16,7 +16,7 @@ from controller.previews import Chain
 from controller.rules import tree
 from controller.rules.restoring import RestoreChoice
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_backups, paging
 from controller.services.parts import Context, Parts
 
 _CONFIRMATION_CHARACTERS_MAX = 512
@@ -52,12 +52,12 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         )
         page = paging.page("backups", (wanted,), request.page_size, request.page_token, (str,))
         rows = await self._parts.database.run(_list, wanted, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.backup, lambda row: (row.backup_id,))
+        filled = paging.fill(page, rows, convert_backups.backup, lambda row: (row.backup_id,))
         return messages.ListBackupsResponse(backups=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetBackup(self, request: messages.GetBackupRequest, context: Context) -> messages.GetBackupResponse:
         record = await self._parts.database.run(backups.get, check.identifier("backup_id", request.backup_id))
-        return messages.GetBackupResponse(backup=convert.backup(record))
+        return messages.GetBackupResponse(backup=convert_backups.backup(record))
 
     async def ListBackupChains(
         self, request: messages.ListBackupChainsRequest, context: Context
@@ -68,7 +68,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
         kinds = (str, str, int, int, str)
         page = paging.page("chains", (server, storage, disk), request.page_size, request.page_token, kinds)
         rows = await self._parts.database.run(_chains, server, storage, disk, page.after, page.size + 1)
-        filled = paging.fill(page, rows, lambda row: convert.backup_chain(*row), lambda row: row[0].key)
+        filled = paging.fill(page, rows, lambda row: convert_backups.backup_chain(*row), lambda row: row[0].key)
         return messages.ListBackupChainsResponse(chains=filled.messages, next_page_token=filled.next_page_token)
 
     async def PreviewRestore(
@@ -86,7 +86,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             _choice(request),
         )
         return messages.PreviewRestoreResponse(
-            backup=convert.backup(preview.backup),
+            backup=convert_backups.backup(preview.backup),
             disks=preview.disks,
             stops_server=preview.stops_server,
             chain_backup_ids=preview.chain_backup_ids,
@@ -192,7 +192,7 @@ def _doomed(
 
 def _shown(records: Sequence[Backup]) -> list[backup_pb2.Backup]:
     """Return all of them, since a preview that leaves one out is a trap; without their disks where these do not fit."""
-    shown = [convert.backup(one) for one in records]
+    shown = [convert_backups.backup(one) for one in records]
     if paging.fits(shown):
         return shown
     for one in shown:

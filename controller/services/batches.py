@@ -11,7 +11,7 @@ from controller.cycle import batch_dispatch
 from controller.errors import BatchEnded, JobCancelled
 from controller.limits import Limits
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_jobs, paging
 from controller.services.parts import Context, Parts
 
 Counted = tuple[Batch, dict[str, int]]
@@ -88,4 +88,4 @@ def _cancel(batch_id: str, now: datetime) -> Counted:
 
 
 def _message(counted: Counted) -> batch_pb2.Batch:
-    return convert.batch(*counted)
+    return convert_jobs.batch(*counted)

@@ -8,7 +8,7 @@ from controller.diagnosis import Diagnosis
 from controller.failing import ServerFailure
 from controller.overview import Error, Overview, PendingPurge, StorageLine, Upcoming
 from controller.rules.states import FAILED, WELL
-from controller.services import convert
+from controller.services import convert, convert_storages
 
 
 def overview(record: Overview) -> overview_pb2.Overview:
@@ -130,8 +130,8 @@ def _storage(one: StorageLine) -> overview_pb2.StorageSummary:
         type=one.type,
         enabled=one.enabled,
         read_only=one.read_only,
-        health=convert.storage_health(one.health),
-        usage=convert.storage_usage(one.total, one.health),
+        health=convert_storages.storage_health(one.health),
+        usage=convert_storages.storage_usage(one.total, one.health),
         backup_count=one.total.backup_count,
         last_backup_time=convert.time(one.total.last_backup_time),
     )

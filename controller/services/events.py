@@ -15,7 +15,7 @@ from controller.errors import ShuttingDown
 from controller.events import EventFilter, Reading
 from controller.security import tokens
 from controller.security.caller import current_caller
-from controller.services import check, convert
+from controller.services import check, convert_events
 from controller.services.paging import PAGE_BYTES_MAX, PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX, fitting
 from controller.services.parts import Context, Parts
 
@@ -89,7 +89,7 @@ def _read(token_id: str, wanted: EventFilter, cursor: int, limit: int, now: date
 
 def _reply(found: Reading, bytes_max: int) -> tuple[list[event_pb2.Event], int, bool]:
     """Return the events that fit into one message, the cursor behind the last of them, and whether there is more."""
-    made = [convert.event(one) for one in found.events]
+    made = [convert_events.event(one) for one in found.events]
     kept = fitting(made, bytes_max)
     if len(kept) < len(made):
         return kept, kept[-1].sequence, True

@@ -9,7 +9,7 @@ from controller.agents import enrollment
 from controller.errors import PermissionDenied
 from controller.hypervisors import Domain, Hypervisor
 from controller.limits import Limits
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_hosts, paging
 from controller.services.parts import Context, Parts
 
 _TOKEN_LIFETIME = timedelta(hours=1)
@@ -43,7 +43,7 @@ class HypervisorServicer(hypervisor_service_pb2_grpc.HypervisorServiceServicer):
         rows = await self._parts.database.run(
             hypervisors.list_hypervisors, self._parts.limits, self._parts.now(), after=page.after, limit=page.size + 1
         )
-        filled = paging.fill(page, rows, convert.hypervisor, lambda row: (row.name,))
+        filled = paging.fill(page, rows, convert_hosts.hypervisor, lambda row: (row.name,))
         return messages.ListHypervisorsResponse(hypervisors=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetHypervisor(
@@ -55,7 +55,7 @@ class HypervisorServicer(hypervisor_service_pb2_grpc.HypervisorServiceServicer):
             self._parts.limits,
             self._parts.now(),
         )
-        return messages.GetHypervisorResponse(hypervisor=convert.hypervisor(record))
+        return messages.GetHypervisorResponse(hypervisor=convert_hosts.hypervisor(record))
 
     async def ListDomains(self, request: messages.ListDomainsRequest, context: Context) -> messages.ListDomainsResponse:
         reference = check.reference("hypervisor_id", request.hypervisor_id)
@@ -63,7 +63,7 @@ class HypervisorServicer(hypervisor_service_pb2_grpc.HypervisorServiceServicer):
         rows, report_time = await self._parts.database.run(
             _domains, reference, self._parts.limits, self._parts.now(), page.after, page.size + 1
         )
-        filled = paging.fill(page, rows, convert.domain, lambda row: (row.name, row.domain_uuid))
+        filled = paging.fill(page, rows, convert_hosts.domain, lambda row: (row.name, row.domain_uuid))
         return messages.ListDomainsResponse(
             domains=filled.messages, next_page_token=filled.next_page_token, report_time=convert.time(report_time)
         )
@@ -74,14 +74,14 @@ class HypervisorServicer(hypervisor_service_pb2_grpc.HypervisorServiceServicer):
         reference = check.reference("hypervisor_id", request.hypervisor_id)
         record = await self._parts.database.run(_ban, reference, self._parts.limits, self._parts.now())
         self._parts.sessions.end(record.hypervisor_id, PermissionDenied(problem="this hypervisor is banned"))
-        return messages.BanHypervisorResponse(hypervisor=convert.hypervisor(record))
+        return messages.BanHypervisorResponse(hypervisor=convert_hosts.hypervisor(record))
 
     async def UnbanHypervisor(
         self, request: messages.UnbanHypervisorRequest, context: Context
     ) -> messages.UnbanHypervisorResponse:
         reference = check.reference("hypervisor_id", request.hypervisor_id)
         record = await self._parts.database.run(_unban, reference, self._parts.limits, self._parts.now())
-        return messages.UnbanHypervisorResponse(hypervisor=convert.hypervisor(record))
+        return messages.UnbanHypervisorResponse(hypervisor=convert_hosts.hypervisor(record))
 
 
 def _domains(

@@ -16,7 +16,7 @@ from controller.errors import ShuttingDown
 from controller.jobs import Job, JobFilter
 from controller.security import tokens
 from controller.security.caller import current_caller
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_jobs, paging
 from controller.services.parts import Context, Parts
 
 _POLL_MAX = timedelta(seconds=30)
@@ -44,12 +44,12 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         )
         page = paging.page("jobs", (wanted,), request.page_size, request.page_token, (str,))
         rows = await self._parts.database.run(_list, wanted, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.job, lambda row: (row.job_id,))
+        filled = paging.fill(page, rows, convert_jobs.job, lambda row: (row.job_id,))
         return messages.ListJobsResponse(jobs=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetJob(self, request: messages.GetJobRequest, context: Context) -> messages.GetJobResponse:
         record = await self._parts.database.run(jobs.get, check.identifier("job_id", request.job_id))
-        return messages.GetJobResponse(job=convert.job(record))
+        return messages.GetJobResponse(job=convert_jobs.job(record))
 
     async def WatchJob(
         self, request: messages.WatchJobRequest, context: Context
@@ -61,7 +61,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
                 record = await self._read(job_id)
                 if record.version > seen:
                     seen = record.version
-                    yield messages.WatchJobResponse(job=convert.job(record))
+                    yield messages.WatchJobResponse(job=convert_jobs.job(record))
                 if record.ended:
                     return
                 await watch.wait(record.version, _LOOK_SECONDS)
@@ -77,12 +77,12 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
                 await watch.wait(cursor, wait.total_seconds())
                 self._refuse_when_stopping()
                 record = await self._read(job_id)
-        return messages.PollJobResponse(job=convert.job(record))
+        return messages.PollJobResponse(job=convert_jobs.job(record))
 
     async def CancelJob(self, request: messages.CancelJobRequest, context: Context) -> messages.CancelJobResponse:
         job_id = check.identifier("job_id", request.job_id)
         record = await self._parts.database.run(orders.cancel, job_id, self._parts.limits, self._parts.now())
-        return messages.CancelJobResponse(job=convert.job(record))
+        return messages.CancelJobResponse(job=convert_jobs.job(record))
 
     async def ListJobLogEntries(
         self, request: messages.ListJobLogEntriesRequest, context: Context
@@ -90,7 +90,7 @@ class JobServicer(job_service_pb2_grpc.JobServiceServicer):
         job_id = check.identifier("job_id", request.job_id)
         page = paging.page("job log", (job_id,), request.page_size, request.page_token, (int, int))
         job, rows = await self._parts.database.run(_log, job_id, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.log_entry, lambda row: (row.attempt, row.sequence))
+        filled = paging.fill(page, rows, convert_jobs.log_entry, lambda row: (row.attempt, row.sequence))
         return messages.ListJobLogEntriesResponse(
             entries=filled.messages, next_page_token=filled.next_page_token or _later(page, rows, job)
         )

@@ -3,7 +3,7 @@
 from clients.gen.backupmanager.v1 import access_level_pb2, package_service_pb2_grpc
 from clients.gen.backupmanager.v1 import package_service_pb2 as messages
 from controller import packages
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_hosts, paging
 from controller.services.parts import Context, Parts
 
 
@@ -16,19 +16,19 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
     ) -> messages.CreatePackageResponse:
         name = check.title("name", request.name, optional=False)
         record = await self._parts.database.run(packages.create, name, _level(request.default_level), self._parts.now())
-        return messages.CreatePackageResponse(package=convert.package(record))
+        return messages.CreatePackageResponse(package=convert_hosts.package(record))
 
     async def ListPackages(
         self, request: messages.ListPackagesRequest, context: Context
     ) -> messages.ListPackagesResponse:
         page = paging.page("packages", (), request.page_size, request.page_token, (str,))
         rows = await self._parts.database.run(packages.list_packages, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.package, lambda row: (row.name,))
+        filled = paging.fill(page, rows, convert_hosts.package, lambda row: (row.name,))
         return messages.ListPackagesResponse(packages=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetPackage(self, request: messages.GetPackageRequest, context: Context) -> messages.GetPackageResponse:
         record = await self._parts.database.run(packages.find, check.reference("package_id", request.package_id))
-        return messages.GetPackageResponse(package=convert.package(record))
+        return messages.GetPackageResponse(package=convert_hosts.package(record))
 
     async def UpdatePackage(
         self, request: messages.UpdatePackageRequest, context: Context
@@ -41,7 +41,7 @@ class PackageServicer(package_service_pb2_grpc.PackageServiceServicer):
         }
         changes = {path: values[path]() for path in sorted(check.mask(request.update_mask, values))}
         record = await self._parts.database.run(packages.update, reference, changes, etag, self._parts.now())
-        return messages.UpdatePackageResponse(package=convert.package(record))
+        return messages.UpdatePackageResponse(package=convert_hosts.package(record))
 
     async def DeletePackage(
         self, request: messages.DeletePackageRequest, context: Context

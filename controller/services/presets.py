@@ -4,7 +4,7 @@ from clients.gen.backupmanager.v1 import preset_service_pb2 as messages
 from clients.gen.backupmanager.v1 import preset_service_pb2_grpc
 from controller import presets
 from controller.rules.presets import PRESETS
-from controller.services import check, convert, paging, standing
+from controller.services import check, convert_schedules, convert_storages, paging, standing
 from controller.services.parts import Context, Parts
 
 
@@ -15,7 +15,7 @@ class PresetServicer(preset_service_pb2_grpc.PresetServiceServicer):
     async def ListPresets(self, request: messages.ListPresetsRequest, context: Context) -> messages.ListPresetsResponse:
         page = paging.page("presets", (), request.page_size, request.page_token, (str,))
         rows = [one for name, one in sorted(PRESETS.items()) if page.after is None or name > page.after[0]]
-        filled = paging.fill(page, rows, convert.preset, lambda row: (row.name,))
+        filled = paging.fill(page, rows, convert_schedules.preset, lambda row: (row.name,))
         return messages.ListPresetsResponse(presets=filled.messages, next_page_token=filled.next_page_token)
 
     async def ApplyPreset(self, request: messages.ApplyPresetRequest, context: Context) -> messages.ApplyPresetResponse:
@@ -29,7 +29,7 @@ class PresetServicer(preset_service_pb2_grpc.PresetServiceServicer):
             self._parts.now(),
         )
         return messages.ApplyPresetResponse(
-            preset=convert.preset(preset),
-            storage=convert.storage(*(await self._parts.database.run(standing.of_storages, [storage]))[0]),
-            schedule=None if schedule is None else convert.schedule(schedule),
+            preset=convert_schedules.preset(preset),
+            storage=convert_storages.storage(*(await self._parts.database.run(standing.of_storages, [storage]))[0]),
+            schedule=None if schedule is None else convert_schedules.schedule(schedule),
         )

@@ -13,7 +13,7 @@ from controller.rules.zones import find_zone
 from controller.schedule_clones import CLONES_MAX
 from controller.schedule_previews import Imagined
 from controller.schedules import RUNS_MAX, NewSchedule, Schedule, ScheduleChange
-from controller.services import check, convert, paging, settings_check
+from controller.services import check, convert, convert_schedules, paging, settings_check
 from controller.services.parts import Context, Parts
 
 DEFAULT_ACCESS = (
@@ -40,7 +40,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
             overrides=settings_check.settings(request.overrides, "overrides"),
         )
         record = await self._parts.database.run(schedules.create, new, self._parts.now())
-        return messages.CreateScheduleResponse(schedule=convert.schedule(record))
+        return messages.CreateScheduleResponse(schedule=convert_schedules.schedule(record))
 
     async def ListSchedules(
         self, request: messages.ListSchedulesRequest, context: Context
@@ -51,13 +51,13 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
         filters = (storage, hypervisor, enabled, request.deleted)
         page = paging.page("schedules", filters, request.page_size, request.page_token, (str,))
         rows = await self._parts.database.run(_list, *filters, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.schedule, lambda row: (row.schedule_id,))
+        filled = paging.fill(page, rows, convert_schedules.schedule, lambda row: (row.schedule_id,))
         return messages.ListSchedulesResponse(schedules=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetSchedule(self, request: messages.GetScheduleRequest, context: Context) -> messages.GetScheduleResponse:
         reference = check.reference("schedule_id", request.schedule_id)
         record = await self._parts.database.run(schedules.find, reference)
-        return messages.GetScheduleResponse(schedule=convert.schedule(record))
+        return messages.GetScheduleResponse(schedule=convert_schedules.schedule(record))
 
     async def UpdateSchedule(
         self, request: messages.UpdateScheduleRequest, context: Context
@@ -93,7 +93,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
     ) -> messages.UndeleteScheduleResponse:
         schedule_id = check.identifier("schedule_id", request.schedule_id)
         record = await self._parts.database.run(schedules.undelete, schedule_id, self._parts.now())
-        return messages.UndeleteScheduleResponse(schedule=convert.schedule(record))
+        return messages.UndeleteScheduleResponse(schedule=convert_schedules.schedule(record))
 
     async def CloneSchedule(
         self, request: messages.CloneScheduleRequest, context: Context
@@ -106,7 +106,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
             lambda now: schedule_clones.clone(schedules.find(reference).schedule_id, targets, now), self._parts.now()
         )
         return messages.CloneScheduleResponse(
-            schedules=[convert.schedule(one) for one in cloned.schedules],
+            schedules=[convert_schedules.schedule(one) for one in cloned.schedules],
             passed_over=[
                 messages.PassedOverHypervisor(hypervisor_id=hypervisor_id, schedule_id=schedule_id)
                 for hypervisor_id, schedule_id in cloned.passed_over
@@ -119,7 +119,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
     ) -> messages.PreviewNextRunsResponse:
         runs, resolved = await self._parts.database.run(schedule_previews.preview, _asked(request), self._parts.now())
         return messages.PreviewNextRunsResponse(
-            runs=[convert.scheduled_run(one) for one in runs], resolved=convert.resolved(resolved)
+            runs=[convert_schedules.scheduled_run(one) for one in runs], resolved=convert_schedules.resolved(resolved)
         )
 
     async def _act(self, field: str, reference: str, act: Callable[[str, datetime], Schedule]) -> schedule_pb2.Schedule:
@@ -127,7 +127,7 @@ class ScheduleServicer(schedule_service_pb2_grpc.ScheduleServiceServicer):
         wanted = check.reference(field, reference)
         now = self._parts.now()
         record = await self._parts.database.run(lambda: act(schedules.find(wanted).schedule_id, now))
-        return convert.schedule(record)
+        return convert_schedules.schedule(record)
 
 
 def _switch(schedule_id: str, now: datetime, *, on: bool) -> Schedule:

@@ -12,7 +12,7 @@ from controller.errors import InvalidField
 from controller.limits import Limits
 from controller.rules.access import Resolved
 from controller.servers import NewServer, Server, ServerFilter
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_hosts, paging
 from controller.services.parts import Context, Parts
 
 _CHANGEABLE = ("name", "external_id", "hypervisor_id", "domain_uuid")
@@ -55,7 +55,7 @@ class ServerServicer(server_service_pb2_grpc.ServerServiceServicer):
         now = self._parts.now()
         count, rows = await self._parts.database.run(_list, wanted, self._parts.limits, now, page.after, page.size + 1)
         filled = paging.fill(
-            page, rows, lambda row: convert.server(*row, now), lambda row: (row[0].name, row[0].server_id)
+            page, rows, lambda row: convert_hosts.server(*row, now), lambda row: (row[0].name, row[0].server_id)
         )
         return messages.ListServersResponse(
             servers=filled.messages, next_page_token=filled.next_page_token, total_count=count
@@ -170,7 +170,7 @@ class ServerServicer(server_service_pb2_grpc.ServerServiceServicer):
     async def _server(self, function: Callable[..., Server], *arguments: Any) -> server_pb2.Server:
         """Run a function that returns a server, and return that with its access level, as it stood then."""
         server, resolved = await self._parts.database.run(_shown, function, arguments)
-        return convert.server(server, resolved, self._parts.now())
+        return convert_hosts.server(server, resolved, self._parts.now())
 
 
 def _changes(request: messages.UpdateServerRequest) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from clients.gen.backupmanager.v1 import settings_service_pb2 as messages
 from clients.gen.backupmanager.v1 import settings_service_pb2_grpc
 from controller import settings
-from controller.services import check, convert
+from controller.services import check, convert_schedules
 from controller.services.parts import Context, Parts
 
 
@@ -13,7 +13,7 @@ class SettingsServicer(settings_service_pb2_grpc.SettingsServiceServicer):
 
     async def GetSettings(self, request: messages.GetSettingsRequest, context: Context) -> messages.GetSettingsResponse:
         record = await self._parts.database.run(settings.read)
-        return messages.GetSettingsResponse(settings=convert.settings(record))
+        return messages.GetSettingsResponse(settings=convert_schedules.settings(record))
 
     async def UpdateSettings(
         self, request: messages.UpdateSettingsRequest, context: Context
@@ -24,4 +24,4 @@ class SettingsServicer(settings_service_pb2_grpc.SettingsServiceServicer):
             values["max_concurrent_batches"] = None
         etag = check.title("settings.etag", new.etag)
         record = await self._parts.database.run(settings.update, values, etag, self._parts.now())
-        return messages.UpdateSettingsResponse(settings=convert.settings(record))
+        return messages.UpdateSettingsResponse(settings=convert_schedules.settings(record))

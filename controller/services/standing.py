@@ -10,7 +10,7 @@ Standing: TypeAlias = tuple[Storage, totals.Total, health.Health]
 
 
 def of_storages(records: Sequence[Storage]) -> list[Standing]:
-    """Return what `convert.storage` takes for each of these. Inside `Database.run`."""
+    """Return what `convert_storages.storage` takes for each of these. Inside `Database.run`."""
     ids = [one.storage_id for one in records]
     lying, found = totals.of_storages(ids), health.of_storages(ids)
     return [(one, lying.get(one.storage_id, totals.NONE), found.get(one.storage_id, health.NEVER)) for one in records]

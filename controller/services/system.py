@@ -4,7 +4,7 @@ from clients.gen.backupmanager.v1 import access_token_pb2, system_service_pb2_gr
 from clients.gen.backupmanager.v1 import system_service_pb2 as messages
 from controller.agents.hello import PROTOCOL_VERSION
 from controller.security.caller import current_caller
-from controller.services import convert
+from controller.services import convert, convert_storages
 from controller.services.parts import Context, Parts
 
 
@@ -27,6 +27,6 @@ class SystemServicer(system_service_pb2_grpc.SystemServiceServicer):
     ) -> messages.GetCapabilitiesResponse:
         types = [
             messages.StorageTypeCapabilities(type=name, capabilities=capabilities)
-            for name, capabilities in sorted(convert.STORAGE_CAPABILITIES.items())
+            for name, capabilities in sorted(convert_storages.STORAGE_CAPABILITIES.items())
         ]
         return messages.GetCapabilitiesResponse(storage_types=types)

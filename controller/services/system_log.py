@@ -3,7 +3,7 @@
 from clients.gen.backupmanager.v1 import system_log_pb2, system_log_service_pb2_grpc
 from clients.gen.backupmanager.v1 import system_log_service_pb2 as messages
 from controller import system_log
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_events, paging
 from controller.services.parts import Context, Parts
 from controller.system_log import LogFilter
 
@@ -32,5 +32,5 @@ class SystemLogServicer(system_log_service_pb2_grpc.SystemLogServiceServicer):
         )
         page = paging.page("system log", (wanted,), request.page_size, request.page_token, (int,))
         rows = await self._parts.database.run(system_log.list_entries, wanted, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.system_log_entry, lambda row: (row.sequence,))
+        filled = paging.fill(page, rows, convert_events.system_log_entry, lambda row: (row.sequence,))
         return messages.ListSystemLogEntriesResponse(entries=filled.messages, next_page_token=filled.next_page_token)

@@ -11,7 +11,7 @@ from controller import deliveries, webhooks
 from controller.deliveries import Delivery
 from controller.errors import InvalidField
 from controller.rules import targets
-from controller.services import check, convert, paging
+from controller.services import check, convert, convert_events, paging
 from controller.services.parts import Context, Parts
 from controller.webhooks import WebhookChange
 
@@ -37,20 +37,20 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
             secret=_secret(request.secret),
         )
         record = await self._parts.database.run(webhooks.create, new, self._parts.vault, self._parts.now())
-        return messages.CreateWebhookResponse(webhook=convert.webhook(record))
+        return messages.CreateWebhookResponse(webhook=convert_events.webhook(record))
 
     async def ListWebhooks(
         self, request: messages.ListWebhooksRequest, context: Context
     ) -> messages.ListWebhooksResponse:
         page = paging.page("webhooks", (), request.page_size, request.page_token, (str,))
         rows = await self._parts.database.run(webhooks.list_webhooks, after=page.after, limit=page.size + 1)
-        filled = paging.fill(page, rows, convert.webhook, lambda row: (row.name,))
+        filled = paging.fill(page, rows, convert_events.webhook, lambda row: (row.name,))
         return messages.ListWebhooksResponse(webhooks=filled.messages, next_page_token=filled.next_page_token)
 
     async def GetWebhook(self, request: messages.GetWebhookRequest, context: Context) -> messages.GetWebhookResponse:
         reference = check.reference("webhook_id", request.webhook_id)
         record = await self._parts.database.run(webhooks.find, reference)
-        return messages.GetWebhookResponse(webhook=convert.webhook(record))
+        return messages.GetWebhookResponse(webhook=convert_events.webhook(record))
 
     async def UpdateWebhook(
         self, request: messages.UpdateWebhookRequest, context: Context
@@ -70,7 +70,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         record = await self._parts.database.run(
             webhooks.update, reference, change, given.etag, self._parts.vault, self._parts.now()
         )
-        return messages.UpdateWebhookResponse(webhook=convert.webhook(record))
+        return messages.UpdateWebhookResponse(webhook=convert_events.webhook(record))
 
     async def DeleteWebhook(
         self, request: messages.DeleteWebhookRequest, context: Context
@@ -95,7 +95,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
         states = tuple(sorted(words - {""}))
         page = paging.page("deliveries", (reference, states), request.page_size, request.page_token, (int,))
         rows = await self._parts.database.run(_list, reference, states, page.after, page.size + 1)
-        filled = paging.fill(page, rows, convert.webhook_delivery, lambda row: (row.sequence,))
+        filled = paging.fill(page, rows, convert_events.webhook_delivery, lambda row: (row.sequence,))
         return messages.ListWebhookDeliveriesResponse(
             deliveries=filled.messages, next_page_token=filled.next_page_token
         )

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from agent import identity
+from agent.session import storage_types
 from clients.gen.backupmanager.agent.v1 import session_service_pb2
 from clients.gen.backupmanager.v1 import hypervisor_pb2, job_pb2
 from tests.agent.conftest import ENGINE, KEY, Scene
@@ -29,7 +30,7 @@ def test_hello_heartbeats_and_inventory(scene: Scene) -> None:
     scene.controller.until(lambda: scene.controller.inventories, "the inventory")
 
     assert hello.protocol_version == 1
-    assert list(hello.capabilities.storage_types) == ["local", "sftp"]
+    assert list(hello.capabilities.storage_types) == storage_types()
     assert hello.capabilities.libvirt_version.count(".") == 2
     assert hello.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert abs(hello.time.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(seconds=60)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
 
 from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
 from clients.gen.backupmanager.v1 import backup_pb2, disk_pb2, hypervisor_pb2, job_pb2
@@ -126,6 +127,37 @@ async def test_secrets_travel_in_the_command_and_rest_nowhere_in_clear(world: Wo
     assert world.commands_of(job, pending=False) == ["run"]
     for file in world.folder.iterdir():
         assert b"VERY-SECRET-PEM" not in file.read_bytes(), file
+
+
+@pytest.mark.feature("S28", "D18")
+@pytest.mark.parametrize(
+    ("kind", "config", "secret"),
+    [
+        ("s3", {"bucket": "b", "region": "r", "access_key": "a", "part_size_bytes": "5242880"}, "s3_secret_key"),
+        ("ftp", {"host": "h", "port": 21, "username": "u", "path": "/srv"}, "ftp_password"),
+        ("rclone", {"remote": "r", "path": "p", "s3_concurrency": 4}, ""),
+    ],
+)
+async def test_each_types_place_and_secret_travel_in_the_command(
+    world: World, controller: Controller, kind: str, config: dict[str, Any], secret: str
+) -> None:
+    agent = world.enroll("h1")
+    secrets = {secret: "VERY-SECRET"} if secret else {}
+    storage = world.storage(type=kind, config={**config, "bind_address": "192.0.2.7"}, secrets=secrets)
+    world.backup(world.server(agent, "web"), storage)
+
+    async with controller.dial(agent) as stream:
+        await stream.hello()
+        access = (await stream.next("command")).run.storage
+
+    assert access.WhichOneof("config") == kind
+    sent = json_format.MessageToDict(getattr(access, kind), preserving_proto_field_name=True)
+    assert sent == {**config, "bind_address": "192.0.2.7"}
+    assert [name for name in ("s3_secret_key", "ftp_password", "sftp_private_key") if getattr(access, name)] == list(
+        secrets
+    )
+    for file in world.folder.iterdir():
+        assert b"VERY-SECRET" not in file.read_bytes(), file
 
 
 async def test_a_command_is_sent_again_until_the_agent_has_it_and_once_in_a_session(

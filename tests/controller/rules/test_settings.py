@@ -19,7 +19,7 @@ from controller.rules.settings import (
     to_stored,
     to_value,
 )
-from controller.services import convert, settings_check
+from controller.services import convert, convert_schedules, settings_check
 
 PRIORITIES = st.sampled_from(["normal", "low", "idle"])
 WALL = st.times().map(lambda one: f"{one:%H:%M}")
@@ -95,11 +95,11 @@ def test_every_setting_comes_from_the_first_who_says_it(
 @pytest.mark.feature("D12")
 @given(overrides=OVERRIDES)
 def test_what_is_kept_is_what_was_said_and_what_is_shown(overrides: dict[str, Any]) -> None:
-    message = convert.overrides(overrides)
+    message = convert_schedules.overrides(overrides)
     assert settings_check.settings(message, "overrides") == overrides, "also zeros and empty lists are something said"
     for name, stored in overrides.items():
         assert to_stored(name, to_value(name, stored)) == stored
-    shown = convert.resolved(resolve_overrides(Silent(), overrides, "", "UTC"))
+    shown = convert_schedules.resolved(resolve_overrides(Silent(), overrides, "", "UTC"))
     assert settings_check.settings(shown.values, "values").keys() == DEFAULTS.keys(), "each is set"
     assert {one.setting for one in shown.sources if one.origin == schedule_pb2.SETTING_ORIGIN_SCHEDULE} == set(
         overrides

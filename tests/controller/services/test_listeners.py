@@ -29,7 +29,10 @@ async def test_the_api_says_who_it_is(api: Api, controller: Controller) -> None:
     assert answer.version == "0.1.0"
     assert answer.protocol_version == 1
     can = await api.system.GetCapabilities(system_service_pb2.GetCapabilitiesRequest())
-    assert {one.type: one.capabilities.bind_address for one in can.storage_types} == {"local": False, "sftp": True}
+    assert {one.type: one.capabilities.bind_address for one in can.storage_types} == {
+        **dict.fromkeys(("sftp", "s3", "ftp", "rclone"), True),
+        "local": False,
+    }
 
 
 @pytest.mark.feature("N3")
