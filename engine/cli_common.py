@@ -49,6 +49,7 @@ _EXIT_BY_REASON = {
         "OBJECT_NOT_FOUND",
         "REPOSITORY_MISSING",
         "STORAGE_BUCKET_NOT_FOUND",
+        "STORAGE_PATH_INVALID",
     },
     4: {
         "HOST_ENROLLED",

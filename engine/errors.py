@@ -8,6 +8,8 @@ what only the controller can say stands in `controller/errors.py`.
 
 from typing import ClassVar
 
+from engine.remedies import remedy
+
 
 class BackupManagerError(Exception):
     """The root of all errors that we raise on purpose. Raise a subclass with its facts as keywords."""
@@ -23,7 +25,12 @@ class BackupManagerError(Exception):
     @property
     def message(self) -> str:
         """One sentence for people: what failed, and what to do about it where we know."""
-        return f"{self}. {self.remedy}" if self.remedy else str(self)
+        return f"{self}. {self.advice}" if self.advice else str(self)
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, without a full stop; "" where nothing is known."""
+        return self.remedy
 
 
 class EngineError(BackupManagerError):
@@ -213,28 +220,42 @@ class NbdDisconnected(NbdError):
 
 
 class StorageError(EngineError):
-    """A storage failed in a way that has no better name; `step` is what was being done, `storage` a name without secrets."""
+    """A storage failed in a way that has no better name; `step` is what was being done, `storage` a name without secrets.
+
+    The remedies of all storages stand in remedies.py. A fact `cause`, where it is given, chooses among those of one reason.
+    """
 
     reason = "STORAGE_FAILED"
     template = "storage {storage}: {step} failed: {detail}"
+
+    def __init__(self, *, cause: str = "", **facts: object) -> None:
+        super().__init__(**facts, **({"cause": cause} if cause else {}))
+
+    @property
+    def advice(self) -> str:
+        return remedy(self.reason, self.facts.get("cause", "")) or self.remedy
 
 
 class StorageUnreachable(StorageError):
     reason = "STORAGE_UNREACHABLE"
     template = "storage {storage} cannot be reached: {step}: {detail}"
-    remedy = "Check the network, the address and the port"
 
 
 class StorageLoginFailed(StorageError):
     reason = "STORAGE_LOGIN_FAILED"
     template = "storage {storage} refused the login: {detail}"
-    remedy = "Check the user name and the key"
 
 
 class StorageHostKeyChanged(StorageError):
     reason = "STORAGE_HOST_KEY_CHANGED"
     template = "storage {storage} shows host key {seen}, pinned is {pinned}"
-    remedy = "If the server was reinstalled, pin its new key; else someone may be in between"
+
+
+class StoragePathInvalid(StorageError):
+    """The storage's own folder or bucket is neither there nor can be made."""
+
+    reason = "STORAGE_PATH_INVALID"
+    template = "storage {storage}: {step}: {detail}"
 
 
 class StorageDenied(StorageError):
@@ -245,13 +266,11 @@ class StorageDenied(StorageError):
 class StorageFull(StorageError):
     reason = "STORAGE_FULL"
     template = "storage {storage} is full: {step} of {name}"
-    remedy = "Free room there, or let retention remove old backups"
 
 
 class BucketNotFound(StorageError):
     reason = "STORAGE_BUCKET_NOT_FOUND"
     template = "storage {storage}: there is no such bucket"
-    remedy = "Make the bucket, or correct its name, the region and the endpoint"
 
 
 class StorageClockSkewed(StorageError):
@@ -259,13 +278,11 @@ class StorageClockSkewed(StorageError):
 
     reason = "STORAGE_CLOCK_SKEWED"
     template = "storage {storage} refuses what this host signs: the clocks are {seconds} seconds apart"
-    remedy = "Set this host's clock right, by NTP"
 
 
 class StorageThrottled(StorageError):
     reason = "STORAGE_THROTTLED"
     template = "storage {storage} had too much to do, again and again: {step}: {detail}"
-    remedy = "Ask for less at a time: a lower concurrency, or fewer backups side by side"
 
 
 class StorageUntrusted(StorageError):
@@ -273,7 +290,6 @@ class StorageUntrusted(StorageError):
 
     reason = "STORAGE_UNTRUSTED"
     template = "storage {storage} cannot be trusted: {detail}"
-    remedy = "Give the certificate that signed the server's, or correct the address"
 
 
 class ObjectNotFound(StorageError):

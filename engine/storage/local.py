@@ -24,9 +24,11 @@ from engine.errors import (
     StorageDenied,
     StorageError,
     StorageFull,
+    StoragePathInvalid,
     StorageUnreachable,
 )
 from engine.storage.base import Abilities, Buffer, Entry, Storage, Usage, check_name, is_name, part_name
+from engine.storage.trouble import cause_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class LocalStorage(Storage):
     def __init__(self, path: str, *, make: bool = True) -> None:
         self.label = f"local:{path}"
         self._interrupted = False
-        with self.failures("open folder", path):
+        with self.failures("open folder", path), self._path_failures(make=make):
             if make:
                 with suppress(FileExistsError):
                     Path(path).mkdir(0o700)
@@ -168,19 +170,47 @@ class LocalStorage(Storage):
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _path_failures(self, *, make: bool) -> Iterator[None]:
+        """Turn a root that is no folder, or whose own parent is missing while it is to be made, into StoragePathInvalid."""
+        step = "open folder"
+        try:
+            yield
+        except NotADirectoryError as error:
+            detail = "it, or a folder above it, is not a folder"
+            raise StoragePathInvalid(storage=self.label, step=step, detail=detail, cause="not_a_folder") from error
+        except FileNotFoundError as error:
+            if not make:
+                raise
+            detail = "the folder above it does not exist"
+            raise StoragePathInvalid(storage=self.label, step="make folder", detail=detail, cause="missing") from error
+
     def _fail(self, error: OSError, step: str, name: str) -> NoReturn:
         code = error.errno or 0
         if code in _FULL:
-            raise StorageFull(storage=self.label, step=step, name=name) from error
+            raise StorageFull(storage=self.label, step=step, name=name, cause=self._full_cause(code)) from error
         if code in _DENIED:
-            raise StorageDenied(storage=self.label, step=step, name=name) from error
+            cause = "read_only" if code == errno.EROFS else ""
+            raise StorageDenied(storage=self.label, step=step, name=name, cause=cause) from error
         if code in _GONE:
-            raise StorageUnreachable(storage=self.label, step=step, detail=error.strerror) from error
+            raise StorageUnreachable(
+                storage=self.label, step=step, detail=error.strerror, cause=cause_of(error)
+            ) from error
         if code == errno.EEXIST:
             raise ObjectExists(storage=self.label, step=step, name=name) from error
         if code == errno.ENOENT:
             raise ObjectNotFound(storage=self.label, step=step, name=name) from error
         raise StorageError(storage=self.label, step=f"{step} {name}", detail=error.strerror) from error
+
+    def _full_cause(self, code: int) -> str:
+        """Return why there is no room, as remedies.py names it: "" for the bytes of the file system."""
+        if code == errno.EDQUOT:
+            return "quota"
+        try:
+            status = os.fstatvfs(self._root)
+        except (OSError, AttributeError):  # AttributeError: the root itself could not be opened
+            return ""
+        return "files" if status.f_files and not status.f_favail else ""
 
     def _entries(self, prefix: str) -> Sequence[tuple[str, os.stat_result]]:
         found: list[tuple[str, os.stat_result]] = []

@@ -14,7 +14,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from engine.errors import ObjectNotFound, StorageDenied, StorageError, StorageFull, StorageUnreachable
+from engine.errors import (
+    ObjectNotFound,
+    StorageDenied,
+    StorageError,
+    StorageFull,
+    StoragePathInvalid,
+    StorageUnreachable,
+)
 from engine.spec import SftpConfig
 from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
 from engine.storage.sftp_connect import Connection, Dialer, Patience, reason_of
@@ -22,6 +29,7 @@ from engine.storage.sftp_reader import SftpReader
 from engine.storage.sftp_tree import is_file, make_folder, remove_empty, suppress_code, sweep
 from engine.storage.sftp_upload import SftpUpload
 from engine.storage.sftp_wire import Attributes, Code, Lost, Refused, Wire
+from engine.storage.trouble import cause_of
 from engine.units import MIB
 
 log = logging.getLogger(__name__)
@@ -186,8 +194,11 @@ class SftpStorage(Storage):
         """Return a lost connection as our error."""
         if isinstance(error, StorageUnreachable):
             return error
-        detail = "interrupted" if self._interrupted.is_set() else reason_of(error)
-        return StorageUnreachable(storage=self.label, step=step, detail=detail)
+        if self._interrupted.is_set():
+            return StorageUnreachable(storage=self.label, step=step, detail="interrupted")
+        return StorageUnreachable(
+            storage=self.label, step=step, detail=reason_of(error), cause=cause_of(error) or "lost"
+        )
 
     def failure(self, refused: Refused, step: str, name: str, wire: Wire) -> StorageError:
         """Return a refused request as our error; what a Failure meant is told by the room that `wire` reports."""
@@ -199,9 +210,11 @@ class SftpStorage(Storage):
         with suppress(Refused, Lost):
             room = wire.room(self.root or b"/")
         if room is not None and room.read_only:
-            return StorageDenied(storage=self.label, step=step, name=name)
-        if room is not None and (room.available_bytes < _ROOM_BYTES_MIN or (room.files and not room.available_files)):
+            return StorageDenied(storage=self.label, step=step, name=name, cause="read_only")
+        if room is not None and room.available_bytes < _ROOM_BYTES_MIN:
             return StorageFull(storage=self.label, step=step, name=name)
+        if room is not None and room.files and not room.available_files:
+            return StorageFull(storage=self.label, step=step, name=name, cause="files")
         return StorageError(storage=self.label, step=f"{step} {name}", detail=refused.text or f"status {refused.code}")
 
     @property
@@ -215,7 +228,9 @@ class SftpStorage(Storage):
         try:
             if stat.S_ISDIR(wire.stat(root).mode):  # stat, not lstat: the root itself may be a link
                 return
-            raise StorageError(storage=self.label, step="open folder", detail="it is not a folder")
+            raise StoragePathInvalid(
+                storage=self.label, step="open folder", detail="it is not a folder", cause="not_a_folder"
+            )
         except Refused as refused:
             if refused.code != Code.NO_SUCH_FILE or not make:
                 raise self.failure(refused, "open", "the folder", wire) from refused
@@ -223,8 +238,8 @@ class SftpStorage(Storage):
             make_folder(wire, root)
         except Refused as refused:
             if refused.code == Code.NO_SUCH_FILE:
-                raise StorageError(
-                    storage=self.label, step="make folder", detail="the folder above it does not exist"
+                raise StoragePathInvalid(
+                    storage=self.label, step="make folder", detail="the folder above it does not exist", cause="missing"
                 ) from refused
             raise self.failure(refused, "make", "the folder", wire) from refused
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import InvalidSpec, StorageHostKeyChanged, StorageLoginFailed, StorageUnreachable
 from engine.spec import SftpConfig
 from engine.storage.sftp_wire import Lost, Wire
+from engine.storage.trouble import cause_of
 from engine.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -128,11 +129,13 @@ class Dialer:
         self._socket: socket.socket | None = None
         self._interrupted = False
         self._step = ""
+        self._late = threading.Event()  # the last dial took too long
 
     def dial(self) -> Connection:
         """Return a new connection. Raises StorageUnreachable, StorageLoginFailed or StorageHostKeyChanged."""
         if self._key is None:
             self._key = load_key(self._config, self._label)
+        self._late.clear()
         addresses = self._resolve()
         sock = self._connect(addresses)
         timer = threading.Timer(self._patience.connect_seconds, self._time_out, (sock,))
@@ -153,9 +156,9 @@ class Dialer:
         if (sock := self._socket) is not None:
             shut(sock)
 
-    def unreachable(self, detail: str) -> StorageUnreachable:
-        """Return the error of the step that `dial` is at."""
-        return StorageUnreachable(storage=self._label, step=self._step, detail=detail)
+    def unreachable(self, detail: str, cause: str = "") -> StorageUnreachable:
+        """Return the error of the step that `dial` is at; `cause` as remedies.py names it."""
+        return StorageUnreachable(storage=self._label, step=self._step, detail=detail, cause=cause)
 
     # ---- steps ----------------------------------------------------------------------------------------------------------
 
@@ -179,9 +182,9 @@ class Dialer:
         thread.start()
         thread.join(self._patience.connect_seconds)
         if not found:
-            raise self.unreachable(f"no answer for {self._patience.connect_seconds:g} seconds")
+            raise self.unreachable(f"no answer for {self._patience.connect_seconds:g} seconds", "dns")
         if isinstance(found[0], OSError):
-            raise self.unreachable(found[0].strerror or reason_of(found[0])) from found[0]
+            raise self.unreachable(found[0].strerror or reason_of(found[0]), "dns") from found[0]
         return found[0]
 
     def _connect(self, addresses: list[tuple[Any, ...]]) -> socket.socket:
@@ -206,7 +209,8 @@ class Dialer:
                 raise
             return sock
         detail = "no address" if failure is None else failure.strerror or reason_of(failure)
-        raise self.unreachable(f"{self._config.host} port {self._config.port}: {detail}") from failure
+        cause = "no_route" if failure is None else cause_of(failure)
+        raise self.unreachable(f"{self._config.host} port {self._config.port}: {detail}", cause) from failure
 
     def _prepare(self, sock: socket.socket) -> None:
         sock.settimeout(self._patience.connect_seconds)
@@ -234,7 +238,8 @@ class Dialer:
             self._begin("open SFTP")
             return Connection(transport, sock, host_key, self._patience)
         except (paramiko.SSHException, OSError, EOFError, Lost) as error:
-            raise self.unreachable(self._detail(error)) from error
+            late, cause = self._late.is_set(), cause_of(error) or "lost"
+            raise self.unreachable(self._detail(error), "timed_out" if late else cause) from error
 
     def _prefer(self, transport: "Transport") -> None:
         """Put fast ciphers first, and the type of the pinned host key: a server that has several then shows that one."""
@@ -266,12 +271,15 @@ class Dialer:
             if not transport.is_active():  # cut in the middle: says nothing about the key
                 raise
             raise StorageLoginFailed(
-                storage=self._label, detail=f"the server does not accept this key for user {self._config.username}"
+                storage=self._label,
+                detail=f"the server does not accept this key for user {self._config.username}",
+                cause="key",
             ) from error
         if missing:
             raise StorageLoginFailed(storage=self._label, detail=f"the server also wants {', '.join(missing)}")
 
     def _time_out(self, sock: socket.socket) -> None:
+        self._late.set()
         self._step += f" (not done within {self._patience.connect_seconds:g} seconds)"
         shut(sock)
 

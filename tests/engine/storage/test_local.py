@@ -63,7 +63,7 @@ def test_the_folder_is_made_but_not_its_parent(tmp_path):
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     with pytest.raises(StorageError) as caught:
         LocalStorage(str(tmp_path / "no/parent"))
-    assert caught.value.reason == "OBJECT_NOT_FOUND"
+    assert caught.value.reason == "STORAGE_PATH_INVALID"
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         LocalStorage(str(tmp_path / "file"))

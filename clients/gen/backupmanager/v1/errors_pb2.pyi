@@ -141,15 +141,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 100
     """A job's end: the storage failed; `storage`, `step`, `detail`."""
     ERROR_REASON_STORAGE_UNREACHABLE: _ErrorReason.ValueType  # 101
-    """A job's end: the storage cannot be reached; `storage`, `step`, `detail`."""
+    """A job's end: the storage cannot be reached; `storage`, `step`, `detail`, and where it is known `cause`: `dns`, `refused`,
+    `timed_out`, `no_route`, `bind` or `lost`.
+    """
     ERROR_REASON_STORAGE_LOGIN_FAILED: _ErrorReason.ValueType  # 102
-    """A job's end: the storage refused the login; `storage`, `detail`."""
+    """A job's end: the storage refused the login; `storage`, `detail`, and where it is known `cause`: `key`, `password` or
+    `account`.
+    """
     ERROR_REASON_STORAGE_HOST_KEY_CHANGED: _ErrorReason.ValueType  # 103
     """A job's end: the storage's host key is not the pinned one; `storage`, `seen`, `pinned`."""
     ERROR_REASON_STORAGE_PERMISSION_DENIED: _ErrorReason.ValueType  # 104
-    """A job's end: the storage does not permit a step; `storage`, `step`, `name`."""
+    """A job's end: the storage does not permit a step; `storage`, `step`, `name`, and `cause`: `read_only` where it is that."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 105
-    """A job's end: the storage is full; `storage`, `step`, `name`."""
+    """A job's end: the storage is full; `storage`, `step`, `name`, and where it is known `cause`: `quota` or `files`."""
     ERROR_REASON_OBJECT_NOT_FOUND: _ErrorReason.ValueType  # 106
     """A job's end: an object is not there; `storage`, `name`."""
     ERROR_REASON_OBJECT_EXISTS: _ErrorReason.ValueType  # 107
@@ -171,7 +175,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_THROTTLED: _ErrorReason.ValueType  # 232
     """A job's end: the storage had too much to do, and still had after many tries; `storage`, `step`, `detail`."""
     ERROR_REASON_STORAGE_UNTRUSTED: _ErrorReason.ValueType  # 233
-    """A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`."""
+    """A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`, and where it is known
+    `cause`: `untrusted`, `expired`, `hostname` or `protocol`.
+    """
     ERROR_REASON_STORAGE_HANGS: _ErrorReason.ValueType  # 190
     """A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
     ERROR_REASON_WRONG_KEY: _ErrorReason.ValueType  # 120
@@ -265,6 +271,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORAGE_UNRECONCILED: _ErrorReason.ValueType  # 210
     """FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
     reconciled; `storage_id`, `epoch`.
+    """
+    ERROR_REASON_STORAGE_PATH_INVALID: _ErrorReason.ValueType  # 270
+    """A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
+    `missing` or `not_a_folder`.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -396,15 +406,19 @@ ERROR_REASON_NBD_DISCONNECTED: ErrorReason.ValueType  # 94
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 100
 """A job's end: the storage failed; `storage`, `step`, `detail`."""
 ERROR_REASON_STORAGE_UNREACHABLE: ErrorReason.ValueType  # 101
-"""A job's end: the storage cannot be reached; `storage`, `step`, `detail`."""
+"""A job's end: the storage cannot be reached; `storage`, `step`, `detail`, and where it is known `cause`: `dns`, `refused`,
+`timed_out`, `no_route`, `bind` or `lost`.
+"""
 ERROR_REASON_STORAGE_LOGIN_FAILED: ErrorReason.ValueType  # 102
-"""A job's end: the storage refused the login; `storage`, `detail`."""
+"""A job's end: the storage refused the login; `storage`, `detail`, and where it is known `cause`: `key`, `password` or
+`account`.
+"""
 ERROR_REASON_STORAGE_HOST_KEY_CHANGED: ErrorReason.ValueType  # 103
 """A job's end: the storage's host key is not the pinned one; `storage`, `seen`, `pinned`."""
 ERROR_REASON_STORAGE_PERMISSION_DENIED: ErrorReason.ValueType  # 104
-"""A job's end: the storage does not permit a step; `storage`, `step`, `name`."""
+"""A job's end: the storage does not permit a step; `storage`, `step`, `name`, and `cause`: `read_only` where it is that."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 105
-"""A job's end: the storage is full; `storage`, `step`, `name`."""
+"""A job's end: the storage is full; `storage`, `step`, `name`, and where it is known `cause`: `quota` or `files`."""
 ERROR_REASON_OBJECT_NOT_FOUND: ErrorReason.ValueType  # 106
 """A job's end: an object is not there; `storage`, `name`."""
 ERROR_REASON_OBJECT_EXISTS: ErrorReason.ValueType  # 107
@@ -426,7 +440,9 @@ ERROR_REASON_STORAGE_CLOCK_SKEWED: ErrorReason.ValueType  # 231
 ERROR_REASON_STORAGE_THROTTLED: ErrorReason.ValueType  # 232
 """A job's end: the storage had too much to do, and still had after many tries; `storage`, `step`, `detail`."""
 ERROR_REASON_STORAGE_UNTRUSTED: ErrorReason.ValueType  # 233
-"""A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`."""
+"""A job's end: no TLS with the storage, or its certificate is not trusted; `storage`, `detail`, and where it is known
+`cause`: `untrusted`, `expired`, `hostname` or `protocol`.
+"""
 ERROR_REASON_STORAGE_HANGS: ErrorReason.ValueType  # 190
 """A look at a storage that never ended: a mount or a server that hangs; `minutes`."""
 ERROR_REASON_WRONG_KEY: ErrorReason.ValueType  # 120
@@ -520,5 +536,9 @@ ERROR_REASON_DRIVE_NOT_FOUND: ErrorReason.ValueType  # 169
 ERROR_REASON_STORAGE_UNRECONCILED: ErrorReason.ValueType  # 210
 """FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
 reconciled; `storage_id`, `epoch`.
+"""
+ERROR_REASON_STORAGE_PATH_INVALID: ErrorReason.ValueType  # 270
+"""A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
+`missing` or `not_a_folder`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
