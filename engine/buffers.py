@@ -7,12 +7,17 @@ Who takes buffers has reserved their capacity before, so what is lent never exce
 together does not either: memory is bounded by bytes, whatever the sizes of the frames.
 """
 
+import mmap
 import threading
 
 from engine.extents import FRAME_BYTES_MAX
-from engine.units import KIB
+from engine.units import KIB, MIB
 
 CAPACITY_MIN = 64 * KIB  # one dirty cluster of a disk
+# Up to this size all pages come at once, for a third of what they cost one by one: an incremental is over before its buffers have
+# been used often. Of larger ones only what is used: the second buffer of a frame is filled by as much as compression leaves.
+WHOLE_BYTES_MAX = 1 * MIB
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 def capacity_of(length: int) -> int:
@@ -29,7 +34,7 @@ class Buffers:
         self._bytes_max = bytes_max
         self._extra = extra
         self._lock = threading.Lock()
-        self._free: list[bytearray] = []
+        self._free: list[mmap.mmap] = []
         self._allocated = 0  # capacities of all buffers, lent or free
 
     @property
@@ -37,19 +42,20 @@ class Buffers:
         """The capacities of all buffers there are."""
         return self._allocated
 
-    def take(self, length: int) -> bytearray:
+    def take(self, length: int) -> mmap.mmap:
         """Return a buffer for a frame of `length` bytes, of capacity_of(length) + extra bytes of anything. Give it back."""
         capacity = capacity_of(length)
         with self._lock:
-            for position, buffer in enumerate(self._free):
-                if len(buffer) == capacity + self._extra:
+            for position in reversed(range(len(self._free))):  # the one used last: it may be in a core's cache yet
+                if len(self._free[position]) == capacity + self._extra:
                     return self._free.pop(position)
             while self._free and self._allocated + capacity > self._bytes_max:
                 self._allocated -= len(self._free.pop(0)) - self._extra
             self._allocated += capacity
-        return bytearray(capacity + self._extra)
+        whole = mmap.MAP_POPULATE if capacity <= WHOLE_BYTES_MAX else 0
+        return mmap.mmap(-1, capacity + self._extra, flags=_PRIVATE | whole)
 
-    def give_back(self, buffer: bytearray) -> None:
+    def give_back(self, buffer: mmap.mmap) -> None:
         """Take back a buffer that nobody looks at any more. Any buffer of these will do: two of one capacity may be swapped."""
         with self._lock:
             self._free.append(buffer)

@@ -17,6 +17,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -115,7 +116,7 @@ class _Result:
     segment: Segment
     group: tuple[Placed, ...]
     sealed: SealedFrame | None = None
-    buffer: bytearray | None = None
+    buffer: mmap | None = None
 
 
 def _segments(

@@ -33,6 +33,7 @@ class Connection:
         self.operation = "handshake"  # what the messages are for, named in errors
         self._socket = peer
         self._socket.settimeout(None)
+        self._ahead = b""  # received, and not taken yet
         self._lock = threading.Lock()  # interrupt never shuts down a file descriptor that close has just given back
         self._end = ""  # why the connection is dead; empty while it lives
         self._closed = False
@@ -80,15 +81,40 @@ class Connection:
 
     def receive_into(self, view: memoryview) -> None:
         """Fill `view`. Raises NbdDisconnected when the stream ends or falls silent before."""
-        done = 0
-        while done < len(view):
+        if ahead := self._ahead[: len(view)]:
+            view[: len(ahead)] = ahead
+            self._ahead = self._ahead[len(ahead) :]
+            view = view[len(ahead) :]
+        while view:
             try:
-                count = self._socket.recv_into(view[done:], 0, socket.MSG_WAITALL)
+                count = self._socket.recv_into(view, 0, socket.MSG_WAITALL)
             except OSError as error:
                 self._fail(error)
+            if count == len(view):
+                return
             if count == 0:
                 self._fail(None)
-            done += count
+            view = view[count:]
+
+    def receive_some(self, least: int, most: int) -> bytes:
+        """Return from `least` to `most` of the next bytes, as many as are there; what is too much goes back by `put_back`.
+
+        One call of the system for a few bytes costs as much as for many: a reply's head comes at once, whatever its kind.
+        """
+        data, self._ahead = self._ahead[:most], self._ahead[most:]
+        while len(data) < least:
+            try:
+                piece = self._socket.recv(most - len(data))
+            except OSError as error:
+                self._fail(error)
+            if not piece:
+                self._fail(None)
+            data += piece
+        return data
+
+    def put_back(self, data: bytes) -> None:
+        """Let `data` be received once more, before anything else."""
+        self._ahead = data + self._ahead
 
     def receive(self, length: int) -> bytes:
         """Return the next `length` bytes; the caller has checked that the length is a sensible one."""

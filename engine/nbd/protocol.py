@@ -85,6 +85,7 @@ SIMPLE_MAGIC = 0x67446698
 CHUNK_MAGIC = 0x668E33EF
 SIMPLE_BYTES = 16
 CHUNK_REST_BYTES = 4  # a chunk's header is a simple reply's 16 bytes and these
+DATA_HEAD_BYTES = SIMPLE_BYTES + CHUNK_REST_BYTES + 8  # … and a data chunk's content begins with its place on the disk
 
 COMMAND_READ = 0
 COMMAND_WRITE = 1
@@ -121,6 +122,7 @@ _EXPORT = struct.Struct(">QH")
 _BLOCK_SIZE = struct.Struct(">III")
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
+_DATA_HEAD = struct.Struct(">IHHQIQ")
 _HOLE = struct.Struct(">QI")
 _DESCRIPTOR = struct.Struct(">II")
 
@@ -244,6 +246,16 @@ def unpack_reply(data: bytes) -> Reply:
         return Reply(simple=True, cookie=cookie, error=word)
     _require(magic == CHUNK_MAGIC, "reply", f"wrong magic {magic:#x}")
     return Reply(simple=False, cookie=cookie, flags=word >> 16, type=word & 0xFFFF)
+
+
+def unpack_whole(data: bytes) -> tuple[int, int, int] | None:
+    """Return cookie, start and length of a data chunk that ends its reply; None if `data` begins anything else."""
+    if len(data) < DATA_HEAD_BYTES:
+        return None
+    magic, flags, kind, cookie, length, start = _DATA_HEAD.unpack(data)
+    if magic != CHUNK_MAGIC or kind != CHUNK_OFFSET_DATA or flags != CHUNK_FLAG_DONE:
+        return None
+    return cookie, start, length - 8
 
 
 def unpack_hole(data: bytes) -> tuple[int, int]:

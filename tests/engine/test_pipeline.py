@@ -1,6 +1,7 @@
 """From a disk to the storage: frames in their order, as many compressed at an instant as allowed, memory within its bound."""
 
 import threading
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_slow_oldest_frame_holds_the_others_within_window_and_memory(
     bytes_max = (threads + pipeline.FRAMES_BESIDE) * FRAME_BYTES_MAX
 
     class Watched(Buffers):
-        def take(self, length: int) -> bytearray:
+        def take(self, length: int) -> mmap:
             buffer = super().take(length)
             allocated.append(self.allocated)
             return buffer
