@@ -13,9 +13,14 @@ def open_storage(spec: StorageSpec, *, brief: bool = False, make: bool = True) -
     """
     match [one for one in (spec.local, spec.sftp, spec.s3, spec.ftp, spec.rclone) if one is not None]:
         case [LocalConfig() as config]:
+            from engine.storage import deadlines
             from engine.storage.local import LocalStorage
 
-            return LocalStorage(config.path, make=make)
+            return deadlines.DeadlineStorage(
+                f"local:{config.path}",
+                lambda: LocalStorage(config.path, make=make),
+                deadlines.BRIEF if brief else None,
+            )
         case [SftpConfig() as config]:
             from engine.storage.sftp import SftpStorage
             from engine.storage.sftp_connect import BRIEF
