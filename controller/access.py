@@ -11,7 +11,7 @@ from typing import Any
 
 from controller import happenings, packages, servers
 from controller.db import models
-from controller.db.statements import chunks
+from controller.db.statements import chunks, find_row
 from controller.errors import AccessLevelDenied, EtagMismatch, ServerDeleted, ServerNotFound
 from controller.rules import access as rules
 from controller.rules.access import Lock, Resolved
@@ -165,7 +165,7 @@ def _set(
     server_id: str, kind: str, now: datetime, etag: str = "", body: dict[str, Any] | None = None, **values: Any
 ) -> Server:
     """Change columns of a server and record the event, unless they have these values already."""
-    row = Row.get_or_none(Row.server_id == server_id)
+    row = find_row(Row.server_id, server_id)
     if row is None:
         raise ServerNotFound(server_id=server_id)
     if etag and etag != str(row.version):

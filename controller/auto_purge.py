@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from controller import happenings, settings
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import PurgeEnded
 from engine.ids import new_id
 
@@ -30,12 +31,12 @@ def holds(kind: str, server_id: str) -> bool:
     """Tell whether a purge is still meant: one that follows DeleteServer only while the server is deleted."""
     if kind != "deleted":
         return True
-    server = models.Server.get_or_none(models.Server.server_id == server_id)
+    server = find_row(models.Server.server_id, server_id)
     return server is not None and server.delete_time is not None
 
 
 def check(purge_id: str) -> None:
     """Raise PurgeEnded unless the purge of a job that leaves the queue is still to be done."""
-    purge = models.Purge.get_or_none(models.Purge.purge_id == purge_id)
+    purge = find_row(models.Purge.purge_id, purge_id)
     if purge is None or purge.state != "running" or not holds(purge.kind, purge.server_id):
         raise PurgeEnded(purge_id=purge_id, state="gone" if purge is None else purge.state)

@@ -17,6 +17,7 @@ import peewee
 from controller import leases
 from controller.db import models
 from controller.db.notes import note
+from controller.db.statements import find_row
 from controller.errors import BatchNotFound, RequestIdReused
 from controller.rules import states
 
@@ -100,7 +101,7 @@ class BatchFilter:
 
 
 def find(batch_id: str) -> Batch | None:
-    row = Row.get_or_none(Row.batch_id == batch_id)
+    row = find_row(Row.batch_id, batch_id)
     return None if row is None else _batch(row)
 
 
@@ -161,7 +162,7 @@ def counts(batch_ids: Sequence[str]) -> dict[str, dict[str, int]]:
 
 def find_request(request_id: str) -> tuple[str, str] | None:
     """Return batch id and body hash of a request id, or None when it is new."""
-    row = Row.get_or_none(Row.request_id == request_id)
+    row = find_row(Row.request_id, request_id)
     return None if row is None else (row.batch_id, row.request_hash)
 
 

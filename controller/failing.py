@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from controller.db import models
+from controller.db.statements import find_row
 from controller.rules.failing import meaning
 
 Row = models.ServerFailure
@@ -29,7 +30,7 @@ class ServerFailure:
 
 def of_server(server_id: str) -> ServerFailure | None:
     """Return how a server fails, None where its last backup ended well."""
-    row = Row.get_or_none(Row.server_id == server_id)
+    row = find_row(Row.server_id, server_id)
     return None if row is None else _failure(row)
 
 

@@ -9,12 +9,14 @@ has read everything below it. A number is never given twice, also after its even
 """
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from controller.db import models
 from controller.db.notes import note
 from controller.db.numbering import TOPIC
+from controller.db.statements import insert_rows
 
 _KIND = re.compile(r"[a-z][a-z_]*\.[a-z][a-z_]*")
 
@@ -49,3 +51,13 @@ def record(
         body=body,
     ).execute()
     note(TOPIC, "")
+
+
+def record_all(happened: Sequence[dict[str, Any]]) -> None:
+    """Record many at once, in their order. Each has `time`, `kind`, `body` and the ids of what it is about, all the same ones."""
+    for one in happened:
+        if not _KIND.fullmatch(one["kind"]):
+            raise ValueError(f"{one['kind']!r} is no kind of event")
+    if happened:
+        insert_rows(models.EventPending, happened)
+        note(TOPIC, "")

@@ -15,6 +15,7 @@ import peewee
 
 from controller import happenings, system_log
 from controller.db import models
+from controller.db.statements import find_row
 from controller.rules import health as rules
 from controller.rules.health import Check, Intervals, Summary
 
@@ -156,7 +157,7 @@ def note(
 ) -> None:
     """Take in the end of a job that looked at a storage; `failure` and `result` are their JSON forms."""
     verdict = rules.verdict(state, (failure or {}).get("reason", ""))
-    if verdict is None or models.Storage.get_or_none(models.Storage.storage_id == storage_id) is None:
+    if verdict is None or find_row(models.Storage.storage_id, storage_id) is None:
         return
     change: dict[str, Any]
     if verdict == "healthy":
@@ -192,7 +193,7 @@ def conclude(
     summary = rules.summarize(
         list(checks.values()), enabled=enabled, users=users, online=online, intervals=intervals, now=now
     )
-    before = Row.get_or_none(Row.storage_id == storage_id)
+    before = find_row(Row.storage_id, storage_id)
     if before is not None and _same(before, summary, checks):
         return
     changed = before is None or before.state != summary.state

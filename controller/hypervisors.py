@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from controller import happenings
 from controller.db import models
 from controller.db.fields import to_microseconds
-from controller.db.statements import chunks, statement
+from controller.db.statements import find_row, find_rows, statement
 from controller.errors import (
     ClockSkew,
     HypervisorBanned,
@@ -63,7 +63,7 @@ class Domain:
 
 def find(reference: str, limits: Limits, now: datetime) -> Hypervisor:
     """Return the hypervisor with this id or name. Raises HypervisorNotFound."""
-    row = Row.get_or_none(Row.hypervisor_id == reference) or Row.get_or_none(Row.name == reference)
+    row = find_row(Row.hypervisor_id, reference) or find_row(Row.name, reference)
     if row is None or not reference:
         raise HypervisorNotFound(hypervisor_id=reference)
     return _hypervisor(row, limits, now)
@@ -79,7 +79,7 @@ def list_hypervisors(
 
 def id_of(reference: str) -> str:
     """Return the id of a hypervisor that is given by id or name. Raises HypervisorNotFound."""
-    row = Row.get_or_none(Row.hypervisor_id == reference) or Row.get_or_none(Row.name == reference)
+    row = find_row(Row.hypervisor_id, reference) or find_row(Row.name, reference)
     if row is None or not reference:
         raise HypervisorNotFound(hypervisor_id=reference)
     return str(row.hypervisor_id)
@@ -134,18 +134,16 @@ def find_domain(hypervisor_id: str, *, domain_uuid: str = "", name: str = "") ->
 
 def find_domains(wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Domain]:
     """Return domains by (hypervisor_id, domain_uuid), those of the wanted ones that are reported."""
-    domain = models.Domain
     found: dict[tuple[str, str], Domain] = {}
-    for chunk in chunks(sorted({domain_uuid for _, domain_uuid in wanted})):
-        for row in domain.select().where(domain.domain_uuid.in_(chunk)):
-            if (row.hypervisor_id, row.domain_uuid) in wanted:
-                found[row.hypervisor_id, row.domain_uuid] = _domain(row, "")
+    for row in find_rows(models.Domain.domain_uuid, sorted({domain_uuid for _, domain_uuid in wanted})):
+        if (row.hypervisor_id, row.domain_uuid) in wanted:
+            found[row.hypervisor_id, row.domain_uuid] = _domain(row, "")
     return found
 
 
 def inventory_time(hypervisor_id: str) -> datetime | None:
     """Return when the domains were reported, None when they never were."""
-    row = Row.get_or_none(Row.hypervisor_id == hypervisor_id)
+    row = find_row(Row.hypervisor_id, hypervisor_id)
     return None if row is None else row.inventory_time
 
 
@@ -175,7 +173,7 @@ def check_certificate(hypervisor_id: str, serial: str) -> None:
 
     Raises PermissionDenied for a banned hypervisor, Unauthenticated for one that is unknown or whose certificate was replaced.
     """
-    row = Row.get_or_none(Row.hypervisor_id == hypervisor_id)
+    row = find_row(Row.hypervisor_id, hypervisor_id)
     if row is None:
         raise Unauthenticated(problem="the certificate is of no hypervisor of this installation")
     if row.banned:

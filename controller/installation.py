@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import CannotStart
 from engine.ids import new_id
 
@@ -26,7 +27,7 @@ def create(now: datetime) -> Installation:
 
 def get() -> Installation:
     """Return the identity. Raises CannotStart when the database has none: it was never initialized."""
-    row = models.Installation.get_or_none(models.Installation.number == 1)
+    row = find_row(models.Installation.number, 1)
     if row is None:
         raise CannotStart("the database is empty; run bm-controller init first")
     return Installation(row.installation_id, row.epoch)

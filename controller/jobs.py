@@ -18,7 +18,7 @@ from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
 from controller.db.notes import note
-from controller.db.statements import statement
+from controller.db.statements import find_row, find_rows, statement
 from controller.errors import JobCancelled, JobNotFound, JobStale
 from controller.rules import states
 from engine.errors import BackupManagerError
@@ -138,8 +138,13 @@ class JobFilter:
 
 
 def find(job_id: str) -> Job | None:
-    row = Row.get_or_none(Row.job_id == job_id)
+    row = find_row(Row.job_id, job_id)
     return None if row is None else _job(row)
+
+
+def find_all(job_ids: Sequence[str]) -> dict[str, Job]:
+    """Return those of these jobs that there are, by id."""
+    return {row.job_id: _job(row) for row in find_rows(Row.job_id, set(job_ids))}
 
 
 def get(job_id: str) -> Job:
@@ -225,7 +230,7 @@ def list_log(job_id: str, *, after: tuple[int, int] | None = None, limit: int = 
 
 def find_request(request_id: str) -> tuple[str, str] | None:
     """Return job id and body hash of a request id, or None when it is new."""
-    row = Row.get_or_none(Row.request_id == request_id)
+    row = find_row(Row.request_id, request_id)
     return None if row is None else (row.job_id, row.request_hash)
 
 

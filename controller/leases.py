@@ -12,12 +12,12 @@ before is recognized. A claim's outcome is the answer; nothing is read first. Ru
 part of what it wants raises and so gets nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import peewee
 
 from controller.db.models import Lease, LeaseHold, Slot
-from controller.db.statements import chunks
+from controller.db.statements import find_rows, insert_rows
 
 
 def server_resource(server_id: str) -> str:
@@ -73,6 +73,34 @@ def share(resource: str, job_id: str) -> int | None:
     return _held(list(rows), resource, job_id, exclusive=False)
 
 
+_TAKE = {
+    True: """
+        ON CONFLICT (resource) DO UPDATE SET holder = excluded.holder, generation = lease.generation + 1
+        WHERE lease.holder = '' AND lease.shared = 0 RETURNING resource, generation
+    """,
+    False: """
+        ON CONFLICT (resource) DO UPDATE SET shared = lease.shared + 1, generation = lease.generation + 1
+        WHERE lease.holder = '' RETURNING resource, generation
+    """,
+}
+
+
+def take_all(wanted: Mapping[str, str], *, exclusive: bool) -> dict[str, int]:
+    """Do what `claim` or `share` does for many resources, of which `wanted` has the jobs, by one statement.
+
+    Return the generations of those that were got; the others are left as they are.
+    """
+    shared = 0 if exclusive else 1
+    rows = [
+        {"resource": resource, "holder": job_id if exclusive else "", "shared": shared, "generation": 1}
+        for resource, job_id in sorted(wanted.items())
+    ]
+    got = {str(resource): int(number) for resource, number in insert_rows(Lease, rows, _TAKE[exclusive])}
+    holds = [{"job_id": wanted[one], "resource": one, "exclusive": exclusive} for one in got]
+    insert_rows(LeaseHold, holds)
+    return got
+
+
 def step_back(job_id: str, resource: str, other: str) -> None:
     """Give a resource that a job has alone back, and take another one alone for it. Raises nothing: see `holders`."""
     LeaseHold.delete().where((LeaseHold.job_id == job_id) & (LeaseHold.resource == resource)).execute()
@@ -102,9 +130,8 @@ def holders(resource: str) -> list[str]:
 def first_holders(resources: Sequence[str]) -> dict[str, str]:
     """Return the oldest job that has each of these resources; those that nobody has are left out."""
     found: dict[str, str] = {}
-    for chunk in chunks(resources):
-        for row in LeaseHold.select().where(LeaseHold.resource.in_(chunk)).order_by(LeaseHold.job_id):
-            found.setdefault(row.resource, row.job_id)
+    for row in sorted(find_rows(LeaseHold.resource, resources), key=lambda row: row.job_id):
+        found.setdefault(row.resource, row.job_id)
     return found
 
 

@@ -11,6 +11,7 @@ import peewee
 
 from controller import happenings
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import EtagMismatch, PackageExists, PackageInUse, PackageNotFound
 from engine.ids import new_id
 
@@ -32,7 +33,7 @@ class Package:
 
 def find(reference: str) -> Package:
     """Return the package with this id or name. Raises PackageNotFound."""
-    row = Row.get_or_none(Row.package_id == reference) or Row.get_or_none(Row.name == reference)
+    row = find_row(Row.package_id, reference) or find_row(Row.name, reference)
     if row is None:
         raise PackageNotFound(package_id=reference)
     return _package(row)

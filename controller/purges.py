@@ -34,6 +34,7 @@ from controller.backups import AVAILABLE, DAMAGED, MISSING
 from controller.context import Context as OrderContext
 from controller.db import models
 from controller.db.secrets import Vault
+from controller.db.statements import find_row
 from controller.errors import PurgeEnded, PurgeNotFound, PurgeRunning
 from controller.jobs import Failure, Job
 from controller.limits import Limits
@@ -91,7 +92,7 @@ class NewPurge:
 
 def get(purge_id: str) -> Purge:
     """Return a purge. Raises PurgeNotFound."""
-    row = Row.get_or_none(Row.purge_id == purge_id)
+    row = find_row(Row.purge_id, purge_id)
     if row is None:
         raise PurgeNotFound(purge_id=purge_id)
     return _purge(row)

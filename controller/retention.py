@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from controller import backups, schedules, settings, storages
 from controller.db import models
 from controller.db.fields import from_microseconds
-from controller.db.statements import statement
+from controller.db.statements import find_row, statement
 from controller.errors import RetentionChanged
 from controller.rules import retention as policies
 from controller.rules import settings as resolution
@@ -293,5 +293,5 @@ def prunes(bases: Basis) -> bool:
 
 
 def _home(server_id: str) -> str:
-    row = models.Server.get_or_none(models.Server.server_id == server_id)
+    row = find_row(models.Server.server_id, server_id)
     return "" if row is None else str(row.hypervisor_id)

@@ -21,6 +21,7 @@ import peewee
 
 from controller import happenings, settings, storages
 from controller.db import models
+from controller.db.statements import find_row, find_rows
 from controller.errors import (
     ControllerError,
     EncryptionImmutable,
@@ -128,7 +129,7 @@ class ScheduleChange:
 
 def get(schedule_id: str) -> Schedule:
     """Return a schedule, also a deleted one. Raises ScheduleNotFound."""
-    row = Row.get_or_none(Row.schedule_id == schedule_id)
+    row = find_row(Row.schedule_id, schedule_id)
     if row is None:
         raise ScheduleNotFound(schedule_id=schedule_id)
     return of_rows([row])[0]
@@ -136,7 +137,7 @@ def get(schedule_id: str) -> Schedule:
 
 def find(reference: str) -> Schedule:
     """Return the schedule with this id, or the live one of the hypervisor with this id or name. Raises ScheduleNotFound."""
-    row = Row.get_or_none(Row.schedule_id == reference)
+    row = find_row(Row.schedule_id, reference)
     if row is not None:
         return of_rows([row])[0]
     try:
@@ -289,18 +290,16 @@ def undelete(schedule_id: str, now: datetime) -> Schedule:
     return get(schedule_id)
 
 
-def started(schedule_id: str, now: datetime) -> Schedule:
+def started(present: Schedule, now: datetime) -> None:
     """Note that a run has started; if one was due, it is this one, and the next is due an interval later (D28).
 
-    A run that somebody forces before it is due leaves the rhythm alone. Raises ScheduleNotFound.
+    A run that somebody forces before it is due leaves the rhythm alone.
     """
-    present = get(schedule_id)
     values: dict[str, Any] = {"last_start_time": now}
     if present.due_time is not None and present.due_time <= now:
         next_due = rules.next_due(present.due_time, now, present.interval)
         values |= {"due_time": next_due, "anchor_time": next_due - present.interval}
-    Row.update(**values).where(Row.schedule_id == schedule_id).execute()
-    return get(schedule_id)
+    Row.update(**values).where(Row.schedule_id == present.schedule_id).execute()
 
 
 def storage_changed(storage_id: str, now: datetime) -> None:
@@ -403,10 +402,10 @@ def _exists(hypervisor_id: str) -> ScheduleExists:
 def hypervisor_id_of(reference: str) -> str:
     """Return the id of the hypervisor with this id or name. Raises HypervisorNotFound."""
     row = models.Hypervisor
-    found = row.get_or_none(row.hypervisor_id == reference) or row.get_or_none(row.name == reference)
+    found = find_row(row.hypervisor_id, reference) or find_row(row.name, reference)
     if found is None or not reference:
         raise HypervisorNotFound(hypervisor_id=reference)
-    return found.hypervisor_id
+    return str(found.hypervisor_id)
 
 
 def of_rows(rows: Iterable[models.Schedule]) -> list[Schedule]:
@@ -415,8 +414,7 @@ def of_rows(rows: Iterable[models.Schedule]) -> list[Schedule]:
     if not found:
         return []
     zone = settings.get().time_zone
-    table = models.Storage
-    chosen = table.select().where(table.storage_id.in_({row.storage_id for row in found}))
+    chosen = find_rows(models.Storage.storage_id, {row.storage_id for row in found})
     known = {storage.storage_id: storage for storage in chosen}
     return [_schedule(row, known.get(row.storage_id, Silent()), zone) for row in found]
 

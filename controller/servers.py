@@ -13,7 +13,8 @@ import peewee
 
 from controller import auto_purge, claims, happenings, hypervisors, leases, packages, totals
 from controller.db import models
-from controller.db.statements import chunks
+from controller.db.fields import from_microseconds
+from controller.db.statements import chunks, find_row, find_rows, statement, value_lines
 from controller.errors import (
     EtagMismatch,
     HypervisorNotFound,
@@ -190,7 +191,7 @@ def update(server_id: str, changes: dict[str, str], etag: str, now: datetime) ->
     Raises ServerNotFound, EtagMismatch, HypervisorNotFound, ServerExists, and ServerBusy for another place while a job works
     on the server: the job's commands have gone to the old one.
     """
-    row = Row.get_or_none(Row.server_id == server_id)
+    row = find_row(Row.server_id, server_id)
     if row is None:
         raise ServerNotFound(server_id=server_id)
     if etag and etag != str(row.version):
@@ -231,7 +232,7 @@ def adopt(server_id: str, name: str, domain_uuid: str, hypervisor_id: str, now: 
     It lives on `hypervisor_id` if that reports the domain and no other server has it, else nowhere until somebody says so. It is
     never taken for deleted: what the panel did not delete must not be purged one day. Nor is it in service before the panel says so.
     """
-    if Row.get_or_none(Row.server_id == server_id) is not None:
+    if find_row(Row.server_id, server_id) is not None:
         return False
     domain = hypervisors.find_domain(hypervisor_id, domain_uuid=domain_uuid) if domain_uuid else None
     taken = _living((Row.hypervisor_id == hypervisor_id) & (Row.domain_uuid == domain_uuid))
@@ -269,8 +270,8 @@ def _conditions(wanted: ServerFilter) -> list[Any]:
 
 def _find(reference: str, *, by_name: bool = True) -> models.Server:
     if reference:
-        row = Row.get_or_none(Row.server_id == reference)
-        if row is not None:
+        row = find_row(Row.server_id, reference)
+        if isinstance(row, Row):
             return row
         for column in (Row.external_id, Row.name) if by_name else (Row.external_id,):
             for condition in (Row.delete_time.is_null(), Row.delete_time.is_null(False)):
@@ -315,7 +316,7 @@ def _busy_job(server_id: str) -> str:
 def _hypervisor_id(reference: str) -> str:
     """Return the id of a hypervisor that is given by id or name. Raises HypervisorNotFound."""
     table = models.Hypervisor
-    row = table.get_or_none(table.hypervisor_id == reference) or table.get_or_none(table.name == reference)
+    row = find_row(table.hypervisor_id, reference) or find_row(table.name, reference)
     if row is None:
         raise HypervisorNotFound(hypervisor_id=reference)
     return str(row.hypervisor_id)
@@ -376,26 +377,24 @@ def _record(
     )
 
 
+_NEWEST = """
+    SELECT server_id, MAX(create_time) FROM backup
+    WHERE server_id IN ({}) AND state = 'available' AND delete_time IS NULL GROUP BY server_id
+"""
+
+
 def _newest_backups(server_ids: Sequence[str]) -> dict[str, datetime]:
-    backup = models.Backup
-    newest = peewee.fn.MAX(backup.create_time).alias("newest")
     found: dict[str, datetime] = {}
     for chunk in chunks(server_ids):
-        rows: Any = (
-            backup.select(backup.server_id, newest)
-            .where(backup.server_id.in_(chunk) & (backup.state == "available") & backup.delete_time.is_null())
-            .group_by(backup.server_id)
-        )
-        found.update({row.server_id: row.newest for row in rows})
+        rows = statement(_NEWEST.format(value_lines(len(chunk), "?")), *chunk)
+        found.update({server_id: from_microseconds(newest) for server_id, newest in rows})
     return found
 
 
 def _rivals(server_ids: Sequence[str]) -> dict[str, list[str]]:
-    claim = models.ServerClaim
     found: dict[str, list[str]] = {}
-    for chunk in chunks(server_ids):
-        rows = claim.select().where(claim.server_id.in_(chunk) & ~claim.refused).order_by(claim.hypervisor_id)
-        for row in rows:
+    for row in sorted(find_rows(models.ServerClaim.server_id, server_ids), key=lambda row: row.hypervisor_id):
+        if not row.refused:
             found.setdefault(row.server_id, []).append(row.hypervisor_id)
     return found
 

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from controller import happenings
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import EtagMismatch, InvalidField
 from controller.rules.zones import find_zone
 
@@ -107,7 +108,7 @@ def get() -> Settings:
 
 def read() -> Stored:
     """Return the settings with their etag. Inside `Database.run`."""
-    row = Row.get_or_none(Row.number == 1)
+    row = find_row(Row.number, 1)
     if row is None:
         return Stored(Settings(), None, "0")
     known = {name: value for name, value in row.chosen.items() if name in NAMES}  # a newer version may have had more

@@ -12,6 +12,7 @@ from typing import Any
 from controller import happenings, health, totals
 from controller.db import models, secrets
 from controller.db.secrets import Vault
+from controller.db.statements import find_row
 from controller.errors import (
     EncryptionImmutable,
     EtagMismatch,
@@ -135,7 +136,7 @@ def make_key(passphrase: str, now: datetime) -> NewKey:
 
 def find(reference: str) -> Storage:
     """Return the storage with this id or name. Raises StorageNotFound."""
-    row = Row.get_or_none(Row.storage_id == reference) or Row.get_or_none(Row.name == reference)
+    row = find_row(Row.storage_id, reference) or find_row(Row.name, reference)
     if row is None or not reference:
         raise StorageNotFound(storage_id=reference)
     return _storage(row)
@@ -242,7 +243,7 @@ def update(
     Raises StorageNotFound, EtagMismatch, StorageExists, HypervisorNotFound; StorageImmutable for another place and EncryptionImmutable for
     another encryption while backups lie there or a job may be writing one (S0, S25).
     """
-    row = Row.get_or_none(Row.storage_id == storage_id)
+    row = find_row(Row.storage_id, storage_id)
     if row is None:
         raise StorageNotFound(storage_id=storage_id)
     if etag and etag != str(row.version):
@@ -286,7 +287,7 @@ def delete(storage_id: str, now: datetime) -> None:
 
 def pin_host_key(storage_id: str, host_key: str, now: datetime) -> bool:
     """Keep the host key that a first test saw (S4). False when one is pinned already, or the storage has none."""
-    row = Row.get_or_none(Row.storage_id == storage_id)
+    row = find_row(Row.storage_id, storage_id)
     if row is None or row.type != "sftp" or row.config.get("host_key") or not host_key:
         return False
     Row.update(config={**row.config, "host_key": host_key}, update_time=now, version=Row.version + 1).where(
@@ -307,7 +308,7 @@ def _check_name(name: str, storage_id: str) -> None:
 def _hypervisor_id(reference: str) -> str:
     """Return the id of a hypervisor that is given by id or name, "" for none. Raises HypervisorNotFound."""
     table = models.Hypervisor
-    row = table.get_or_none(table.hypervisor_id == reference) or table.get_or_none(table.name == reference)
+    row = find_row(table.hypervisor_id, reference) or find_row(table.name, reference)
     if row is None and reference:
         raise HypervisorNotFound(hypervisor_id=reference)
     return str(row.hypervisor_id) if row is not None else ""

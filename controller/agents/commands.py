@@ -3,6 +3,8 @@
 An agent gets the credentials of the storage that the job is on and the keys of the server that it is for, and nothing else.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,36 +25,86 @@ from controller.limits import CANCEL_GRACE, Limits
 from controller.rules import capabilities, states, storage_types
 from controller.rules.settings import Resolved, limits_json
 from controller.storages import Storage
+from engine.format.crypto import StorageKey
 
 _DEADLINE_MIN = timedelta(seconds=1)
 
 
 def build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetime) -> command_pb2.Command:
-    """Return the message of a command. Raises StorageNotFound, BoxDamaged; holds secrets: send it and forget it."""
-    command = command_pb2.Command(
+    """Return the message of one command; see `Maker`."""
+    return Maker(vault, limits, now).build(pending, job)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What all commands of one hypervisor for one storage have in common, secrets opened."""
+
+    common: command_pb2.RunCommand = field(repr=False)
+    keys: list[StorageKey] = field(repr=False)
+
+
+class Maker:
+    """Makes the messages of one hypervisor's commands, all in one transaction: what they have in common is read and opened once.
+
+    It holds secrets: make it, use it, forget it.
+    """
+
+    def __init__(self, vault: Vault, limits: Limits, now: datetime) -> None:
+        self._vault = vault
+        self._limits = limits
+        self._now = now
+        self._places: dict[tuple[str, str], _Place] = {}
+        self._batches: dict[str, tuple[Batch, int]] = {}
+
+    def build(self, pending: Pending, job: Job) -> command_pb2.Command:
+        """Return the message of a command. Raises StorageNotFound, BoxDamaged; holds secrets: send it and forget it."""
+        command = _stamped(pending)
+        if pending.kind == "cancel":
+            command.cancel.grace.CopyFrom(_span(CANCEL_GRACE))
+            return command
+        batch, job_count = self._batch(job.batch_id) if job.batch_id else (None, 0)
+        until = _begin_until(pending, job, batch, self._limits)
+        command.deadline.CopyFrom(_span(max(until - self._now, _DEADLINE_MIN)))
+        place = self._place(job)
+        command.run.CopyFrom(place.common)
+        _WORK[job.type](command.run, job, _server_keys(place.keys, job.server_id))
+        if batch is not None:
+            _add_batch(command.run, job, batch, job_count)
+        return command
+
+    def _place(self, job: Job) -> _Place:
+        key = job.storage_id, job.hypervisor_id
+        if key not in self._places:
+            self._places[key] = _place(*key, self._vault)
+        return self._places[key]
+
+    def _batch(self, batch_id: str) -> tuple[Batch, int]:
+        """Return a batch, and how many of its jobs are with the agent."""
+        if batch_id not in self._batches:
+            found = batches.counts([batch_id])[batch_id]
+            self._batches[batch_id] = batches.get(batch_id), sum(found.get(state, 0) for state in states.SENT)
+        return self._batches[batch_id]
+
+
+def _stamped(pending: Pending) -> command_pb2.Command:
+    return command_pb2.Command(
         command_id=pending.command_id,
         job_id=pending.stamp.job_id,
         attempt=pending.stamp.attempt,
         generation=pending.stamp.generation,
         epoch=pending.stamp.epoch,
     )
-    if pending.kind == "cancel":
-        command.cancel.grace.CopyFrom(_span(CANCEL_GRACE))
-        return command
-    batch = batches.get(job.batch_id) if job.batch_id else None
-    until = _begin_until(pending, job, batch, limits)
-    command.deadline.CopyFrom(_span(max(until - now, _DEADLINE_MIN)))
-    storage = storages.find(job.storage_id)
-    settings = schedules.resolve(storage, job.hypervisor_id)
-    run = command.run
+
+
+def _place(storage_id: str, hypervisor_id: str, vault: Vault) -> _Place:
+    storage = storages.find(storage_id)
+    settings = schedules.resolve(storage, hypervisor_id)
+    run = command_pb2.RunCommand()
     run.storage.CopyFrom(_access(storage, settings, vault))
-    run.storage.repository_expected = storages.has_been_used(storage, job.hypervisor_id)
+    run.storage.repository_expected = storages.has_been_used(storage, hypervisor_id)
     json_format.ParseDict(limits_json(settings), run.limits)
     json_format.ParseDict(storage.compression, run.compression)
-    _WORK[job.type](run, job, _server_keys(storage, job.server_id, vault))
-    if batch is not None:
-        _add_batch(run, job, batch)
-    return command
+    return _Place(run, storages.open_keys(storage_id, vault))
 
 
 def _begin_until(pending: Pending, job: Job, batch: Batch | None, limits: Limits) -> datetime:
@@ -64,15 +116,14 @@ def _begin_until(pending: Pending, job: Job, batch: Batch | None, limits: Limits
     return min(stale, batch.close_time) if batch.close_time is not None else stale
 
 
-def _add_batch(run: command_pb2.RunCommand, job: Job, batch: Batch) -> None:
+def _add_batch(run: command_pb2.RunCommand, job: Job, batch: Batch, job_count: int) -> None:
     """Say which batch the job is of, and where in it."""
-    found = batches.counts([batch.batch_id])[batch.batch_id]
     run.batch.CopyFrom(
         command_pb2.BatchMembership(
             batch_id=batch.batch_id,
             position=job.spec["position"],
             concurrency=batch.spec["concurrency"],
-            job_count=sum(found.get(state, 0) for state in states.SENT),
+            job_count=job_count,
         )
     )
     run.backup.interval.CopyFrom(_span(timedelta(seconds=batch.spec["interval_seconds"])))
@@ -97,11 +148,11 @@ def _access(storage: Storage, settings: Resolved, vault: Vault) -> command_pb2.S
     return access
 
 
-def _server_keys(storage: Storage, server_id: str, vault: Vault) -> list[command_pb2.ServerKey]:
+def _server_keys(keys: Sequence[StorageKey], server_id: str) -> list[command_pb2.ServerKey]:
     """Return the server's key under each key of the storage: older backups may be sealed with an older one."""
     if not server_id:
         return []
-    derived = (key.server_key(server_id) for key in storages.open_keys(storage.storage_id, vault))
+    derived = (key.server_key(server_id) for key in keys)
     return [command_pb2.ServerKey(key_id=one.key_id, key=one.secret) for one in derived]
 
 

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from controller import jobs
-from controller.agents import commands, outbox, ownership
+from controller.agents import outbox, ownership
+from controller.agents.commands import Maker
 from controller.agents.outbox import Pending
 from controller.cycle import dispatch
 from controller.db.secrets import BoxDamaged, Vault
@@ -27,20 +28,19 @@ def take(
     Raises StaleGeneration when a newer session of the hypervisor has begun: only its owner sends.
     """
     ownership.check(hypervisor_id, session_id)
-    messages = []
-    for pending in outbox.pending(hypervisor_id):
-        if pending.command_id in sent:
-            continue
-        job = jobs.find(pending.stamp.job_id)
-        if job is None or _is_over(pending, job):
-            outbox.withdraw(pending.command_id, now)
-            continue
-        message = _build(pending, job, vault, limits, now)
-        if message is not None:
-            outbox.mark_sent(pending.command_id, now)
-            messages.append(message)
-        if len(messages) == COMMANDS_MAX:
-            break
+    waiting = [one for one in outbox.pending(hypervisor_id) if one.command_id not in sent]
+    maker = Maker(vault, limits, now)
+    messages: list[command_pb2.Command] = []
+    while waiting and not messages:  # those that have lost their meaning do not keep others waiting
+        part, waiting = waiting[:COMMANDS_MAX], waiting[COMMANDS_MAX:]
+        known = jobs.find_all([one.stamp.job_id for one in part])
+        for pending in part:
+            job = known.get(pending.stamp.job_id)
+            if job is None or _is_over(pending, job):
+                outbox.withdraw(pending.command_id, now)
+            elif message := _build(maker, pending, job, limits, now):
+                messages.append(message)
+    outbox.mark_sent([one.command_id for one in messages], now)
     return messages
 
 
@@ -49,9 +49,9 @@ def _is_over(pending: Pending, job: Job) -> bool:
     return pending.kind == "run" and (job.state != jobs.DISPATCHED or job.stamp != pending.stamp)
 
 
-def _build(pending: Pending, job: Job, vault: Vault, limits: Limits, now: datetime) -> command_pb2.Command | None:
+def _build(maker: Maker, pending: Pending, job: Job, limits: Limits, now: datetime) -> command_pb2.Command | None:
     try:
-        return commands.build(pending, job, vault, limits, now)
+        return maker.build(pending, job)
     except BackupManagerError as error:
         failure = Failure.of(error)
     except BoxDamaged:

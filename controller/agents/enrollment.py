@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from controller import happenings, hypervisors
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import (
     EnrollmentTokenInvalid,
     HypervisorBanned,
@@ -64,7 +65,7 @@ def create_token(
     lifetime = LIFETIME if lifetime is None else lifetime
     if not timedelta(0) < lifetime <= LIFETIME_MAX:
         raise InvalidField(field="lifetime", problem="must be more than nothing, and at most 7 days")
-    row = _Hypervisor.get_or_none(_Hypervisor.name == name)
+    row = find_row(_Hypervisor.name, name)
     if row is not None and not renew:
         raise HypervisorExists(name=name)
     if row is None and renew:
@@ -102,7 +103,7 @@ def redeem(secret: str, agent_version: str, sign: Callable[[str], C], now: datet
     if not tokens:
         raise EnrollmentTokenInvalid
     token = tokens[0]
-    row = _Hypervisor.get_or_none(_Hypervisor.hypervisor_id == token.hypervisor_id)
+    row = find_row(_Hypervisor.hypervisor_id, token.hypervisor_id)
     if row is not None and row.banned:
         raise HypervisorBanned(hypervisor_id=token.hypervisor_id)
     certificate = sign(token.hypervisor_id)

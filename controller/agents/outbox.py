@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, TypeAlias, cast
 
+from controller.db.fields import to_microseconds
 from controller.db.models import OutboxCommand
 from controller.db.notes import note
+from controller.db.statements import chunks, insert_rows, statement, value_lines
 from engine.ids import new_id
 
 Kind: TypeAlias = Literal["run", "cancel"]
@@ -55,6 +57,26 @@ def put(hypervisor_id: str, kind: Kind, stamp: Stamp, now: datetime) -> str:
     return command_id
 
 
+def put_runs(hypervisor_id: str, stamps: Sequence[Stamp], now: datetime) -> None:
+    """Add the run commands of many jobs, in their order, by one statement."""
+    rows = [
+        {
+            "command_id": new_id(now),
+            "hypervisor_id": hypervisor_id,
+            "job_id": stamp.job_id,
+            "attempt": stamp.attempt,
+            "generation": stamp.generation,
+            "epoch": stamp.epoch,
+            "kind": "run",
+            "create_time": now,
+        }
+        for stamp in stamps
+    ]
+    sequences = [int(number) for (number,) in insert_rows(OutboxCommand, rows, "RETURNING sequence")]
+    if sequences:
+        note("outbox", hypervisor_id, max(sequences))
+
+
 def pending(hypervisor_id: str) -> list[Pending]:
     """Return what a hypervisor has not confirmed, in order."""
     rows = (
@@ -73,11 +95,13 @@ def pending(hypervisor_id: str) -> list[Pending]:
     ]
 
 
-def mark_sent(command_id: str, now: datetime) -> None:
-    """Remember that a command may leave us from now on."""
-    OutboxCommand.update(send_time=now).where(
-        (OutboxCommand.command_id == command_id) & OutboxCommand.send_time.is_null()
-    ).execute()
+_MARK = "UPDATE outbox_command SET send_time = ? WHERE command_id IN ({}) AND send_time IS NULL"
+
+
+def mark_sent(command_ids: Sequence[str], now: datetime) -> None:
+    """Remember that commands may leave us from now on."""
+    for chunk in chunks(command_ids):
+        statement(_MARK.format(value_lines(len(chunk), "?")), to_microseconds(now), *chunk)
 
 
 def receive(hypervisor_id: str, command_id: str, now: datetime) -> None:

@@ -1,9 +1,9 @@
-"""From a due schedule to jobs at work: making batches, starting those that may, and seeing them to their end.
+"""From a due schedule to jobs at work: making batches, and starting those that may.
 
     due schedule, force, retry ──► deferred ──► may it begin? ── no ──► waits, with the reason in its row
                                                     │ yes: the hypervisor's work lease, a batch slot
                                                     ▼
-    servers of the hypervisor ──► eligible, in order ──► jobs pending ──► sent, at most SENT_MAX at a time ──► … ──► end
+    servers of the hypervisor ──► eligible, in order ──► jobs pending ──► batch_work.py
 
 A batch's jobs are all sent at once with the batch's id: the agent runs them in one process, as many side by side as Backup
 Concurrency says, also while nobody can reach us. Each schedule and each batch is dealt with in a transaction of its own.
@@ -11,8 +11,7 @@ Concurrency says, also while nobody can reach us. Each schedule and each batch i
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ import peewee
 
 from controller import (
     access,
-    backups,
     batches,
+    bulk_jobs,
     happenings,
     hypervisors,
     installation,
@@ -33,6 +32,7 @@ from controller import (
     system_log,
 )
 from controller.batches import Batch, NewBatch
+from controller.cycle import batch_work
 from controller.db import models
 from controller.errors import (
     BatchWaiting,
@@ -43,9 +43,8 @@ from controller.errors import (
     JobCancelled,
     JobStale,
     NothingToRetry,
-    ServerBusy,
 )
-from controller.jobs import End, Failure, Job, NewJob
+from controller.jobs import End, Failure, NewJob
 from controller.limits import Limits
 from controller.rules import access as levels
 from controller.rules import admission, states
@@ -54,7 +53,6 @@ from controller.rules import schedule as hours
 from controller.schedules import Schedule
 from controller.servers import Server
 from controller.storages import Storage
-from engine.errors import BackupManagerError, WindowClosed
 from engine.ids import new_id
 
 if TYPE_CHECKING:
@@ -94,15 +92,11 @@ async def step(around: "Round") -> None:
 
         await asyncio.gather(*(one(subject) for subject in ids))
 
-    await each(lambda batch_id, _, time: look_after(batch_id, time), await run(at_work))
+    await each(lambda batch_id, _, time: batch_work.look_after(batch_id, time), await run(batch_work.at_work))
     if chosen.dispatch_paused:
         return
     await each(consider, await run(waiting))
     await each(fire, await run(due, now))
-
-
-def at_work() -> list[str]:
-    return [one.batch_id for one in batches.live(within=states.BATCH_AT_WORK)]
 
 
 def waiting() -> list[str]:
@@ -215,7 +209,9 @@ def consider(batch_id: str, limits: Limits, now: datetime) -> bool:
     try:
         schedule = schedules.get(batch.schedule_id)
         if not schedule.live or (batch.origin == "schedule" and not schedule.enabled):
-            return not _end(batch, states.CANCELLED, now, Failure(JobCancelled.reason, "the schedule was switched off"))
+            return not batch_work.end(
+                batch, states.CANCELLED, now, Failure(JobCancelled.reason, "the schedule was switched off")
+            )
         with models.proxy.atomic():
             _check(batch, schedule, limits, now)
             _take(batch)
@@ -269,10 +265,9 @@ def _start(batch: Batch, schedule: Schedule, now: datetime) -> None:
         spec=spec,
     )
     if batch.origin != "retry":
-        schedules.started(schedule.schedule_id, now)
+        schedules.started(schedule, now)
     chosen = _servers(batch, schedule)
-    for position, server in enumerate(chosen):
-        _add_job(batch, server, storage, spec, now, position)
+    _add_jobs(batch, chosen, storage, spec, now)
     happenings.record(
         "batch.started",
         now,
@@ -283,7 +278,7 @@ def _start(batch: Batch, schedule: Schedule, now: datetime) -> None:
         body={"servers": len(chosen), "origin": batch.origin},
     )
     log.info("batch started batch_id=%s hypervisor_id=%s servers=%d", batch.batch_id, batch.hypervisor_id, len(chosen))
-    look_after(batch.batch_id, now)
+    batch_work.look_after(batch.batch_id, now)
 
 
 def _settings_of(schedule: Schedule) -> dict[str, Any]:
@@ -313,11 +308,20 @@ def _servers(batch: Batch, schedule: Schedule) -> list[Server]:
     return [chosen[one.server_id] for one in rules.order(candidates)]
 
 
-def _add_job(
-    batch: Batch, server: Server, storage: Storage, spec: dict[str, Any], now: datetime, position: int
-) -> None:
-    """Add one server's share, or that it is left out and why (S21, X15)."""
-    new = NewJob(
+def _add_jobs(batch: Batch, chosen: Sequence[Server], storage: Storage, spec: dict[str, Any], now: datetime) -> None:
+    """Add the servers' shares, and that one is left out and why (S21, X15)."""
+    new = [_job_of(batch, server, spec, now, position) for position, server in enumerate(chosen)]
+    bulk_jobs.insert_all(new, installation.get().epoch, now)
+    for job, server in zip(new, chosen, strict=True):
+        try:
+            admission.check_storage("backup", storage)
+            admission.check_server("backup", server, now)
+        except ControllerError as error:
+            jobs.end(job.job_id, End(states.SKIPPED, Failure.of(error)), now)
+
+
+def _job_of(batch: Batch, server: Server, spec: dict[str, Any], now: datetime, position: int) -> NewJob:
+    return NewJob(
         job_id=new_id(now + timedelta(milliseconds=position)),  # ids sort as the servers come
         type="backup",
         hypervisor_id=batch.hypervisor_id,
@@ -335,12 +339,6 @@ def _add_job(
         requester=batch.requester,
         batch_id=batch.batch_id,
     )
-    jobs.insert(new, installation.get().epoch, now, state=states.PENDING)
-    try:
-        admission.check_storage("backup", storage)
-        admission.check_server("backup", server, now)
-    except ControllerError as error:
-        jobs.end(new.job_id, End(states.SKIPPED, Failure.of(error)), now)
 
 
 def _defer(batch: Batch, why: _NotNow, now: datetime) -> None:
@@ -364,107 +362,3 @@ def _report_overdue(batch: Batch, error: ControllerError, now: datetime) -> None
             schedule_id=batch.schedule_id,
             hypervisor_id=batch.hypervisor_id,
         )
-
-
-# ---- at work ------------------------------------------------------------------------------------------------------------
-
-
-def look_after(batch_id: str, now: datetime) -> None:
-    """Send what can be sent, close what is late, and end the batch when nothing of it is left (X9)."""
-    batch = batches.get(batch_id)
-    if not batch.at_work:
-        return
-    live = [job for job in jobs.of_batch(batch_id) if not job.ended]
-    if batch.cancel_time is None:
-        _feed(batch, live, now)
-    settle(batch_id, now)
-
-
-def _feed(batch: Batch, live: list[Job], now: datetime) -> None:
-    sent = sum(job.state in states.SENT for job in live)
-    late = batch.close_time is not None and now >= batch.close_time
-    for job in live:
-        if job.state != states.PENDING:
-            continue
-        if late:
-            jobs.end(job.job_id, End(states.SKIPPED, Failure.of(WindowClosed())), now)
-        elif sent < rules.SENT_MAX:
-            sent += _send(job, now)
-
-
-def _send(job: Job, now: datetime) -> bool:
-    """Take what a job needs and send it; when another works on its server, it is left out. Tells whether it was sent."""
-    try:
-        with models.proxy.atomic():
-            jobs.set_generation(job.job_id, max(1, _claim(job)))
-            return jobs.dispatch(job.job_id, now)
-    except BackupManagerError as error:
-        jobs.end(job.job_id, End(states.SKIPPED, Failure.of(error)), now)
-        return False
-
-
-def _claim(job: Job) -> int:
-    """Take the server and the chains that its backup extends; return the highest generation. Raises ServerBusy.
-
-    A single that waits for the server and has it meanwhile steps back: it comes after the batch (X2).
-    """
-    resource = leases.server_resource(job.server_id)
-    generation = leases.claim(resource, job.job_id)
-    if generation is None:
-        for other in leases.holders(resource):
-            waiting = jobs.find(other)
-            if waiting is None or waiting.state != states.QUEUED:
-                raise ServerBusy(server_id=job.server_id, job_id=other)
-            leases.step_back(other, resource, leases.next_resource(job.server_id))
-        generation = leases.claim(resource, job.job_id)
-    generations = [generation]
-    for chain in sorted(backups.active_chains(job.server_id, job.storage_id)):
-        generations.append(leases.share(leases.chain_resource(chain), job.job_id))
-        if generations[-1] is None:
-            raise ServerBusy(server_id=job.server_id, job_id=", ".join(leases.holders(leases.chain_resource(chain))))
-    return max(one or 0 for one in generations)
-
-
-def settle(batch_id: str, now: datetime) -> bool:
-    """End a batch at work if all of its jobs have ended; tell whether it ended."""
-    batch = batches.get(batch_id)
-    found = batches.counts([batch_id])[batch_id]
-    if not batch.at_work or any(found.get(state) for state in states.LIVE):
-        return False
-    if batch.cancel_reason == JobStale.reason:
-        return _end(batch, states.FAILED, now, Failure.of(JobStale(hours=batch.hours_max)))
-    cancelled = batch.cancel_reason == JobCancelled.reason
-    return _end(batch, states.outcome(found, cancelled=cancelled), now)
-
-
-def _end(batch: Batch, state: str, now: datetime, failure: Failure | None = None) -> bool:
-    if not batches.end(batch.batch_id, state, now, asdict(failure) if failure else None):
-        return False
-    happenings.record(
-        f"batch.{state}",
-        now,
-        batch_id=batch.batch_id,
-        schedule_id=batch.schedule_id,
-        hypervisor_id=batch.hypervisor_id,
-        storage_id=batch.storage_id,
-        body=batches.counts([batch.batch_id])[batch.batch_id],
-    )
-    log.info("batch ended batch_id=%s state=%s", batch.batch_id, state)
-    return True
-
-
-def cancel(batch_id: str, reason: str, now: datetime) -> bool:
-    """Ask for a batch's end with all of its jobs; `reason` as with a job's. False when it has ended."""
-    batch = batches.get(batch_id)
-    if batch.state == states.DEFERRED:
-        how = states.CANCELLED if reason == JobCancelled.reason else states.FAILED
-        return _end(batch, how, now, Failure.of(JobCancelled()))
-    if not batch.at_work:
-        return False
-    if batch.cancel_time is None:
-        batches.change(batch_id, states.BATCH_AT_WORK, cancel_time=now, cancel_reason=reason)
-    for job in jobs.of_batch(batch_id):
-        if not job.ended:
-            jobs.request_cancel(job, reason, now)
-    settle(batch_id, now)
-    return True

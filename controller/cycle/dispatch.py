@@ -25,7 +25,7 @@ from controller import (
     servers,
     storages,
 )
-from controller.cycle import batch_dispatch
+from controller.cycle import batch_dispatch, batch_work
 from controller.db import models
 from controller.errors import BackupNotFound, HypervisorUnreachable
 from controller.hypervisors import Hypervisor
@@ -60,7 +60,7 @@ def run(limits: Limits, now: datetime, hypervisor_id: str = "") -> int:
 def after_end(ended: Job, limits: Limits, now: datetime) -> None:
     """Dispatch what may have waited for a job: at its hypervisor, and for a removal's chains anywhere."""
     if ended.batch_id:
-        batch_dispatch.look_after(ended.batch_id, now)
+        batch_work.look_after(ended.batch_id, now)
     run(limits, now, "" if GROUPS[ended.type] is Group.REMOVAL else ended.hypervisor_id)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from controller import batches, installation, jobs, settings
 from controller.agents import outbox
 from controller.batches import Batch
-from controller.cycle import batch_dispatch, dispatch
+from controller.cycle import batch_work, dispatch
 from controller.errors import CommandNotAccepted, JobStale, OperationLost
 from controller.jobs import End, Job
 from controller.limits import Limits
@@ -27,7 +27,7 @@ async def step(around: "Round") -> None:
     run, limits, since, now = around.database.run, around.limits, around.listening_since, around.now
     await run(fail_earlier_epochs, limits, now)
     for batch_id in await run(stale_batches, limits, now):
-        await run(batch_dispatch.cancel, batch_id, JobStale.reason, now)
+        await run(batch_work.cancel, batch_id, JobStale.reason, now)
     for job_id in await run(candidates, limits, since, now):
         await run(settle, job_id, limits, since, now)
 

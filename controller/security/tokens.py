@@ -14,6 +14,7 @@ from typing import cast
 
 from controller import happenings, servers
 from controller.db import models
+from controller.db.statements import find_row
 from controller.errors import AccessTokenNotFound, InvalidField, Unauthenticated
 from controller.security.caller import Caller
 from controller.security.permissions import Scope
@@ -109,7 +110,7 @@ def revoke(access_token_id: str, now: datetime) -> AccessToken:
     live = (table.access_token_id == access_token_id) & table.revoke_time.is_null()
     if table.update(revoke_time=now).where(live).execute():
         happenings.record("token.revoked", now, body={"access_token_id": access_token_id})
-    row = table.get_or_none(table.access_token_id == access_token_id)
+    row = find_row(table.access_token_id, access_token_id)
     if row is None:
         raise AccessTokenNotFound(access_token_id=access_token_id)
     return _record(row)
@@ -119,7 +120,7 @@ def authenticate(secret: str, now: datetime) -> Caller:
     """Return who a secret belongs to, and remember the minute. Raises Unauthenticated, the same for every cause."""
     if len(secret) != SECRET_CHARACTERS:
         raise _refused()
-    row = models.AccessToken.get_or_none(models.AccessToken.secret_hash == _hash(secret))
+    row = find_row(models.AccessToken.secret_hash, _hash(secret))
     if row is None or not _works(row, now):
         raise _refused()
     minute = now.replace(second=0, microsecond=0)
@@ -132,7 +133,7 @@ def authenticate(secret: str, now: datetime) -> Caller:
 
 def check_works(access_token_id: str, now: datetime) -> None:
     """Raise Unauthenticated if a token, seen before, no longer works: a stream outlives the look at its beginning."""
-    row = models.AccessToken.get_or_none(models.AccessToken.access_token_id == access_token_id)
+    row = find_row(models.AccessToken.access_token_id, access_token_id)
     if row is None or not _works(row, now):
         raise _refused()
 

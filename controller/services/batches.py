@@ -7,7 +7,7 @@ from clients.gen.backupmanager.v1 import batch_pb2, batch_service_pb2_grpc
 from clients.gen.backupmanager.v1 import batch_service_pb2 as messages
 from controller import batches, schedules
 from controller.batches import Batch, BatchFilter
-from controller.cycle import batch_dispatch
+from controller.cycle import batch_dispatch, batch_work
 from controller.errors import BatchEnded, JobCancelled
 from controller.limits import Limits
 from controller.security.caller import current_caller
@@ -82,7 +82,7 @@ def _retry(batch_id: str, who: str, request_id: str, limits: Limits, now: dateti
 
 def _cancel(batch_id: str, now: datetime) -> Counted:
     batch = batches.get(batch_id)
-    if batch.ended or not batch_dispatch.cancel(batch_id, JobCancelled.reason, now):
+    if batch.ended or not batch_work.cancel(batch_id, JobCancelled.reason, now):
         raise BatchEnded(batch_id=batch_id, state=batch.state)
     return _get(batch_id)
 

@@ -19,7 +19,7 @@ from tests.controller.world import World
 DATABASES = ("sqlite", "postgresql")
 ON_BOTH = frozenset(
     {
-        "test_backups", "test_batches", "test_database", "test_happenings", "test_jobs", "test_postgres",
+        "test_backups", "test_batches", "test_bulk", "test_database", "test_happenings", "test_jobs", "test_postgres",
         "test_servers", "test_tick",
     }
 )  # fmt: skip

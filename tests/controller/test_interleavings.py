@@ -23,7 +23,7 @@ from controller.agents.convert import Accepted, AgentEvent, Finished
 from controller.agents.deliveries import take
 from controller.agents.outbox import Stamp
 from controller.batches import Batch
-from controller.cycle import batch_dispatch, dispatch
+from controller.cycle import batch_dispatch, batch_work, dispatch
 from controller.db import models
 from controller.errors import ControllerError
 from controller.hypervisors import find
@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
         if again:
             self._try(lambda: world.run(batch_dispatch.retry, batch_id, "tester", "", world.limits, world.now()))
         else:
-            world.run(batch_dispatch.cancel, batch_id, "CANCELLED", world.now())
+            world.run(batch_work.cancel, batch_id, "CANCELLED", world.now())
             world.run(dispatch.run, world.limits, world.now())
 
     @rule(choice=st.integers(0, 7))
@@ -272,18 +272,20 @@ class Machine(RuleBasedStateMachine):
             assert decide(one, other) in {Outcome.RUN, Outcome.CAPPED}, (one, other)
 
     def _nobody_waits_for_nothing(self, live: list[Job], hypervisor_id: str) -> None:
-        """A single waits for a slot, a removal for the removal before it, a check for the removal of its chain."""
+        """A single waits for a slot or for a removal of its server, a removal for the one before it, a check for that of its chain."""
         if find(hypervisor_id, self.world.limits, self.world.clock.time).state != "online":
             return
         mine = [job for job in live if job.hypervisor_id == hypervisor_id]
-        working = [one.group for one in dispatch.works_of([job for job in mine if job.state in jobs.SENT])]
+        works = dispatch.works_of([job for job in mine if job.state in jobs.SENT])
+        working = [one.group for one in works]
+        removals = {one.server_id for one in works if one.group is Group.REMOVAL}
         batch = bool(batches.live(hypervisor_id=hypervisor_id))  # at work, or one that has waited long enough
         for job in mine:
             if job.state == jobs.QUEUED:
                 group = GROUPS[job.type]
                 deletes = [one for one in live if one.type == "delete"]
                 waits = {
-                    Group.TRANSFER: batch or working.count(Group.TRANSFER) >= CAP,
+                    Group.TRANSFER: batch or working.count(Group.TRANSFER) >= CAP or job.server_id in removals,
                     Group.REMOVAL: batch or Group.REMOVAL in working,
                     Group.CHECK: any(job.backup_id in one.spec["backup_ids"] for one in deletes),
                 }

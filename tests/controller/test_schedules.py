@@ -50,7 +50,13 @@ def due(world: World) -> list[str]:
 
 
 def start(world: World, schedule: Schedule) -> Schedule:
-    return world.run(schedules.started, schedule.schedule_id, world.now())
+    return started(world, schedule.schedule_id, world.now())
+
+
+def started(world: World, schedule_id: str, now: datetime) -> Schedule:
+    """Have a run of it started now; return what became of it."""
+    world.run(lambda: schedules.started(schedules.get(schedule_id), now))
+    return world.run(schedules.get, schedule_id)
 
 
 def again(world: World, schedule: Schedule) -> Schedule:
@@ -101,7 +107,7 @@ def test_the_dispatcher_starts_exactly_the_runs_that_the_preview_has_shown_over_
             world.clock.time += timedelta(minutes=10)
             now = world.clock.time
             if world.run(schedules.due, now):
-                world.run(schedules.started, made.schedule_id, now)
+                started(world, made.schedule_id, now)
                 starts.append(now)
 
         late = [real - run.start_time for real, run in zip(starts, shown, strict=True)]

@@ -18,7 +18,7 @@ from controller.agents.convert import Accepted, AgentEvent, Finished, Greeting, 
 from controller.agents.outbox import Stamp
 from controller.backups import BackupRecord, DiskBackup
 from controller.context import Context
-from controller.cycle import batch_dispatch, dispatch, stale, turn
+from controller.cycle import batch_dispatch, batch_work, dispatch, stale, turn
 from controller.db import models
 from controller.db.database import Database
 from controller.db.secrets import Vault
@@ -151,11 +151,11 @@ class World:
         now = self.now()
         since = listening_since or now - timedelta(days=365)
         for batch_id in self.run(stale.stale_batches, self.limits, now):
-            self.run(batch_dispatch.cancel, batch_id, "JOB_STALE", now)
+            self.run(batch_work.cancel, batch_id, "JOB_STALE", now)
         for job_id in self.run(stale.candidates, self.limits, since, now):
             self.run(stale.settle, job_id, self.limits, since, now)
-        for batch_id in self.run(batch_dispatch.at_work):
-            self.run(batch_dispatch.look_after, batch_id, now)
+        for batch_id in self.run(batch_work.at_work):
+            self.run(batch_work.look_after, batch_id, now)
         if not self.run(settings.get).dispatch_paused:
             for batch_id in self.run(batch_dispatch.waiting):
                 self.run(batch_dispatch.consider, batch_id, self.limits, now)

@@ -9,7 +9,7 @@ import pytest
 
 from controller import batches, leases, previews, schedules, servers, settings
 from controller.batches import Batch
-from controller.cycle import batch_dispatch
+from controller.cycle import batch_dispatch, batch_work
 from controller.db import models
 from controller.errors import BatchWaiting, DispatchPaused, NothingToRetry, RequestIdReused, ServerBusy
 from controller.jobs import Failure, Job, holds_lease, of_batch
@@ -381,14 +381,14 @@ def test_cancelling_a_batch_ends_all_of_it_and_a_deferred_one_at_once(world: Wor
     waiting = house.batch()
 
     for one in (batch, waiting):
-        assert world.run(batch_dispatch.cancel, one.batch_id, "CANCELLED", world.now())
+        assert world.run(batch_work.cancel, one.batch_id, "CANCELLED", world.now())
     assert house.batch().state == "cancelled"
     assert world.commands_of(running) == ["cancel"]
     for job in (running, jobs["h1-2"]):
         house.agent.finish(job, "cancelled")
     assert house.batch(0).state == "cancelled"
     assert [job.state for job in house.jobs(house.batch(0)).values()].count("completed") == 1
-    assert not world.run(batch_dispatch.cancel, batch.batch_id, "CANCELLED", world.now())
+    assert not world.run(batch_work.cancel, batch.batch_id, "CANCELLED", world.now())
 
 
 @pytest.mark.feature("M7")

@@ -1,0 +1,112 @@
+"""The beginning of many jobs of one batch, by statements of many rows each.
+
+    insert_all ──► pending ──waiting──► (those whose leases were taken) ──dispatch_all──► dispatched, commands in the outbox
+
+It does for each what `jobs.insert` and `jobs.dispatch` do for one, with the same events in the same order: a thousand batches
+of fifty servers that are due at one instant are 50,000 jobs, and one statement for each row of each took minutes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from controller import happenings
+from controller.agents import outbox
+from controller.agents.outbox import Stamp
+from controller.db import models
+from controller.db.fields import to_microseconds
+from controller.db.notes import note
+from controller.db.statements import insert_rows, statement, value_lines
+from controller.jobs import NewJob
+from controller.rules import states
+
+_JOBS_MAX = 500  # of one statement
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A pending job, as far as its being sent needs it."""
+
+    job_id: str
+    type: str
+    hypervisor_id: str
+    server_id: str
+    storage_id: str
+    attempt: int
+    epoch: int
+
+
+def insert_all(new: Sequence[NewJob], epoch: int, now: datetime) -> None:
+    """Add a batch's jobs, which wait for their turn; none of them has a request_id."""
+    if any(one.request_id for one in new):
+        raise ValueError("a job that a request made is inserted alone")
+    insert_rows(
+        models.Job,
+        [
+            {**_values(one), "request_id": None, "state": states.PENDING, "epoch": epoch, "create_time": now}
+            for one in new
+        ],
+    )
+    _tell("job.created", states.PENDING, [(one, 1) for one in new], now)
+
+
+def _values(new: NewJob) -> dict[str, Any]:
+    return {name: getattr(new, name) for name in NewJob.__dataclass_fields__}  # asdict would copy what is in them
+
+
+_WAITING = f"""
+    SELECT job_id, type, hypervisor_id, server_id, storage_id, attempt, epoch FROM job
+    WHERE batch_id = ? AND state = '{states.PENDING}' AND job_id > ? ORDER BY job_id LIMIT ?
+"""  # noqa: S608 - made of constants
+
+
+def waiting(batch_id: str, after: str, limit: int) -> list[Waiting]:
+    """Return the next pending jobs of a batch, in their order, those after a job id."""
+    return [Waiting(*row) for row in statement(_WAITING, batch_id, after, limit)]
+
+
+_DISPATCH = """
+    UPDATE job SET state = ?, dispatch_time = ?, version = job.version + 1, generation = CAST(given.column2 AS BIGINT)
+    FROM (VALUES {lines}) AS given
+    WHERE job.job_id = given.column1 AND job.state = ? RETURNING job.job_id, job.version
+"""
+
+
+def dispatch_all(chosen: Sequence[Waiting], generations: Mapping[str, int], now: datetime) -> int:
+    """Send pending jobs of one hypervisor, each under its generation; return how many there were to be sent."""
+    versions: dict[str, int] = {}
+    for start in range(0, len(chosen), _JOBS_MAX):
+        part = chosen[start : start + _JOBS_MAX]
+        given = [value for one in part for value in (one.job_id, generations[one.job_id])]
+        sql = _DISPATCH.format(lines=value_lines(len(part), "(?, ?)"))
+        versions |= dict(statement(sql, states.DISPATCHED, to_microseconds(now), *given, states.PENDING))
+    sent = [one for one in chosen if one.job_id in versions]
+    _tell("job.dispatched", states.DISPATCHED, [(one, versions[one.job_id]) for one in sent], now)
+    for hypervisor_id in sorted({one.hypervisor_id for one in sent}):
+        stamps = [
+            Stamp(one.job_id, one.attempt, generations[one.job_id], one.epoch)
+            for one in sent
+            if one.hypervisor_id == hypervisor_id
+        ]
+        outbox.put_runs(hypervisor_id, stamps, now)
+    return len(sent)
+
+
+def _tell(kind: str, state: str, jobs: Sequence[tuple[NewJob | Waiting, int]], now: datetime) -> None:
+    """Record one event for each job, and tell its version to those who watch it."""
+    happened: list[dict[str, Any]] = [
+        {
+            "time": now,
+            "kind": kind,
+            "job_id": job.job_id,
+            "server_id": job.server_id,
+            "storage_id": job.storage_id,
+            "hypervisor_id": job.hypervisor_id,
+            "body": {"type": job.type, "state": state, "version": version},
+        }
+        for job, version in jobs
+    ]
+    happenings.record_all(happened)
+    for job, version in jobs:
+        note("job", job.job_id, version)
