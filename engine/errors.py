@@ -318,6 +318,30 @@ class InvalidName(StorageError):
     template = "{name!r} is not a name of this product"
 
 
+class RcloneMissing(StorageError):
+    """rclone is not on this host, too old, or does not start."""
+
+    reason = "RCLONE_MISSING"
+    template = "storage {storage} needs the program rclone on this host: {detail}"
+    remedy = "Install rclone 1.57 or newer on the hypervisor (Debian's package is new enough)"
+
+
+class RcloneConfigInvalid(StorageError):
+    """The configuration of rclone on this host is missing, open to others, cannot be read, or lacks the remote."""
+
+    reason = "RCLONE_CONFIG_INVALID"
+    template = "storage {storage}: rclone's configuration {path} on this host: {problem}"
+    remedy = "Configure the remote on the hypervisor (rclone config --config FILE); the file belongs to the agent's user, mode 0600"
+
+
+class RcloneRemoteRefused(StorageError):
+    """A remote that rclone can use, but that is no good place for backups; most can be forced."""
+
+    reason = "RCLONE_REMOTE_REFUSED"
+    template = "storage {storage}: a remote of the type {kind} is refused: {why}"
+    remedy = "Choose another remote or storage type; see the storage's option force"
+
+
 class RepositoryForeign(StorageError):
     reason = "REPOSITORY_FOREIGN"
     template = "storage {storage} holds repository {found} of another installation, expected {expected}"

@@ -212,7 +212,7 @@ class StorageContract:
     def test_an_upload_whose_connection_is_lost_is_resumed_or_leaves_nothing(self, storage, place, mib):
         data = os.urandom(6 * MIB)
         resumed = cut_while_writing(storage, place, data, [int(mib * MIB)])
-        assert resumed == (storage.abilities.resume or place.cut is None)
+        assert resumed or (place.cut is not None and not storage.abilities.resume)
         assert place.files() == (["d/object"] if resumed else [])
         assert not resumed or storage.get("d/object") == data
 

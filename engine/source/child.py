@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -81,20 +81,28 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str], folder: Path, listener: socket.socket | None = None) -> Iterator[Child]:
+def running(
+    arguments: Sequence[str],
+    folder: Path,
+    listener: socket.socket | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Child]:
     """Run a program for the time of a `with` block; it ends with the block, or with this process.
 
     `folder` is removed with it. `listener` is a listening socket for a program that knows socket activation; it is closed
-    here, so that clients are disconnected as soon as the program is gone. Raises OSError if no process can be started.
+    here, so that clients are disconnected as soon as the program is gone. `environment` replaces ours, whole. Raises OSError
+    if no process can be started.
     """
-    child = _start(arguments, folder, listener)
+    child = _start(arguments, folder, listener, os.environ if environment is None else environment)
     try:
         yield child
     finally:
         child.end()
 
 
-def _start(arguments: Sequence[str], folder: Path, listener: socket.socket | None) -> Child:
+def _start(
+    arguments: Sequence[str], folder: Path, listener: socket.socket | None, environment: Mapping[str, str]
+) -> Child:
     life, guard = socket.socketpair()
     errors = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed with the child)
     try:
@@ -104,7 +112,7 @@ def _start(arguments: Sequence[str], folder: Path, listener: socket.socket | Non
             stdout=guard.fileno(),
             stderr=errors,
             cwd="/",
-            env={**os.environ, "LC_ALL": "C", "CHILD_FOLDER": str(folder)},
+            env={**environment, "LC_ALL": "C", "CHILD_FOLDER": str(folder)},
             start_new_session=True,  # Ctrl-C is ours to handle
         )
     except BaseException:

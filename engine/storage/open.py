@@ -1,7 +1,7 @@
 """From a storage's settings to an open storage. A backend's library is only loaded when a storage of its type is opened."""
 
 from engine.errors import InvalidSpec
-from engine.spec import FtpConfig, LocalConfig, SftpConfig, StorageSpec
+from engine.spec import FtpConfig, LocalConfig, RcloneConfig, SftpConfig, StorageSpec
 from engine.storage.base import Storage
 
 
@@ -30,5 +30,9 @@ def open_storage(spec: StorageSpec, *, brief: bool = False, make: bool = True) -
             from engine.storage.ftp import FtpStorage
 
             return FtpStorage(config, brief=brief, make=make)
+        case [RcloneConfig() as config]:
+            from engine.storage.rclone import RcloneStorage
+
+            return RcloneStorage(config, brief=brief, make=make)
         case _:
             raise InvalidSpec(field="StorageSpec", problem="exactly one of local, sftp, s3, ftp and rclone must be set")

@@ -162,6 +162,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A job's end: an object ended too early; `storage`, `name`, `end`, `wanted`."""
     ERROR_REASON_INVALID_NAME: _ErrorReason.ValueType  # 109
     """A name on the storage is not one of ours; `name`."""
+    ERROR_REASON_RCLONE_MISSING: _ErrorReason.ValueType  # 250
+    """The hypervisor has no rclone, one that is too old, or one that does not start; `storage`, `detail`."""
+    ERROR_REASON_RCLONE_CONFIG_INVALID: _ErrorReason.ValueType  # 251
+    """rclone's configuration on the hypervisor is missing, open to others, unreadable, or lacks the remote; `storage`, `path`,
+    `problem`.
+    """
+    ERROR_REASON_RCLONE_REMOTE_REFUSED: _ErrorReason.ValueType  # 252
+    """A remote of rclone that is no place for backups, most of which can be forced; `storage`, `kind`, `why`."""
     ERROR_REASON_REPOSITORY_FOREIGN: _ErrorReason.ValueType  # 110
     """The storage belongs to another installation or holds another repository; `storage`, `found`, `expected`."""
     ERROR_REASON_REPOSITORY_MISSING: _ErrorReason.ValueType  # 111
@@ -427,6 +435,14 @@ ERROR_REASON_OBJECT_TRUNCATED: ErrorReason.ValueType  # 108
 """A job's end: an object ended too early; `storage`, `name`, `end`, `wanted`."""
 ERROR_REASON_INVALID_NAME: ErrorReason.ValueType  # 109
 """A name on the storage is not one of ours; `name`."""
+ERROR_REASON_RCLONE_MISSING: ErrorReason.ValueType  # 250
+"""The hypervisor has no rclone, one that is too old, or one that does not start; `storage`, `detail`."""
+ERROR_REASON_RCLONE_CONFIG_INVALID: ErrorReason.ValueType  # 251
+"""rclone's configuration on the hypervisor is missing, open to others, unreadable, or lacks the remote; `storage`, `path`,
+`problem`.
+"""
+ERROR_REASON_RCLONE_REMOTE_REFUSED: ErrorReason.ValueType  # 252
+"""A remote of rclone that is no place for backups, most of which can be forced; `storage`, `kind`, `why`."""
 ERROR_REASON_REPOSITORY_FOREIGN: ErrorReason.ValueType  # 110
 """The storage belongs to another installation or holds another repository; `storage`, `found`, `expected`."""
 ERROR_REASON_REPOSITORY_MISSING: ErrorReason.ValueType  # 111

@@ -1,0 +1,219 @@
+"""An object being written to a remote of rclone, for `RcloneStorage`.
+
+    up to 1 MiB   kept until the block ends, so that a lost connection costs nothing: sent again
+    beyond        a form that grows as the writes come ─► <name>.<random>.part ─► size as sent? ─► name free? ─► move
+                                                        └► <name> itself where the remote shows whole uploads alone
+
+rclone repeats by itself what it can (a part of a multipart upload, a login), but it can resume nothing: when the stream breaks
+the upload has failed, and what is left of it is removed. A move of unknown outcome is settled by looking.
+"""
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from engine.errors import ObjectExists, ObjectNotFound, StorageError, StorageUnreachable
+from engine.storage.base import Buffer, part_name
+from engine.storage.rclone_wire import Lost, Refused, UploadStream, Wire, reason_of
+from engine.units import MIB
+
+if TYPE_CHECKING:
+    from engine.storage.rclone import RcloneStorage
+
+log = logging.getLogger(__name__)
+
+KEPT_BYTES_MAX = 1 * MIB
+_RACE_TRIES = 10  # a folder that rclone just made may be removed, still empty, by a delete beside us
+
+
+class RcloneUpload:
+    """An object on its way; the `with` block's end publishes or removes it."""
+
+    def __init__(self, storage: "RcloneStorage", name: str) -> None:
+        self._storage, self._name = storage, name
+        self._parts: set[str] = set()  # temporary names that may be there
+        self._begun = False
+        self._kept = bytearray()
+        self._stream: UploadStream | None = None
+        self._target = ""  # what the stream writes to
+        self._sent = 0
+        self._failed: StorageError | None = None
+
+    def __enter__(self) -> Self:
+        self._refuse_taken("create")
+        return self
+
+    def write(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        if self._failed is not None:
+            raise self._failed
+        if self._stream is None and len(self._kept) + len(view) <= KEPT_BYTES_MAX:
+            self._kept += view
+            return
+        try:
+            if self._stream is None:
+                self._stream = self._begin(self._storage.wire())
+                self._send(self._stream, self._kept)
+                self._kept = bytearray()
+            self._send(self._stream, view)
+        except (Refused, Lost) as error:
+            self._failed = self._storage.failure(error, "write", self._name)
+            raise self._failed from error
+        except StorageError as error:
+            self._failed = error
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        published = False
+        try:
+            if kind is None:
+                if self._failed is not None:
+                    raise self._failed  # whoever swallows the error of a write gets no object
+                if self._stream is None:
+                    self._put_kept()
+                else:
+                    self._finish(self._stream)
+                published = True
+        finally:
+            if not published:
+                self._remove()
+
+    # ---- inner ----------------------------------------------------------------------------------------------------------
+
+    def _begin(self, wire: Wire) -> UploadStream:
+        """Begin a form: to a new temporary name, or to the final one where that is safe."""
+        storage = self._storage
+        self._begun, self._sent = True, 0
+        self._target = self._name if storage.remote.writes_whole else part_name(self._name)
+        if self._target != self._name:
+            self._parts.add(self._target)
+        folder, _, base = self._target.rpartition("/")
+        options = {"IgnoreChecksum": not storage.remote.checks_hash}
+        return wire.upload(storage.fs, folder, base, options, storage.patience.answer_seconds)
+
+    def _send(self, stream: UploadStream, data: Buffer) -> None:
+        stream.send(data)
+        self._sent += len(data)
+
+    def _put_kept(self) -> None:
+        """Write a small object; what it takes is repeated as a whole, since we still have all of it."""
+        storage = self._storage
+        sent_before = False
+
+        def put(wire: Wire) -> None:
+            nonlocal sent_before
+            if storage.remote.writes_whole and self._is_taken(wire):
+                if sent_before and self._holds_ours(wire):
+                    return  # the answer to the try before was lost
+                raise ObjectExists(storage=storage.label, step="create", name=self._name)
+            sent_before = True
+            stream = self._begin(wire)
+            try:
+                self._send(stream, self._kept)
+                stream.finish(storage.patience.commit_seconds)
+            finally:
+                stream.abort(storage.patience.abort_seconds)
+            self._check_size(wire)
+
+        for number in range(1, _RACE_TRIES + 1):
+            try:
+                storage.attempt("write", self._name, put)
+                break
+            except ObjectNotFound:
+                if number == _RACE_TRIES:
+                    raise
+        self._publish()
+
+    def _finish(self, stream: UploadStream) -> None:
+        """End the form, and make sure of what lies there."""
+        storage = self._storage
+        try:
+            if self._target == self._name:
+                self._refuse_taken("commit")  # the last moment: with the form's end it appears
+            stream.finish(storage.patience.commit_seconds)
+        except (Refused, Lost) as error:
+            raise storage.failure(error, "write", self._name) from error
+        storage.attempt("write", self._name, self._check_size)
+        self._publish()
+
+    def _check_size(self, wire: Wire) -> None:
+        size = self._storage.size_of(wire, self._target)
+        if size == self._sent:
+            return
+        found = "nothing is" if size is None else f"{size} bytes are"
+        if self._target == self._name and size is not None:
+            self._storage.remove(wire, self._name)  # it is ours, it was not there when its form ended
+        detail = f"{found} there, {self._sent} were sent"
+        raise StorageError(storage=self._storage.label, step=f"write {self._name}", detail=detail)
+
+    def _publish(self) -> None:
+        """Move to the final name, and where an answer was lost find out what became of it.
+
+        Only our own move takes our temporary name away. So: it is gone and the final name is there, then we did it.
+        """
+        if self._target == self._name:
+            return
+        storage, part, tried = self._storage, self._target, False
+
+        def is_moved(wire: Wire) -> bool:
+            if not self._is_taken(wire):
+                return False
+            if tried and storage.size_of(wire, part) is None:
+                return True
+            raise ObjectExists(storage=storage.label, step="create", name=self._name)
+
+        def move(wire: Wire) -> None:
+            nonlocal tried
+            if is_moved(wire):
+                return
+            tried = True
+            try:
+                self._move(wire, part)
+            except Refused:
+                if not is_moved(wire):
+                    raise
+
+        storage.attempt("commit", self._name, move)
+        self._parts.discard(part)
+
+    def _move(self, wire: Wire, part: str) -> None:
+        storage = self._storage
+        options = {"IgnoreChecksum": not storage.remote.checks_hash}
+        wire.call(
+            "operations/movefile", storage.patience.commit_seconds,
+            srcFs=storage.fs, srcRemote=part, dstFs=storage.fs, dstRemote=self._name, _config=options,
+        )  # fmt: skip
+
+    def _is_taken(self, wire: Wire) -> bool:
+        return self._storage.size_of(wire, self._name) is not None
+
+    def _refuse_taken(self, step: str) -> None:
+        if self._storage.attempt("look at", self._name, self._is_taken):
+            raise ObjectExists(storage=self._storage.label, step=step, name=self._name)
+
+    def _holds_ours(self, wire: Wire) -> bool:
+        storage, size = self._storage, len(self._kept)
+        if storage.size_of(wire, self._name) != size:
+            return False
+        return not size or wire.read(storage.fs, self._name, 0, size, storage.patience.answer_seconds) == self._kept
+
+    def _remove(self) -> None:
+        """Remove what was written, without waiting for a remote that is gone; of an interrupted one nothing can be."""
+        storage = self._storage
+        if self._stream is not None:
+            self._stream.abort(0.0 if storage.interrupted else storage.patience.abort_seconds)
+        if storage.interrupted or not self._begun:
+            return
+        try:
+            wire = storage.wire()
+            for part in self._parts:
+                storage.remove(wire, part)
+            storage.remove_empty(wire, self._name)
+        except (Refused, Lost, StorageUnreachable, StorageError) as error:
+            log.warning(
+                "unfinished object stays storage=%s name=%s error=%s",
+                storage.label, self._name, storage.failure(error, "remove", self._name)
+                if isinstance(error, (Refused, Lost)) else reason_of(error),
+            )  # fmt: skip

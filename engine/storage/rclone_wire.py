@@ -1,0 +1,258 @@
+"""What is said to one running `rclone rcd`, over HTTP on loopback.
+
+    call     POST /operations/list      JSON in, JSON out
+    read     GET  /[remote:path]/name   with a Range
+    upload   POST /operations/uploadfile, a multipart form whose file has no known length: chunks as they come
+
+Connections are kept and used again, one request at a time each. There is no repeating here: a request that got no answer is
+Lost, and only who asked knows whether it may be asked again. A form that does not reach its end is an error to rclone, which
+removes what it has written of it; the end of a pipe (`rclone rcat`) would be taken for the end of the object.
+"""
+
+import base64
+import http.client
+import json
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import quote, urlencode
+
+USER = "backup-manager"
+CONNECT_SECONDS = 10.0  # to loopback
+
+
+class Lost(Exception):
+    """The request got no answer: rclone ended, was interrupted, or said nothing for too long."""
+
+
+class Refused(Exception):
+    """rclone answered that the request failed. `status` is HTTP's, `text` rclone's own words, which may name anything."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+class Wire:
+    """Connections to the rclone that listens on `port`. Any thread may call any method."""
+
+    def __init__(self, port: int, password: str) -> None:
+        self._port = port
+        token = base64.b64encode(f"{USER}:{password}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {token}"}
+        self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._cut = False
+
+    def call(self, command: str, seconds: float, **parameters: object) -> dict[str, Any]:
+        """Return what a command of rclone's remote control answers. Raises Refused and Lost."""
+        body = json.dumps(parameters).encode()
+        headers = {**self._headers, "Content-Type": "application/json"}
+        with self._connection(seconds) as connection:
+            connection.request("POST", f"/{command}", body, headers)
+            response = connection.getresponse()
+            data = response.read()
+            if response.status != http.client.OK:
+                raise Refused(response.status, _error_text(data))
+            answer: dict[str, Any] = json.loads(data)
+            return answer
+
+    def read(self, fs: str, name: str, offset: int, length: int, seconds: float) -> bytes:
+        """Return up to `length` bytes of an object from `offset`; fewer where it ends before. Raises Refused and Lost."""
+        headers = {**self._headers, "Range": f"bytes={offset}-{offset + length - 1}"}
+        with self._connection(seconds) as connection:
+            connection.request("GET", f"/{quote(f'[{fs}]')}/{quote(name)}", headers=headers)
+            response = connection.getresponse()
+            if response.status != http.client.PARTIAL_CONTENT:
+                raise Refused(response.status, _error_text(response.read(64 << 10)))
+            data = response.read(length)
+            if response.read(1):
+                raise Lost("more was sent than was asked for")
+            if len(data) < length:
+                connection.close()  # the object's end, or the connection's: it cannot be told here
+            return data
+
+    def upload(self, fs: str, folder: str, base: str, options: Mapping[str, object], seconds: float) -> "UploadStream":
+        """Begin to write the object `base` in `folder`. Raises Lost. The stream's `finish` or `abort` ends it."""
+        connection = self._take(seconds)
+        try:
+            boundary = os.urandom(16).hex()
+            query = urlencode({"fs": fs, "remote": folder, "_config": json.dumps(options)})
+            connection.putrequest("POST", f"/operations/uploadfile?{query}")
+            for key, value in self._headers.items():
+                connection.putheader(key, value)
+            connection.putheader("Content-Type", f"multipart/form-data; boundary={boundary}")
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            return UploadStream(self, connection, base, boundary)
+        except OSError as error:
+            self.drop(connection)
+            raise Lost(reason_of(error)) from error
+
+    def cut(self) -> None:
+        """End every request that is under way, and let none begin: who waits for one gets Lost."""
+        with self._lock:
+            self._cut = True
+            for connection in self._busy:
+                shut(connection)
+
+    def close(self) -> None:
+        """Cut, and close what nobody uses."""
+        self.cut()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # ---- used by the stream below ---------------------------------------------------------------------------------------
+
+    def keep(self, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection for the next request."""
+        with self._lock:
+            self._busy.discard(connection)
+            if not self._cut and connection.sock is not None:  # None: closed by what was read last
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def drop(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+        connection.close()
+
+    # ---- inner ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _connection(self, seconds: float) -> Iterator[http.client.HTTPConnection]:
+        """Give a connection for one request, kept afterwards unless something was left unread or went wrong."""
+        connection = self._take(seconds)
+        kept = False
+        try:
+            yield connection
+            kept = True
+        except Refused:
+            kept = True
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Lost("interrupted" if self._cut else reason_of(error)) from error
+        finally:
+            if kept:
+                self.keep(connection)
+            else:
+                self.drop(connection)
+
+    def _take(self, seconds: float) -> http.client.HTTPConnection:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None:
+                connection = http.client.HTTPConnection("127.0.0.1", self._port, CONNECT_SECONDS)
+                connection.connect()
+                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock.settimeout(seconds)
+        except OSError as error:
+            raise Lost(reason_of(error)) from error
+        with self._lock:
+            if not self._cut:
+                self._busy.add(connection)
+                return connection
+        connection.close()
+        raise Lost("interrupted")
+
+
+class UploadStream:
+    """One object on its way through a form. One thread at a time."""
+
+    def __init__(self, wire: Wire, connection: http.client.HTTPConnection, base: str, boundary: str) -> None:
+        self._wire, self._connection, self._boundary = wire, connection, boundary.encode()
+        self._ended = False
+        disposition = f'Content-Disposition: form-data; name="file"; filename="{base}"'.encode()
+        self.send(b"--%b\r\n%b\r\nContent-Type: application/octet-stream\r\n\r\n" % (self._boundary, disposition))
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send more of the object; waits while rclone takes nothing. Raises Refused when rclone has given up, and Lost."""
+        if not data:
+            return  # an empty chunk would be the end
+        sock = self._connection.sock
+        try:
+            if select.select([sock], [], [], 0)[0]:  # an answer before the end can only be a refusal
+                raise BrokenPipeError
+            sock.sendall(b"%x\r\n" % len(data))
+            sock.sendall(data)
+            sock.sendall(b"\r\n")
+        except TimeoutError as error:
+            self._end()
+            raise Lost("rclone has taken nothing for a long time") from error
+        except (OSError, ValueError) as error:
+            raise self._early_answer(error) from error
+
+    def finish(self, seconds: float) -> None:
+        """Send the form's end, and wait until rclone has the object where it belongs. Raises Refused and Lost."""
+        self.send(b"\r\n--%b--\r\n" % self._boundary)
+        try:
+            self._connection.sock.sendall(b"0\r\n\r\n")
+            self._connection.sock.settimeout(seconds)
+            self._answer()
+        except (OSError, http.client.HTTPException) as error:
+            self._end()
+            raise Lost(reason_of(error)) from error
+
+    def abort(self, seconds: float) -> None:
+        """End it without its end, and give rclone `seconds` to remove what it has written."""
+        if self._ended:
+            return
+        with suppress(OSError, http.client.HTTPException, Refused):
+            self._connection.sock.settimeout(seconds)
+            self._connection.sock.shutdown(socket.SHUT_WR)
+            self._connection.getresponse().read()
+        self._end()
+
+    def _answer(self) -> None:
+        response = self._connection.getresponse()
+        data = response.read()
+        self._ended = True
+        if response.status == http.client.OK:
+            self._wire.keep(self._connection)
+            return
+        self._wire.drop(self._connection)  # what is left of the form would be taken for the next request
+        raise Refused(response.status, _error_text(data))
+
+    def _early_answer(self, error: BaseException) -> Refused | Lost:
+        """Return why rclone took no more: what it said, where that can still be read."""
+        try:
+            self._answer()
+        except Refused as refused:
+            return refused
+        except (OSError, http.client.HTTPException):
+            self._end()
+            return Lost(reason_of(error))
+        return Lost("rclone ended an upload before its end")
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wire.drop(self._connection)
+
+
+def shut(connection: http.client.HTTPConnection) -> None:
+    """Shut a connection down: the thread that waits on it wakes at once, and its number is not reused under it."""
+    with suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what a library says."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def _error_text(data: bytes) -> str:
+    """Return the sentence in an error's answer: JSON from commands, a line of text from a read that failed to begin."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return data.decode(errors="replace").strip()
+    return str(found.get("error", "")) if isinstance(found, dict) else ""
