@@ -323,7 +323,6 @@ class RcloneMissing(StorageError):
 
     reason = "RCLONE_MISSING"
     template = "storage {storage} needs the program rclone on this host: {detail}"
-    remedy = "Install rclone 1.57 or newer on the hypervisor (Debian's package is new enough)"
 
 
 class RcloneConfigInvalid(StorageError):
@@ -331,7 +330,6 @@ class RcloneConfigInvalid(StorageError):
 
     reason = "RCLONE_CONFIG_INVALID"
     template = "storage {storage}: rclone's configuration {path} on this host: {problem}"
-    remedy = "Configure the remote on the hypervisor (rclone config --config FILE); the file belongs to the agent's user, mode 0600"
 
 
 class RcloneRemoteRefused(StorageError):
@@ -339,7 +337,6 @@ class RcloneRemoteRefused(StorageError):
 
     reason = "RCLONE_REMOTE_REFUSED"
     template = "storage {storage}: a remote of the type {kind} is refused: {why}"
-    remedy = "Choose another remote or storage type; see the storage's option force"
 
 
 class RepositoryForeign(StorageError):

@@ -12,6 +12,7 @@ A failure has a `reason`, which programs compare, and where the same reason has 
     STORAGE_PATH_INVALID        missing  not_a_folder
     STORAGE_PERMISSION_DENIED   read_only
     STORAGE_FULL                quota  files
+    RCLONE_MISSING  RCLONE_CONFIG_INVALID  RCLONE_REMOTE_REFUSED
 
 A row without a cause holds for the whole reason. docs/storages.md has the same table for people; a test holds them together.
 """
@@ -45,6 +46,9 @@ REMEDIES: dict[tuple[str, str], str] = {
     ("STORAGE_FULL", ""): "Free room there, or let retention remove old backups",
     ("STORAGE_FULL", "quota"): "Raise the quota there, or let retention remove old backups",
     ("STORAGE_FULL", "files"): "The file system has no room for further files (inodes): remove some, or use a larger one",
+    ("RCLONE_MISSING", ""): "Install rclone 1.57 or newer on this hypervisor (Debian 12's package is new enough)",
+    ("RCLONE_CONFIG_INVALID", ""): "Configure the remote on this hypervisor, in a file of the agent's user with the mode 0600",
+    ("RCLONE_REMOTE_REFUSED", ""): "Choose another remote or type of storage, or set the storage's option force if it has to be",
 }  # fmt: skip
 
 

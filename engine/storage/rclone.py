@@ -18,18 +18,21 @@ from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
 
 from engine.errors import (
+    BucketNotFound,
     InvalidSpec,
     ObjectNotFound,
     ObjectTruncated,
     RcloneConfigInvalid,
     RcloneRemoteRefused,
     StorageError,
+    StoragePathInvalid,
+    StorageThrottled,
     StorageUnreachable,
 )
 from engine.spec import RcloneConfig
 from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
 from engine.storage.rclone_daemon import BRIEF, Daemon, Patience
-from engine.storage.rclone_errors import Kind, failure, kind_of, secrets_of, told
+from engine.storage.rclone_errors import Kind, failure, meaning, secrets_of, told
 from engine.storage.rclone_remote import Remote, check_place, hints_for, sections, why_impossible, why_refused
 from engine.storage.rclone_upload import RcloneUpload
 from engine.storage.rclone_wire import Lost, Refused, Wire, reason_of
@@ -172,7 +175,11 @@ class RcloneStorage(Storage):
                 return work(self.wire())
             except (Refused, Lost) as error:
                 failed = self.failure(error, step, name)
-                if not isinstance(failed, StorageUnreachable) or number == attempts or self.interrupted:
+                if (
+                    not isinstance(failed, (StorageUnreachable, StorageThrottled))
+                    or number == attempts
+                    or self.interrupted
+                ):
                     raise failed from error
                 log.warning(
                     "storage lost, trying again storage=%s step=%s attempt=%d reason=%s",
@@ -260,14 +267,16 @@ class RcloneStorage(Storage):
             if not make:
                 raise
         if self.remote.is_bucket:
-            raise StorageError(storage=self.label, step="open folder", detail="there is no such bucket")
+            raise BucketNotFound(storage=self.label)
         if "/" in self._config.path.strip("/"):
             above = self.fs.rstrip("/").rpartition("/")[0]
             try:
                 self.attempt("open", "the folder above", lambda wire: self._list(wire, above))
             except ObjectNotFound as error:
                 detail = "the folder above it does not exist"
-                raise StorageError(storage=self.label, step="make folder", detail=detail) from error
+                raise StoragePathInvalid(
+                    storage=self.label, step="make folder", detail=detail, cause="missing"
+                ) from error
         self.attempt("make", "the folder", lambda wire: self.ask(wire, "operations/mkdir", remote=""))
 
     def _list(self, wire: Wire, fs: str, folder: str = "", **options: bool) -> Items:
@@ -339,7 +348,7 @@ class RcloneReader:
                 return data
         except (Refused, Lost) as error:
             failed = error
-        if storage.interrupted or (isinstance(failed, Refused) and kind_of(failed) in {Kind.DENIED, Kind.LOGIN}):
+        if storage.interrupted or (isinstance(failed, Refused) and meaning(failed)[0] in {Kind.DENIED, Kind.LOGIN}):
             raise failed or Lost("interrupted")
         size = storage.size_of(storage.wire(), self._name)
         if size is None:
