@@ -1,6 +1,6 @@
 """rclone as a storage, on the real program: the contract, which remotes are accepted, and every way the program ends."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +16,7 @@ from tests.storage_places import FolderPlace
 class RcloneFolder(FolderPlace):
     """rclone shows neither links nor pipes, so who lists by it cannot know of them; they have a test of their own below."""
 
-    def plant_odd(self, folder: str) -> Sequence[str]:
+    def plant_odd(self, folder: str) -> list[str]:
         return []
 
     def outside_is_whole(self) -> bool:
