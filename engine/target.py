@@ -3,8 +3,6 @@
 A target is written by several threads, each through a writer of its own, in pieces that do not overlap.
 """
 
-import ctypes
-import errno
 import os
 import stat
 import threading
@@ -12,15 +10,13 @@ from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
-from engine.errors import NbdDisconnected, StorageFull, TargetError
+from engine.errors import NbdDisconnected, TargetError
 from engine.extents import Extent
+from engine.image_file import ImageFile, failure
 from engine.nbd.client import Client
 from engine.nbd.connection import Connection
 
 ZERO_PIECE = bytes(1 << 20)
-_FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2  # linux/falloc.h
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
-_libc = ctypes.CDLL(None, use_errno=True)  # its calls release the interpreter lock
 
 
 class Writer(Protocol):
@@ -102,14 +98,13 @@ class _NbdWriter:
 
 
 class RawTarget:
-    """A raw file, or a block device. One descriptor for all writers, closed by `close`."""
+    """A raw file, or a block device. One for all writers, closed by `finish`."""
 
     def __init__(self, path: Path, descriptor: int, size_bytes: int, *, blank: bool) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.blank = blank
-        self._descriptor = descriptor
-        self._can_punch = True
+        self._file = ImageFile(path, descriptor)
 
     @classmethod
     def create(cls, path: Path, size_bytes: int) -> "RawTarget":
@@ -118,7 +113,7 @@ class RawTarget:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             os.ftruncate(descriptor, size_bytes)
         except OSError as error:
-            raise _error(path, error) from error
+            raise failure(path, error) from error
         return cls(path, descriptor, size_bytes, blank=True)
 
     @classmethod
@@ -128,7 +123,7 @@ class RawTarget:
             descriptor = os.open(path, os.O_WRONLY | os.O_EXCL | os.O_CLOEXEC)
             room = os.lseek(descriptor, 0, os.SEEK_END)
         except OSError as error:
-            raise _error(path, error) from error
+            raise failure(path, error) from error
         if not stat.S_ISBLK(os.fstat(descriptor).st_mode) or room < size_bytes:
             os.close(descriptor)
             raise TargetError(target=path, detail=f"is not a block device of {size_bytes} bytes or more")
@@ -138,68 +133,25 @@ class RawTarget:
         return self
 
     def write_from(self, extents: tuple[Extent, ...], buffer: memoryview) -> None:
-        done = 0
-        for extent in extents:
-            self._write(extent.start, buffer[done : done + extent.length])
-            done += extent.length
-        begin_writeback(self._descriptor, extents[0].start, extents[-1].end)
-
-    def _punch(self, start: int, length: int) -> bool:
-        """Let the kernel make a hole that reads as zeros; False where it cannot. On a device it is a discard that promises zeros."""
-        if not self._can_punch:
-            return False
-        self._can_punch = punch_hole(self._descriptor, start, length)
-        return self._can_punch
+        self._file.write_all(extents, buffer)
 
     def write_zeroes(self, start: int, length: int) -> None:
-        if self.blank or self._punch(start, length):
+        if self.blank or self._file.punch(start, length):
             return
         while length > 0:
             piece = min(length, len(ZERO_PIECE))
-            self._write(start, memoryview(ZERO_PIECE)[:piece])
+            self._file.write(start, memoryview(ZERO_PIECE)[:piece])
             start += piece
             length -= piece
 
     def flush(self) -> None:
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise _error(self.path, error) from error
+        self._file.flush()
 
     def close(self) -> None:
-        """Writers share the descriptor: it is closed by `finish`."""
+        """Writers share the file: it is closed by `finish`."""
 
     def interrupt(self) -> None:
         """Nothing ends a write to a file of this host."""
 
     def finish(self) -> None:
-        os.close(self._descriptor)
-
-    def _write(self, start: int, data: memoryview) -> None:
-        try:
-            while data:
-                written = os.pwrite(self._descriptor, data, start)
-                start += written
-                data = data[written:]
-        except OSError as error:
-            raise _error(self.path, error) from error
-
-
-def punch_hole(descriptor: int, start: int, length: int) -> bool:
-    """Deallocate a part of a file or block device, so that it reads as zeros; tell whether that could be done. Linux only."""
-    mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
-    return bool(_libc.fallocate(descriptor, mode, ctypes.c_int64(start), ctypes.c_int64(length)) == 0)
-
-
-def begin_writeback(descriptor: int, start: int, end: int) -> None:
-    """Let the disk begin to write, and do not wait for it: else all of a restore lies in memory until the flush at its end.
-
-    Not posix_fadvise(DONTNEED), which begins the same and then waits for every core of the host. Advice: failures are none.
-    """
-    _libc.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(end - start), _SYNC_FILE_RANGE_WRITE)
-
-
-def _error(path: Path, error: OSError) -> TargetError | StorageFull:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StorageFull(storage="restore target", step="write", name=path)
-    return TargetError(target=path, detail=error.strerror)
+        self._file.close()

@@ -95,6 +95,20 @@ class Decompressor:
 
     def __init__(self) -> None:
         self._context = zstandard.ZstdDecompressor()
+        library = libzstd.load()
+        self._direct = libzstd.Reader(library) if library is not None else None
+
+    def decompress_into(self, data: bytes | memoryview, target: memoryview) -> None:
+        """Fill `target` with the content of `data`, as `decompress` returns it; a memoryview is writable. Raises DecompressFailed.
+
+        No memory is taken for the content, where the host has libzstd.
+        """
+        if self._direct is None or not target:
+            target[:] = self.decompress(data, len(target))
+            return
+        self._check(data, len(target))
+        if self._direct.decompress(data, target) != len(target):
+            raise DecompressFailed("the Zstandard frame is damaged")
 
     def decompress(self, data: Buffer, length: int) -> bytes:
         """Return the content of the Zstandard frame `data`, which is exactly `length` bytes. Raises DecompressFailed.
@@ -102,14 +116,21 @@ class Decompressor:
         The declared size is compared before memory is taken. The one-shot call is used on purpose: the streaming one
         hands out a frame whose checksum has been cut off (seen with zstandard 0.25), and is no faster.
         """
+        self._check(data, length)
         try:
-            declared = zstandard.get_frame_parameters(data)
-            fits = declared.content_size == length and declared.window_size <= WINDOW_BYTES_MAX
-            if not fits or not declared.has_checksum or declared.dict_id:
-                raise DecompressFailed("the Zstandard frame is not as the format demands")
             plain = self._context.decompress(data, max_output_size=length, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise DecompressFailed(str(error)) from error
         if len(plain) != length:
             raise DecompressFailed("the Zstandard frame is shorter than it says")
         return plain
+
+    def _check(self, data: Buffer, length: int) -> None:
+        """Raise DecompressFailed unless `data` begins a Zstandard frame of this length, as the format demands it."""
+        try:
+            declared = zstandard.get_frame_parameters(data)
+        except zstandard.ZstdError as error:
+            raise DecompressFailed(str(error)) from error
+        fits = declared.content_size == length and declared.window_size <= WINDOW_BYTES_MAX
+        if not fits or not declared.has_checksum or declared.dict_id:
+            raise DecompressFailed("the Zstandard frame is not as the format demands")

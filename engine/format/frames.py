@@ -10,6 +10,7 @@ number, method, length, extents, and whether it is the last. Source: FORMAT.md, 
 import hashlib
 import struct
 from dataclasses import dataclass
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from engine.errors import FrameCorrupt
 from engine.extents import FRAME_BYTES_MAX, Extent
@@ -116,7 +117,9 @@ class FrameOpener:
     def __init__(self, *, digests: bool = True) -> None:
         self._digests = digests
         self._decompressor = Decompressor()
-        self._buffer = bytearray()
+        # Mapped, for they begin at a page: what lies in them can be written past the page cache.
+        self._box = mmap(-1, FRAME_BYTES_MAX, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self._plain = mmap(-1, FRAME_BYTES_MAX, flags=MAP_PRIVATE | MAP_ANONYMOUS)
 
     def open(self, stored: Buffer, entry: FrameEntry, header: bytes, key: Aead | None, name: str) -> memoryview:
         """Return a frame's plaintext, valid until the next call. `header` is the segment's, `key` its frames key.
@@ -130,7 +133,7 @@ class FrameOpener:
             raise FrameCorrupt(name=name, frame=entry.number, detail=detail)
         packed: Buffer = stored
         if key is not None:
-            packed = self._room(len(stored) - SEAL_BYTES)
+            packed = memoryview(self._box)[: self._checked(len(stored) - SEAL_BYTES, entry, name)]
             context = frame_context(
                 header, entry.number, entry.method, entry.plain_bytes, entry.extents, last=entry.last
             )
@@ -139,18 +142,22 @@ class FrameOpener:
             except OpenFailed as error:
                 raise FrameCorrupt(name=name, frame=entry.number, detail="is not authentic") from error
         if entry.method == ZSTD:
+            plain = memoryview(self._plain)[: self._checked(entry.plain_bytes, entry, name)]
             try:
-                packed = self._decompressor.decompress(packed, entry.plain_bytes)
+                self._decompressor.decompress_into(
+                    packed if isinstance(packed, memoryview) and not packed.readonly else bytes(packed), plain
+                )
             except DecompressFailed as error:
                 raise FrameCorrupt(name=name, frame=entry.number, detail=str(error)) from error
+            packed = plain
         if len(packed) != entry.plain_bytes:
             raise FrameCorrupt(name=name, frame=entry.number, detail=f"has {len(packed)} bytes of {entry.plain_bytes}")
         return memoryview(packed)
 
-    def _room(self, length: int) -> memoryview:
-        if len(self._buffer) < length:
-            self._buffer = bytearray(length)
-        return memoryview(self._buffer)[:length]
+    def _checked(self, length: int, entry: FrameEntry, name: str) -> int:
+        if not 0 <= length <= FRAME_BYTES_MAX:
+            raise FrameCorrupt(name=name, frame=entry.number, detail=f"{length} bytes are no frame's")
+        return length
 
 
 def check_digest(stored: Buffer, row: Row | FrameEntry, name: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import target
+from engine import image_file
 from engine.errors import TargetError
 from engine.extents import Extent
 from engine.target import RawTarget
@@ -21,7 +21,7 @@ def test_zeros_are_holes_where_the_kernel_can_make_them(
     path = tmp_path / "disk"
     path.write_bytes(b"\xff" * (8 * MIB))
     if not punches:
-        monkeypatch.setattr(target, "punch_hole", lambda *_: False)
+        monkeypatch.setattr(image_file, "punch_hole", lambda *_: False)
     raw = RawTarget(path, os.open(path, os.O_WRONLY), 8 * MIB, blank=False)
     try:
         raw.write_zeroes(MIB + 5, 5 * MIB)
