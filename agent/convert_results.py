@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # libvirt is imported by the inventory's thread alone
 BODY_BYTES_MAX = 900 * KIB  # of one event: with its batch's own fields it stays below 1 MiB
 RECORDS_MAX = 200
 DAMAGED_MAX = 1000
+HINTS_MAX = 20
 UNREADABLE_MAX = 100
 WARNINGS_MAX = 100
 TEXT_MAX = 4096
@@ -246,10 +247,17 @@ def _verify_result(result: results.VerifyResult) -> job_pb2.VerifyResult:
 def _test_result(result: results.TestResult) -> job_pb2.StorageTestResult:
     return job_pb2.StorageTestResult(
         steps=[
-            job_pb2.StorageTestStep(name=step.name, duration=span(step.seconds), bytes_per_second=step.bytes_per_second)
+            job_pb2.StorageTestStep(
+                name=step.name,
+                duration=span(step.seconds),
+                bytes_per_second=step.bytes_per_second,
+                failed=step.failed,
+            )
             for step in result.steps
         ],
         host_key=result.host_key,
+        pending_steps=result.pending,
+        hints=[cut(one, DETAIL_MAX) for one in result.hints[:HINTS_MAX]],
     )
 
 

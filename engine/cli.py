@@ -1,5 +1,6 @@
 """bm-engine: backups by hand on one hypervisor, without a controller.
 
+    test       try a storage, step by step
     init       make the repository (and, with --encrypt, its key)
     backup     full at first, then incremental; a type for each disk
     list       what is there; needs no passphrase          inventory  the same from this host's own catalog
@@ -10,7 +11,7 @@
     estimate   what the next backup would read
     cleanup    thaw, end leftover jobs, remove leftover files, orphans and checkpoints      heal   the first half of it
 
-The storage file is JSON: {"type": "local", "path": …} or {"type": "sftp", "host", "username", "path", "private_key_file", …}.
+The storage file is JSON: {"type": "local", "path": …}, or of the type sftp, s3, ftp or rclone; see cli_storage.py.
 The passphrase comes from --passphrase-file, the variable BM_PASSPHRASE, or the terminal; never from an argument.
 Only argparse is imported at the top: a library is loaded by the verb that uses it, so that --help costs 30 ms.
 """
@@ -24,6 +25,7 @@ from importlib import import_module
 
 # Where each verb is done; its module is loaded when it is asked for.
 VERBS = {
+    "test": "engine.cli_verbs:try_storage",
     "init": "engine.cli_verbs:init",
     "backup": "engine.cli_verbs:backup",
     "list": "engine.cli_verbs:list_backups",
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    _verb(verbs, "test", "try a storage, step by step; nothing stays there")
 
     verb = _verb(verbs, "init", "make the repository on a storage")
     verb.add_argument("--encrypt", action="store_true", help="make a key, wrapped by the passphrase; for ever")

@@ -2,7 +2,6 @@
 
 import argparse
 import getpass
-import json
 import logging
 import os
 import signal
@@ -14,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engine import spec
 from engine.cli import VERBS, print_json
+from engine.cli_storage import load_storage_file
 from engine.console import ConsoleReport
 from engine.errors import (
     BackupManagerError,
@@ -34,7 +33,7 @@ from engine.jobs import Outcome, run_job
 from engine.memory import keep_one_pool
 from engine.reindex import reindex
 from engine.repository import read_keys
-from engine.spec import Job, LocalConfig, Operation, Settings, SftpConfig, StorageSpec
+from engine.spec import Job, Operation, Settings, StorageSpec
 from engine.storage.base import Storage
 from engine.storage.open import open_storage
 from engine.work import Stop, Work
@@ -101,28 +100,6 @@ def exit_status(reason: str) -> int:
 
 
 # ---- storage and keys --------------------------------------------------------------------------------------------------
-
-
-def load_storage_file(path: str) -> StorageSpec:
-    """Return the storage that a file describes, its repository still unknown. Raises InvalidSpec."""
-    try:
-        data = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidSpec(field=path, problem=f"cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise InvalidSpec(field=path, problem="must hold a JSON object")
-    kind = data.pop("type", None)
-    if kind == "local":
-        return StorageSpec("", "", local=spec.from_json(LocalConfig, data, path))
-    if kind == "sftp":
-        key_file = data.pop("private_key_file", "")
-        if key_file:
-            try:
-                data["private_key"] = Path(key_file).read_text()
-            except OSError as error:
-                raise InvalidSpec(field="private_key_file", problem=str(error)) from error
-        return StorageSpec("", "", sftp=spec.from_json(SftpConfig, data, path))
-    raise InvalidSpec(field="type", problem="must be local or sftp")
 
 
 def known(storage: Storage, target: StorageSpec) -> StorageSpec:

@@ -12,13 +12,13 @@ from engine.catalog import History, Keys, Point, read_history
 from engine.cli import print_json
 from engine.cli_common import (
     find_server,
-    load_storage_file,
     make_job,
     open_target,
     passphrase,
     run_verb,
     server_keys,
 )
+from engine.cli_storage import load_storage_file
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, InvalidSpec, TargetError
 from engine.format.crypto import StorageKey
@@ -26,13 +26,32 @@ from engine.format.keys import wrap_key
 from engine.ids import new_id
 from engine.reindex import reindex
 from engine.repository import check_repository, list_servers, open_repository
-from engine.spec import BackupJob, BackupType, DeleteJob, Job, RestoreJob, Settings, VerifyJob
+from engine.spec import BackupJob, BackupType, DeleteJob, Job, RestoreJob, Settings, TestJob, VerifyJob
 from engine.storage.open import open_storage
 from engine.units import human_bytes
 from engine.work import Work
 
 BACKUP_TYPES = ("full", "incremental", "differential", "copy")
 # ---- verbs -------------------------------------------------------------------------------------------------------------
+
+
+def try_storage(options: argparse.Namespace) -> int:
+    target = load_storage_file(options.storage)
+    return run_verb(options, make_job(test=TestJob()), target, Settings(workers=options.workers), _print_test)
+
+
+def _print_test(result: dict[str, Any]) -> None:
+    """Print what was tried, one step a line, of a failed test too; the failure itself follows on stderr."""
+    for step in result["steps"]:
+        rate = f"  {human_bytes(step['bytes_per_second'])}/s" if step["bytes_per_second"] else ""
+        mark = "failed" if step["failed"] else "ok"
+        print(f"{mark:<7} {step['name'].replace('_', ' '):<20} {step['seconds'] * 1000:>9.1f} ms{rate}")
+    for name in result["pending"]:
+        print(f"{'-':<7} {name.replace('_', ' ')}")
+    for hint in result["hints"]:
+        print(f"hint: {hint}")
+    if result["host_key"]:
+        print(f"host key: {result['host_key']}")
 
 
 def init(options: argparse.Namespace) -> int:

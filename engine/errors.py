@@ -17,6 +17,7 @@ class BackupManagerError(Exception):
     reason: ClassVar[str]
     template: ClassVar[str]
     remedy: ClassVar[str] = ""
+    result: dict[str, object] | None = None  # what a job had found by then: one of results.py, in JSON types
 
     def __init__(self, **facts: object) -> None:
         self.facts = {name: str(value) for name, value in facts.items()}

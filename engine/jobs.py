@@ -162,10 +162,8 @@ def _run(job: Job, operation: Operation, work: Work, report: StepReport) -> Outc
         result = _verb(job)(Surroundings(job, operation, work))
     except Cancelled:
         return Outcome("cancelled", None, report.warnings, None)
-    except VerifyFailed as error:
-        return Outcome("failed", failure_of(error, report.step), report.warnings, error.result)
     except BackupManagerError as error:
-        return Outcome("failed", failure_of(error, report.step), report.warnings, None)
+        return Outcome("failed", failure_of(error, report.step), report.warnings, error.result)
     state = "completed_with_warnings" if report.warnings else "completed"
     return Outcome(state, None, report.warnings, result)
 
@@ -299,19 +297,11 @@ def _drop_checkpoints(around: Surroundings, domain_uuid: str, backup_ids: set[st
 
 
 def _test(around: Surroundings) -> dict[str, Any]:
-    """Try the storage step by step, and make its repository if there is none; the connection is the first step."""
-    from engine.repository import open_repository
-    from engine.results import TestResult, TestStep
-    from engine.storage.check import storage_test
-    from engine.storage.open import open_storage
+    """Try the storage step by step, each a stage of the job, and make its repository if there is none."""
+    from engine.trial import try_storage
 
-    begun, stop = time.monotonic(), around.work.stop
-    opened = stop.obtain(lambda: open_storage(around.operation.storage), Storage.close)
-    with opened as storage, stop.waking(storage.interrupt):
-        connected = TestStep("connect", time.monotonic() - begun, 0)
-        open_repository(storage, around.operation.storage, around.now())
-        steps = [TestStep(one.name, one.seconds, one.bytes_per_second) for one in storage_test(storage)]
-        return asdict(TestResult([connected, *steps], getattr(storage, "host_key", "")))
+    work = around.work
+    return asdict(try_storage(around.operation.storage, work.stop, work.report.stage, around.now()))
 
 
 def _health(around: Surroundings) -> dict[str, Any]:

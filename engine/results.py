@@ -105,12 +105,17 @@ class TestStep:
     name: str
     seconds: float
     bytes_per_second: int
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TestResult:
+    """A storage test, of a failed one too: its last step then says so, and `pending` has those that it did not come to."""
+
     steps: list[TestStep]
     host_key: str
+    pending: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,17 @@ from clients.errors import CallRefused, refusal
 from engine.units import human_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from rich.console import Console
 
     from clients.cli.output import Screen
     from clients.cli.session import Controller
     from clients.gen.backupmanager.v1.job_pb2 import Job
+
+    Drawing: TypeAlias = Callable[[Console], AbstractContextManager["Display"]]
 
 PATIENCE_SECONDS = 600.0  # a controller that is upgraded is back by then
 POLL_SECONDS = 10  # how long one PollJob waits for a change; below the time limit of a call
@@ -61,12 +65,15 @@ def ended(job: Job) -> bool:
     return JobState.Name(job.state) in ENDED if job.state in JobState.values() else False
 
 
-async def follow(controller: Controller, screen: Screen, job_id: str) -> Job:
-    """Show a job's progress until it has ended, and return it. Raises Interrupted for Ctrl-C, ContactLost, CallRefused."""
+async def follow(controller: Controller, screen: Screen, job_id: str, drawing: Drawing | None = None) -> Job:
+    """Show a job's progress until it has ended, and return it. Raises Interrupted for Ctrl-C, ContactLost, CallRefused.
+
+    `drawing` stands for the bar on a terminal.
+    """
     import asyncio
 
     try:
-        with _display(screen) as display:
+        with _display(screen, drawing or _bar) as display:
             async for job in changes(controller, job_id, display):
                 display.change(job)
     except asyncio.CancelledError:
@@ -208,10 +215,10 @@ class Silence:
 
 
 @contextmanager
-def _display(screen: Screen) -> Iterator[Display]:
+def _display(screen: Screen, drawing: Drawing) -> Iterator[Display]:
     console = screen.side if screen.json else screen.console
     if console.is_terminal:
-        with _bar(console) as display:
+        with drawing(console) as display:
             yield display
     else:
         yield Silence() if screen.json else Lines(console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clients.cli import words
+from clients.cli import storage_report, words
 from clients.cli.failures import JobEnded
 from clients.cli.names import Names
 from clients.cli.output import Column, card, heading, state_of, styled
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from clients.cli.output import Screen
+    from clients.cli.progress import Drawing
     from clients.cli.session import Controller
     from clients.gen.backupmanager.v1.job_pb2 import Job
 
@@ -36,11 +37,6 @@ SKIPPED = (
     Column("Reason", lambda one: one.failure.reason),
     Column("Because", lambda one: one.failure.message),
 )
-_STEPS = (
-    Column("Step", lambda one: one.name),
-    Column("Took", lambda one: words.span(words.seconds_of(one.duration)), right=True),
-    Column("Rate", lambda one: words.rate(one.bytes_per_second), right=True),
-)
 _DAMAGED = (
     Column("Disk", lambda one: one.disk),
     Column("Bytes", lambda one: f"{one.start}-{one.end}", right=True),
@@ -50,7 +46,9 @@ _DAMAGED = (
 )
 
 
-async def conclude(controller: Controller, screen: Screen, job_id: str, *, wait: bool) -> None:
+async def conclude(
+    controller: Controller, screen: Screen, job_id: str, *, wait: bool, drawing: Drawing | None = None
+) -> None:
     """End a verb that started a job: say its id, or (with `wait`) show it to its end. Raises JobEnded if that is not good."""
     if not wait:
         screen.show(
@@ -58,7 +56,7 @@ async def conclude(controller: Controller, screen: Screen, job_id: str, *, wait:
             lambda: f"Job {job_id} has been started. Watch it with `bmctl job watch {job_id}`.",
         )
         return
-    job = await follow(controller, screen, job_id)
+    job = await follow(controller, screen, job_id, drawing)
     names = Names() if screen.json else await Names.load(controller, "servers", "storages", "hypervisors")
     show_job(screen, job, names)
     if words.enum_label(job, "state") in _BAD_STATES:
@@ -143,7 +141,7 @@ def _result_facts(job: Job) -> list[tuple[str, str]]:
 
 
 def _failure(job: Job) -> Iterator[RenderableType]:
-    if job.HasField("failure"):
+    if job.HasField("failure") and not job.result.test.steps:  # a test's report has it beside its steps
         during = f", during {job.failure.step}" if job.failure.step else ""
         yield styled(f"  ✗ {job.failure.message} [{job.failure.reason}{during}]", "red")
 
@@ -160,7 +158,7 @@ def _tables(screen: Screen, job: Job) -> Iterator[RenderableType]:
     if result.backup.skipped_disks:
         yield screen.table(result.backup.skipped_disks, SKIPPED)
     if result.test.steps:
-        yield screen.table(result.test.steps, _STEPS)
+        yield from storage_report.report(job)
     if result.verify.damaged:
         yield screen.table(result.verify.damaged[:_DAMAGE_SHOWN], _DAMAGED)
         more = result.verify.damaged_count - _DAMAGE_SHOWN

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from clients.cli import storage_report
 from clients.cli.options import From, Output, RequestId, ServerFilter, StorageArgument, Wait, request_id
 from clients.cli.output import Screen
 from clients.cli.results import conclude
@@ -19,7 +20,7 @@ def try_storage(
 ) -> None:
     """Try a storage from a hypervisor.
 
-    Step by step; an empty one is initialized. The first test of an SFTP storage learns its host key.
+    Step by step, with the time and rate of each and what to do about one that fails; an empty one is initialized. The first test of an SFTP storage learns its host key.
     """
     from clients.gen.backupmanager.v1.storage_service_pb2 import TestStorageRequest
 
@@ -27,7 +28,7 @@ def try_storage(
 
     async def work(controller: Controller) -> None:
         reply = await controller.call(controller.storages.TestStorage, request)
-        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait, drawing=storage_report.checklist)
 
     run(work)
 

@@ -42,6 +42,13 @@ async def test_a_day(  # a short name: it is part of the path of a socket, and t
         tested = await good("storage", "test", "vault", "--hypervisor", "kvm1", "--wait")
         assert {"connect", "write", "delete"} <= {step["name"] for step in tested["job"]["result"]["test"]["steps"]}
         assert (await good("storage", "show", "vault"))["storage"]["sftp"]["host_key"].startswith("ssh-")
+        nowhere = (*where[:-1], f"{place.path}/no/parent")
+        await good("storage", "add", "sftp", "wrong", *nowhere, **secrets)
+        with bmctl.on_terminal("storage", "test", "wrong", "--hypervisor", "kvm1", "--wait") as terminal:
+            assert await asyncio.to_thread(terminal.end) == 1, terminal.screen()
+        for said in ("✗ connect and log in", "Make the folder that is missing", "STORAGE_PATH_INVALID", "- write"):
+            assert said in terminal.screen()
+        await good("storage", "delete", "wrong", "--yes")
 
         domain.write("vda", 0, 20 * MIB, 1)
         with bmctl.on_terminal("backup", "start", "web1", "--storage", "vault", "--wait") as terminal:

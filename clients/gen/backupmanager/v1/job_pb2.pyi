@@ -573,27 +573,39 @@ Global___ReindexResult: _TypeAlias = ReindexResult  # noqa: Y015
 
 @_typing.final
 class StorageTestResult(_message.Message):
-    """What a storage test found."""
+    """What a storage test found. Set for a failed one too: what had worked before tells where to look."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STEPS_FIELD_NUMBER: _builtins.int
     HOST_KEY_FIELD_NUMBER: _builtins.int
+    PENDING_STEPS_FIELD_NUMBER: _builtins.int
+    HINTS_FIELD_NUMBER: _builtins.int
     host_key: _builtins.str
     """The host key that was seen, for SFTP."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StorageTestStep]:
         """The steps, in order; the last one failed if the job did."""
 
+    @_builtins.property
+    def pending_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the steps that a failed test did not come to, in order."""
+
+    @_builtins.property
+    def hints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences for who sets the storage up: where another way would serve better, or a clock is wrong."""
+
     def __init__(
         self,
         *,
         steps: _abc.Iterable[Global___StorageTestStep] | None = ...,
         host_key: _builtins.str = ...,
+        pending_steps: _abc.Iterable[_builtins.str] | None = ...,
+        hints: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_key", b"host_key", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hints", b"hints", "host_key", b"host_key", "pending_steps", b"pending_steps", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -608,13 +620,18 @@ class StorageTestStep(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
     BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"connect", "write", "read", "range read", "delete", …"""
+    """"connect", "repository", "write", "rename" ("complete" where nothing is renamed), "size", "refuse_second_write", "read",
+    "range_read", "list" or "delete"; while the test runs, the stage of the job has it.
+    """
     bytes_per_second: _builtins.int
     """Bytes a second; 0 where it makes no sense."""
+    failed: _builtins.bool
+    """It failed: the job's failure says why."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """How long it took."""
+        """How long it took, or (for what is done several times) one of them; of a failed one until it failed."""
 
     def __init__(
         self,
@@ -622,10 +639,11 @@ class StorageTestStep(_message.Message):
         name: _builtins.str = ...,
         duration: _duration_pb2.Duration | None = ...,
         bytes_per_second: _builtins.int = ...,
+        failed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "duration", b"duration", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "duration", b"duration", "failed", b"failed", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
