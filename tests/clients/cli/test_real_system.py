@@ -47,7 +47,7 @@ async def test_a_day(  # a short name: it is part of the path of a socket, and t
         with bmctl.on_terminal("storage", "test", "wrong", "--hypervisor", "kvm1", "--wait") as terminal:
             assert await asyncio.to_thread(terminal.end) == 1, terminal.screen()
         for said in ("✗ connect and log in", "Make the folder that is missing", "STORAGE_PATH_INVALID", "- write"):
-            assert said in terminal.screen()
+            assert said in " ".join(terminal.screen().split())
         await good("storage", "delete", "wrong", "--yes")
 
         domain.write("vda", 0, 20 * MIB, 1)
