@@ -1,6 +1,7 @@
 """Tidy up with a look at the storage (C7): what dead engines of this host left there, and checkpoints that belong to no backup.
 
     storage   attempts of this host that nobody is at work on go                 (orphans.py)
+              uploads in parts that nothing came to for a week go                (storage/s3_cleanup.py)
     domain    checkpoints and bitmaps of this repository without a backup go: nothing can be counted from them
 
 An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing.
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.catalog import list_servers, read_history
 from engine.format import names
-from engine.orphans import remove_dead_here
+from engine.orphans import ORPHAN_AGE, remove_dead_here
 from engine.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def clean_storage(storage: Storage, host: str, lock_folder: Path) -> list[str]:
         history = read_history(storage, server_id, {})
         removed = remove_dead_here(storage, server_id, history, host, lock_folder)
         done += [f"removed the unfinished backup {backup_id}" for backup_id in removed]
+    stale = storage.remove_stale(ORPHAN_AGE.total_seconds())
+    done += [f"aborted the upload of {name}, which nobody went on with" for name in stale]
     return done
 
 

@@ -38,6 +38,7 @@ VERBS = {
     "estimate": "engine.cli_host:estimate_domain",
     "cleanup": "engine.cli_host:cleanup",
     "heal": "engine.cli_host:cleanup",
+    "s3-cleanup": "engine.cli_host:remove_stale",
 }
 
 EXIT_CODES = """exit status: 0 done, 1 failed, 2 wrong usage or settings, 3 not found, 4 refused by the present state,
@@ -155,6 +156,18 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "cleanup", "tidy up after engines that died", storage=False)
     verb.add_argument("--domain", default="", help="only this domain; all of this host if left out")
     _host(verb)
+
+    verb = _verb(
+        verbs, "s3-cleanup", "abort uploads in parts that nobody goes on with, which a bucket keeps and charges for"
+    )
+    verb.add_argument(
+        "--older-than",
+        type=int,
+        default=168,
+        metavar="HOURS",
+        help="nothing came for so long, at least 24; default 168",
+    )
+    verb.add_argument("--dry-run", action="store_true", help="only list them")
 
     verb = _verb(verbs, "heal", "thaw guests and end leftover backup jobs, no more", storage=None)
     verb.add_argument("--domain", default="", help="only this domain; all of this host if left out")

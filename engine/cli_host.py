@@ -13,7 +13,16 @@ from zoneinfo import ZoneInfo
 
 from engine.catalog import read_history
 from engine.cli import print_json
-from engine.cli_common import CANCELLED, find_server, make_job, open_target, refuse, run_verb, stopped_by_signals
+from engine.cli_common import (
+    CANCELLED,
+    find_server,
+    load_storage_file,
+    make_job,
+    open_target,
+    refuse,
+    run_verb,
+    stopped_by_signals,
+)
 from engine.cli_verbs import print_backups
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, HypervisorError, InvalidSpec
@@ -27,6 +36,7 @@ from engine.storage.open import open_storage
 from engine.units import human_bytes
 from engine.work import Work
 
+STALE_HOURS_MIN = 24
 AGENT_SETTINGS = Path("/etc/backup-manager/agent.toml")
 AGENT_STATE = Path("/var/lib/backup-manager/agent")
 AGENT_IDENTITY = "identity.json"  # an agent has it from its enrollment on
@@ -238,6 +248,22 @@ def cleanup(options: argparse.Namespace) -> int:
     if stop.event.is_set():
         return CANCELLED
     return 1 if failed else 0
+
+
+def remove_stale(options: argparse.Namespace) -> int:
+    """Abort the stale uploads on a storage, or only list them."""
+    if options.older_than < STALE_HOURS_MIN:
+        raise InvalidSpec(
+            field="--older-than", problem=f"must be {STALE_HOURS_MIN} at least: a slow upload is no stale one"
+        )
+    with open_storage(load_storage_file(options.storage)) as storage:
+        found = storage.remove_stale(options.older_than * 3600, dry_run=options.dry_run)
+    if options.output == "json":
+        print_json({"uploads": list(found), "aborted": not options.dry_run})
+        return 0
+    said = "is stale" if options.dry_run else "aborted"
+    print("\n".join(f"{said}: {name}" for name in found) or "no stale uploads")
+    return 0
 
 
 def _clean_storage(options: argparse.Namespace, uuids: list[str], done: list[str], failed: list[str]) -> None:

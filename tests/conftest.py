@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.servers.guest import BlankDomain, RealGuest
+    from tests.servers.juicefs import Juicefs
     from tests.servers.libvirtd import Libvirtd
     from tests.servers.postgres import Postgres
+    from tests.servers.weed import Weed
 
 _FOLDER: "pytest.StashKey[str]" = pytest.StashKey()
 
@@ -92,6 +94,24 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Libvirtd]":
 
     with Libvirtd(tmp_path_factory.mktemp("libvirtd")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Weed]":
+    """A private SeaweedFS; a test that stops it starts it again."""
+    from tests.servers.weed import Weed
+
+    with Weed(tmp_path_factory.mktemp("weed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def juicefs(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Juicefs]":
+    """A private JuiceFS gateway; a test that stops it starts it again."""
+    from tests.servers.juicefs import Juicefs
+
+    with Juicefs(tmp_path_factory.mktemp("juicefs")) as server:
+        yield server
 
 
 @pytest.fixture

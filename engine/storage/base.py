@@ -10,7 +10,7 @@ What a backend can do beyond that is data (`Abilities`); callers adapt to the da
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -85,6 +85,13 @@ class Sink(Protocol):
         """Append all of `data`. One thread at a time. The buffer may be reused as soon as the call returns."""
 
 
+class Bucket(Protocol):
+    """What grants the bytes of a limited upload; `engine.throttle` has the real one. Threads may share it."""
+
+    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+        """Yield sizes that sum to `total`, each when it may be sent; raises what ends the wait on a cancel."""
+
+
 class ObjectReader(Protocol):
     """An object being read in ranges, from `Storage.open`. Threads may share it; calls may then wait for each other."""
 
@@ -155,6 +162,17 @@ class Storage(ABC):
     @abstractmethod
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         """Remove everything below the folder `prefix`, unfinished `.part` objects included, but the objects named in `keep`."""
+
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:  # noqa: ARG002  # few have such
+        """Give up unfinished uploads that nothing came to for so long, where they lie apart from objects; return their names.
+
+        `dry_run` only finds them. Nothing is done that `sweep` of a folder would not do for the uploads in it.
+        """
+        return ()
+
+    def pace(self, bucket: Bucket) -> bool:  # noqa: ARG002  # few send late
+        """Take every byte of uploads from `bucket` when it leaves this host, from now on; False where `write` sends it at once."""
+        return False
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small object whole. Raises ObjectExists if the name is taken."""

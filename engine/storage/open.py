@@ -1,7 +1,7 @@
 """From a storage's settings to an open storage. A backend's library is only loaded when a storage of its type is opened."""
 
 from engine.errors import InvalidSpec
-from engine.spec import FtpConfig, LocalConfig, RcloneConfig, SftpConfig, StorageSpec
+from engine.spec import FtpConfig, LocalConfig, RcloneConfig, S3Config, SftpConfig, StorageSpec
 from engine.storage.base import Storage
 
 
@@ -26,6 +26,10 @@ def open_storage(spec: StorageSpec, *, brief: bool = False, make: bool = True) -
             from engine.storage.sftp_connect import BRIEF
 
             return SftpStorage(config, BRIEF if brief else None, make=make)
+        case [S3Config() as config]:
+            from engine.storage.s3 import S3Storage
+
+            return S3Storage(config, brief=brief, make=make)
         case [FtpConfig() as config]:
             from engine.storage.ftp import FtpStorage
 

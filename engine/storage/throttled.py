@@ -1,22 +1,17 @@
-"""A storage whose uploads take turns at a token bucket (P8). Reads pass freely: the limit is one on uploads, never on a restore."""
+"""A storage whose uploads take turns at a token bucket (P8). Reads pass freely: the limit is one on uploads, never on a restore.
 
-from collections.abc import Collection, Iterator
+A storage that collects what is written and sends it later takes from the bucket itself, when bytes leave (`Storage.pace`).
+"""
+
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol
 
-from engine.storage.base import Buffer, Entry, ObjectReader, Sink, Storage, Usage
+from engine.storage.base import Bucket, Buffer, Entry, ObjectReader, Sink, Storage, Usage
 from engine.units import KIB
 
 # A frame is up to 4 MiB; on a slow link it would hear of a new limit only seconds later. Smaller pieces keep it attentive.
 PIECE_BYTES_MAX = 256 * KIB
-
-
-class Bucket(Protocol):
-    """What grants the bytes; `engine.throttle` has the real one."""
-
-    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
-        """Yield sizes that sum to `total`, each when it may be sent; raises what ends the wait on a cancel."""
 
 
 class ThrottledStorage(Storage):
@@ -26,8 +21,11 @@ class ThrottledStorage(Storage):
         self.abilities, self.label = inner.abilities, inner.label
         self.host_key, self.hints = inner.host_key, inner.hints
         self._inner, self._bucket = inner, bucket
+        self._paced = inner.pace(bucket)
 
-    def create(self, name: str, size_hint: int = 0) -> "_ThrottledUpload":
+    def create(self, name: str, size_hint: int = 0) -> AbstractContextManager[Sink]:
+        if self._paced:
+            return self._inner.create(name, size_hint)
         return _ThrottledUpload(self._inner.create(name, size_hint), self._bucket)
 
     def open(self, name: str) -> ObjectReader:
@@ -53,6 +51,9 @@ class ThrottledStorage(Storage):
 
     def close(self) -> None:
         self._inner.close()
+
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
+        return self._inner.remove_stale(age_seconds, dry_run=dry_run)
 
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         self._inner.sweep(prefix, keep)
