@@ -16,13 +16,13 @@ from engine.cli import print_json
 from engine.cli_common import (
     CANCELLED,
     find_server,
-    load_storage_file,
     make_job,
     open_target,
     refuse,
     run_verb,
     stopped_by_signals,
 )
+from engine.cli_storage import load_storage_file
 from engine.cli_verbs import print_backups
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, HypervisorError, InvalidSpec

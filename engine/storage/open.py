@@ -16,9 +16,10 @@ def open_storage(spec: StorageSpec, *, brief: bool = False, make: bool = True) -
             from engine.storage import deadlines
             from engine.storage.local import LocalStorage
 
+            path = config.path
             return deadlines.DeadlineStorage(
-                f"local:{config.path}",
-                lambda: LocalStorage(config.path, make=make),
+                f"local:{path}",
+                lambda: LocalStorage(path, make=make),
                 deadlines.BRIEF if brief else None,
             )
         case [SftpConfig() as config]:
