@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from engine.errors import RcloneConfigInvalid, RcloneMissing, StorageUnreachable
 from engine.source.child import Child, private_folder, running
 from engine.spec import RcloneConfig
-from engine.storage.rclone_wire import USER, Lost, Refused, Wire, reason_of
+from engine.storage.rclone_wire import USER, Lost, Refused, Wire
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION_MIN = (1, 57)  # operations/stat came with it
 _POLL_SECONDS = 0.01
+_LAST_WORDS_SECONDS = 5.0  # from the end of a connection to that of the process
 _PLACES = "/usr/local/bin:/usr/bin:/bin"  # a service's PATH may be empty
 _PORT = re.compile(r"http://127\.0\.0\.1:(\d+)/")
 # Of the host's settings for rclone only what opens an encrypted configuration is passed on: others could undo ours.
@@ -126,7 +127,7 @@ class Daemon:
             raise RcloneMissing(storage=self._label, detail=f"it cannot be started: {error.strerror}") from error
         try:
             self._wire = Wire(self._port(self._child), password)
-            self._check_version(self._wire)
+            self._check(self._child, self._wire)
         except BaseException:
             self._end()
             raise
@@ -154,14 +155,17 @@ class Daemon:
             return RcloneMissing(storage=self._label, detail=f"it cannot bind to {self._config.bind_address}")
         return RcloneMissing(storage=self._label, detail=f"it ended at once: {(said.splitlines() or ['silently'])[-1]}")
 
-    def _check_version(self, wire: Wire) -> None:
+    def _check(self, child: Child, wire: Wire) -> None:
+        """See to it that it is new enough, and has read its configuration: one that it cannot read is its end, only then."""
         try:
             found = wire.call("core/version", self._patience.start_seconds)
+            wire.call("config/listremotes", self._patience.start_seconds)
         except (Lost, Refused) as error:
             self._refuse_if_interrupted()
-            raise RcloneMissing(
-                storage=self._label, detail=f"it does not tell its version: {reason_of(error)}"
-            ) from error
+            deadline = time.monotonic() + _LAST_WORDS_SECONDS
+            while not child.has_ended() and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+            raise self._not_started(child.message()) from error
         decomposed = tuple(int(part) for part in found.get("decomposed", ()))
         if decomposed < VERSION_MIN:
             raise RcloneMissing(storage=self._label, detail=f"{found.get('version', 'its version')} is too old")
