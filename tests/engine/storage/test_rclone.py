@@ -2,11 +2,13 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +25,6 @@ from engine.errors import (
     StorageUnreachable,
 )
 from engine.spec import StorageSpec, dump
-from engine.storage import rclone_daemon
 from engine.storage.rclone import RcloneStorage
 from engine.storage.rclone_daemon import Patience, environment
 from engine.storage.rclone_errors import failure
@@ -183,7 +184,7 @@ class TestConfiguration:
         assert found["RCLONE_S3_UPLOAD_CONCURRENCY"] == "7"
 
     def test_a_host_without_rclone_is_told_what_to_do(self, remotes, tmp_path, monkeypatch):
-        monkeypatch.setattr(rclone_daemon.shutil, "which", lambda *_, **__: None)
+        monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
         with pytest.raises(RcloneMissing) as caught:
             RcloneStorage(remotes.config("disk", tmp_path / "storage"))
         assert "Install rclone" in caught.value.message
@@ -295,6 +296,13 @@ def test_what_rclone_says_becomes_reason_and_cause(text, kind, cause):
     assert "Signature=" not in str(found)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 # ---- ends ---------------------------------------------------------------------------------------------------------------
 
 
@@ -327,7 +335,7 @@ def test_rclone_killed_between_requests_costs_nothing(remotes, tmp_path):
         ):
             process = psutil.Process(storage._daemon.pid)
             process.kill()
-            wait_until(lambda process=process: not process.is_running() or process.status() == "zombie", 10, "its end")
+            wait_until(partial(has_ended, process), 10, "its end")
             call()
         assert sorted(entry.name for entry in storage.list()) == ["object", "other"]
 
@@ -342,13 +350,15 @@ def test_rclone_ends_with_its_engine(remotes, tmp_path, signum):
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         cwd=Path(__file__).parents[3],
     )  # fmt: skip
+    assert engine.stdin is not None
+    assert engine.stdout is not None
     try:
         engine.stdin.write(dump(remotes.config("disk", tmp_path / "storage")) + "\n")
         engine.stdin.flush()
         rclone = psutil.Process(int(engine.stdout.readline()))
         engine.send_signal(signum)
         engine.wait(10)
-        wait_until(lambda: not rclone.is_running() or rclone.status() == "zombie", 10, "rclone's end")
+        wait_until(partial(has_ended, rclone), 10, "rclone's end")
     finally:
         engine.kill()
         engine.communicate()
