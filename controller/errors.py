@@ -295,10 +295,22 @@ class EncryptionImmutable(ControllerError):
     remedy = "Add another storage for what is to be encrypted otherwise"
 
 
+class EncryptionUnproven(ControllerError):
+    """Whether backups lie there that the catalog does not know is open: ask a hypervisor first (S25)."""
+
+    reason = "ENCRYPTION_UNPROVEN"
+    template = (
+        "encryption of storage {storage_id} cannot be changed before it is known that no backups lie there: {problem}"
+    )
+    remedy = "Reconcile the storage (`bmctl storage reconcile`), and ask again within an hour"
+
+
 class StorageImmutable(ControllerError):
+    """Its type never changes; its place does not while backups lie there, unless a probe found its repository there (S0)."""
+
     reason = "STORAGE_IMMUTABLE"
     template = "{field} of a storage cannot be changed"
-    remedy = "Add another storage"
+    remedy = "Add another storage; a new place that carries the same repository is accepted once it was probed"
 
 
 # ---- schedules ----------------------------------------------------------------------------------------------------------

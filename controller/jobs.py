@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import batches, happenings, leases, outcomes, settings
+from controller import batches, happenings, leases, outcomes, proofs, settings
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
@@ -271,6 +271,7 @@ def dispatch(job_id: str, now: datetime) -> bool:
     if not _change(job_id, (QUEUED, PENDING), now, "job.dispatched", state=DISPATCHED, dispatch_time=now):
         return False
     job = get(job_id)
+    proofs.note_use(job.storage_id, job.type, now)
     outbox.put(job.hypervisor_id, "run", job.stamp, now)
     return True
 

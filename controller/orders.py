@@ -26,6 +26,7 @@ from controller import (
     jobs,
     leases,
     previews,
+    proofs,
     reconciliation,
     removals,
     schedules,
@@ -44,6 +45,7 @@ from controller.errors import (
     JobEnded,
     RequestIdReused,
     ServerBusy,
+    StorageImmutable,
 )
 from controller.hypervisors import Hypervisor
 from controller.jobs import Job, NewJob
@@ -140,8 +142,28 @@ class HealthOrder:
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeOrder:
+    """A look at another place of a storage. Its secrets are told apart by their fingerprints, so that none is in the order."""
+
+    storage_id: str
+    hypervisor_id: str
+    kind: str
+    config: Mapping[str, Any]
+    secret_fingerprints: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+
+
 Order: TypeAlias = (
-    BackupOrder | RestoreOrder | VerifyOrder | DeleteOrder | RemovalOrder | ReindexOrder | TestOrder | HealthOrder
+    BackupOrder
+    | RestoreOrder
+    | VerifyOrder
+    | DeleteOrder
+    | RemovalOrder
+    | ReindexOrder
+    | TestOrder
+    | HealthOrder
+    | ProbeOrder
 )
 
 
@@ -199,7 +221,7 @@ def start(order: Order, context: Context) -> str:
     _claim(plan, job_id)
     if plan.overridden:
         access.note_override(plan.server_id, job_id, context.requester, context.now)
-    if plan.type == "health":
+    if plan.type == "health" and proofs.PROBE not in plan.spec:
         health.begin(plan.storage.storage_id, plan.hypervisor.hypervisor_id, job_id, context.now)
     dispatch.run(context.limits, context.now, plan.hypervisor.hypervisor_id)
     return job_id
@@ -288,6 +310,8 @@ def _plan(order: Order, context: Context) -> _Plan:
             return _plan_storage("test", order, context)
         case HealthOrder():
             return _plan_storage("health", replace(order, hypervisor_id=_looker(order, context)), context)
+        case ProbeOrder():
+            return _plan_probe(order, context)
 
 
 def _plan_backup(order: BackupOrder, context: Context) -> _Plan:
@@ -441,6 +465,15 @@ def _plan_storage(
     storage = storages.find(order.storage_id)
     hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
     return _Plan(type=verb, hypervisor=hypervisor, storage=storage, server_id=server_id)
+
+
+def _plan_probe(order: ProbeOrder, context: Context) -> _Plan:
+    """Return the plan of a look at another place. Raises StorageImmutable for a place of another type."""
+    storage = storages.find(order.storage_id)
+    if storage.type != order.kind:
+        raise StorageImmutable(field="config")
+    hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
+    return _Plan(type="health", hypervisor=hypervisor, storage=storage, spec={proofs.PROBE: dict(order.config)})
 
 
 def _worker(reference: str, backup: Backup, storage: Storage, context: Context) -> Hypervisor:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from controller import failing, health
+from controller import failing, health, proofs
+from controller.db import secrets
 
 
 def note(
@@ -17,5 +18,7 @@ def note(
     if job.type == "backup":
         what = None if failure is None else dict(failure)
         failing.note(job.job_id, job.server_id, job.storage_id, job.hypervisor_id, state, what, now)
+    elif proofs.PROBE in job.spec:
+        secrets.remove_all(proofs.PROBE, job.job_id)
     elif job.type in health.TYPES:
         health.note(job.job_id, job.storage_id, job.hypervisor_id, state, failure, result, now)

@@ -31,6 +31,18 @@ class Due:
     hypervisor_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A storage read as a whole from a hypervisor, in a job of `epoch` that began at `start_time`, and what lay there."""
+
+    storage_id: str
+    hypervisor_id: str
+    epoch: int
+    start_time: datetime
+    found_count: int
+    unreadable_count: int
+
+
 def check(verb: str, storage: Storage, hypervisor_id: str) -> None:
     """Raise StorageUnreconciled for a removal on a storage that was not reconciled since the present epoch began."""
     if verb not in removals.REMOVALS:
@@ -40,11 +52,18 @@ def check(verb: str, storage: Storage, hypervisor_id: str) -> None:
         raise StorageUnreconciled(storage_id=storage.storage_id, epoch=epoch)
 
 
-def reconciled(storage_id: str, hypervisor_id: str, epoch: int, now: datetime) -> None:
-    """Note that a storage was read as a whole, in a job of `epoch`, and that the catalog says what lies there."""
-    key = _key(storages.find(storage_id), hypervisor_id)
-    Row.insert(storage_id=storage_id, hypervisor_id=key, epoch=epoch, end_time=now).on_conflict(
-        conflict_target=[Row.storage_id, Row.hypervisor_id], update={Row.epoch: epoch, Row.end_time: now}
+def reconciled(reading: Reading, now: datetime) -> None:
+    """Note that a storage was read as a whole, and that the catalog says what lies there."""
+    key = _key(storages.find(reading.storage_id), reading.hypervisor_id)
+    values = {
+        "epoch": reading.epoch,
+        "end_time": now,
+        "start_time": reading.start_time,
+        "found_count": reading.found_count,
+        "unreadable_count": reading.unreadable_count,
+    }
+    Row.insert(storage_id=reading.storage_id, hypervisor_id=key, **values).on_conflict(
+        conflict_target=[Row.storage_id, Row.hypervisor_id], update=values
     ).execute()
 
 

@@ -44,7 +44,7 @@ def clone(schedule_id: str, hypervisors: Sequence[str], now: datetime) -> Cloned
     }
     free = [one for one in wanted if one not in taken]
     for hypervisor_id in free:
-        schedules.check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
+        schedules.check_encryption(storage, hypervisor_id, resolved, now, before=storage.encryption_enabled)
     rows = [schedules.new_row(new_id(now), one, storage.storage_id, new, resolved, now) for one in free]
     try:
         with models.proxy.atomic():

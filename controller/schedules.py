@@ -214,7 +214,7 @@ def create(new: NewSchedule, now: datetime) -> Schedule:
     schedule_id, hypervisor_id = new_id(now), hypervisor_id_of(new.hypervisor)
     storage = storages.find(new.storage)
     resolved = check_overrides(storage, new.overrides, new.time_zone)
-    check_encryption(storage, hypervisor_id, resolved, before=storage.encryption_enabled)
+    check_encryption(storage, hypervisor_id, resolved, now, before=storage.encryption_enabled)
     row = new_row(schedule_id, hypervisor_id, storage.storage_id, new, resolved, now)
     try:
         with models.proxy.atomic():
@@ -240,7 +240,7 @@ def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -
     same_place = storage.storage_id == present.storage_id
     before = present.resolved.encryption.value if same_place else storage.encryption_enabled
     resolved = check_overrides(storage, overrides, time_zone)
-    check_encryption(storage, present.hypervisor_id, resolved, before=before)
+    check_encryption(storage, present.hypervisor_id, resolved, now, before=before)
     values = {
         "storage_id": storage.storage_id,
         "default_access": present.default_access if change.default_access is None else change.default_access,
@@ -330,10 +330,16 @@ def check_overrides(storage: Storage, overrides: Mapping[str, Any], time_zone: s
     return resolved
 
 
-def check_encryption(storage: Storage, hypervisor_id: str, resolved: Resolved, *, before: bool) -> None:
-    """Raise EncryptionImmutable where this would switch the encryption of backups that a hypervisor has there (S25)."""
-    if resolved.encryption.value != before and storages.is_in_use(storage.storage_id, hypervisor_id):
+def check_encryption(storage: Storage, hypervisor_id: str, resolved: Resolved, now: datetime, *, before: bool) -> None:
+    """Raise EncryptionImmutable where this would switch the encryption of backups that a hypervisor has there (S25).
+
+    Raises EncryptionUnproven where it may have some that the catalog does not know.
+    """
+    if resolved.encryption.value == before:
+        return
+    if storages.is_in_use(storage.storage_id, hypervisor_id):
         raise EncryptionImmutable(storage_id=storage.storage_id)
+    storages.check_proven(storage.storage_id, hypervisor_id, now)
 
 
 def new_row(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, health, totals
+from controller import happenings, health, proofs, totals
 from controller.db import models, secrets
 from controller.db.secrets import Vault
 from controller.db.statements import find_row
@@ -19,12 +19,11 @@ from controller.errors import (
     HypervisorNotFound,
     InvalidField,
     StorageExists,
-    StorageImmutable,
     StorageInUse,
     StorageNotFound,
 )
-from controller.rules import storage_types
 from controller.rules.retention import KEEP_LAST_DEFAULT
+from engine.errors import InvalidSpec, WrongKey
 from engine.format import keys
 from engine.format.crypto import StorageKey
 from engine.ids import new_id
@@ -127,8 +126,30 @@ class NewKey:
 def make_key(passphrase: str, now: datetime) -> NewKey:
     """Return a new storage key wrapped by a passphrase. Slow on purpose: never on the event loop or the database's thread."""
     key = StorageKey.generate(new_id(now))
-    wrapped = keys.wrap_key(key, passphrase, now.isoformat(timespec="milliseconds").replace("+00:00", "Z"))
-    return NewKey(key, wrapped.dump().decode("ascii"))
+    return NewKey(key, keys.wrap_key(key, passphrase, _stamp(now)).dump().decode("ascii"))
+
+
+def _stamp(now: datetime) -> str:
+    return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def with_passphrase(key: StorageKey, wrapped: str, added: str, now: datetime) -> str:
+    """Return a wrapped key's next revision, which `added` opens too; the same text where it does already. Slow on purpose.
+
+    Raises InvalidField when no further passphrase goes in.
+    """
+    name = f"keys/{key.key_id}.json"
+    closed = keys.KeyObject.load(wrapped.encode(), name)
+    try:
+        keys.unwrap_key(closed, added)
+    except WrongKey:
+        pass
+    else:
+        return wrapped
+    try:
+        return keys.add_slot(closed, key, added, _stamp(now)).dump().decode("ascii")
+    except InvalidSpec as error:
+        raise InvalidField(field="secrets.added_passphrase", problem=str(error.facts["problem"])) from error
 
 
 # ---- looking ------------------------------------------------------------------------------------------------------------
@@ -241,7 +262,7 @@ def update(
     """Change a storage; `key` replaces its key (a new passphrase).
 
     Raises StorageNotFound, EtagMismatch, StorageExists, HypervisorNotFound; StorageImmutable for another place and EncryptionImmutable for
-    another encryption while backups lie there or a job may be writing one (S0, S25).
+    another encryption while backups lie there or a job may be writing one, EncryptionUnproven while nobody knows (S0, S25).
     """
     row = find_row(Row.storage_id, storage_id)
     if row is None:
@@ -254,10 +275,13 @@ def update(
     if change.delete_hypervisor_id is not None:
         values["delete_hypervisor_id"] = _hypervisor_id(change.delete_hypervisor_id)
     in_use = _use_count(storage_id) > 0
-    _check_place(row, change, in_use=in_use)
+    if change.config is not None:
+        _check_place(row, change.config, in_use=in_use, now=now)
     encryption_changes = values.get("encryption_enabled", row.encryption_enabled) != row.encryption_enabled
-    if in_use and (encryption_changes or key is not None):
-        raise EncryptionImmutable(storage_id=storage_id)
+    if encryption_changes or key is not None:
+        if in_use:
+            raise EncryptionImmutable(storage_id=storage_id)
+        proofs.check_encryption(row, "", now)
     if key is not None:
         models.StorageKey.delete().where(models.StorageKey.storage_id == storage_id).execute()
         _put_key(storage_id, key, vault, now)
@@ -268,6 +292,14 @@ def update(
     _put_secrets(storage_id, change.secrets, vault, now)
     _event("storage.updated", storage_id, now)
     return find(storage_id)
+
+
+def set_wrapped(storage_id: str, key_id: str, before: str, after: str) -> None:
+    """Put a key's next revision in place of the one that it was made of. Raises EtagMismatch when that is no longer there."""
+    table = models.StorageKey
+    this = (table.storage_id == storage_id) & (table.key_id == key_id) & (table.wrapped == before)
+    if not table.update(wrapped=after).where(this).execute():
+        raise EtagMismatch(etag=find(storage_id).etag)
 
 
 def delete(storage_id: str, now: datetime) -> None:
@@ -314,12 +346,20 @@ def _hypervisor_id(reference: str) -> str:
     return str(row.hypervisor_id) if row is not None else ""
 
 
-def _check_place(row: models.Storage, change: StorageChange, *, in_use: bool) -> None:
-    if change.config is None or not in_use:
+def _check_place(row: models.Storage, config: Mapping[str, Any], *, in_use: bool, now: datetime) -> None:
+    """Raise StorageImmutable for another place of a storage in use; what was read at the old one says nothing of the new."""
+    if not proofs.moved_fields(row.type, row.config, config):
         return
-    for name in storage_types.BY_TYPE[row.type].place:
-        if change.config.get(name) != row.config.get(name):
-            raise StorageImmutable(field=f"{row.type}.{name}")
+    if in_use:
+        proofs.check_place(row, config, _makers(row.storage_id), now)
+    read = models.Reconciliation
+    read.update(start_time=None).where(read.storage_id == row.storage_id).execute()
+
+
+def _makers(storage_id: str) -> set[str]:
+    backup = models.Backup
+    mine = (backup.storage_id == storage_id) & backup.delete_time.is_null()
+    return {row.hypervisor_id for row in backup.select(backup.hypervisor_id).where(mine).distinct()}
 
 
 def _use_count(storage_id: str, hypervisor_id: str = "") -> int:
@@ -340,6 +380,11 @@ def _schedule_count(storage_id: str) -> int:
     return int(row.select().where((row.storage_id == storage_id) & row.delete_time.is_null()).count())
 
 
+def check_proven(storage_id: str, hypervisor_id: str, now: datetime) -> None:
+    """Raise EncryptionUnproven where a hypervisor may have backups on a storage that the catalog does not know (S25)."""
+    proofs.check_encryption(Row.get(Row.storage_id == storage_id), hypervisor_id, now)
+
+
 def is_in_use(storage_id: str, hypervisor_id: str) -> bool:
     """Tell whether backups that a hypervisor made lie on a storage, or a job of it may be writing one."""
     return _use_count(storage_id, hypervisor_id) > 0
@@ -347,7 +392,9 @@ def is_in_use(storage_id: str, hypervisor_id: str) -> bool:
 
 def _put_secrets(storage_id: str, given: Mapping[str, str], vault: Vault, now: datetime) -> None:
     for name, value in given.items():
-        if value:  # the passphrase has wrapped the key, and nobody needs it any more (S26)
+        if (
+            value and name != "added_passphrase"
+        ):  # the passphrase has wrapped the key, and nobody needs it any more (S26)
             secrets.put(vault, TABLE, storage_id, name, value, now, keep=name != "encryption_passphrase")
 
 

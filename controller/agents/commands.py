@@ -3,7 +3,7 @@
 An agent gets the credentials of the storage that the job is on and the keys of the server that it is for, and nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import disk_pb2
-from controller import batches, installation, schedules, storages
+from controller import batches, installation, probes, schedules, storages
 from controller import settings as chosen
 from controller.agents.outbox import Pending
 from controller.batches import Batch
@@ -67,6 +67,7 @@ class Maker:
         command.deadline.CopyFrom(_span(max(until - self._now, _DEADLINE_MIN)))
         place = self._place(job)
         command.run.CopyFrom(place.common)
+        self._go_elsewhere(command.run.storage, job)
         _WORK[job.type](command.run, job, _server_keys(place.keys, job.server_id))
         if batch is not None:
             _add_batch(command.run, job, batch, job_count)
@@ -77,6 +78,15 @@ class Maker:
         if key not in self._places:
             self._places[key] = _place(*key, self._vault)
         return self._places[key]
+
+    def _go_elsewhere(self, access: command_pb2.StorageAccess, job: Job) -> None:
+        """Send a probe to the place that it is to look at; the repository has to be there."""
+        probed = probes.place_of(job)
+        if probed is not None:
+            kind = storages.find(job.storage_id).type
+            access.ClearField(kind)  # type: ignore[arg-type]  # the field of a config has the type's name
+            _set_place(access, kind, probed, probes.secrets_for(job, self._vault))
+            access.repository_expected = True
 
     def _batch(self, batch_id: str) -> tuple[Batch, int]:
         """Return a batch, and how many of its jobs are with the agent."""
@@ -100,7 +110,10 @@ def _place(storage_id: str, hypervisor_id: str, vault: Vault) -> _Place:
     storage = storages.find(storage_id)
     settings = schedules.resolve(storage, hypervisor_id)
     run = command_pb2.RunCommand()
-    run.storage.CopyFrom(_access(storage, settings, vault))
+    run.storage.CopyFrom(_access(storage, settings))
+    _set_place(run.storage, storage.type, storage.config, secrets.open_all(vault, storages.TABLE, storage_id))
+    if capabilities.BY_TYPE[storage.type].bind_address:
+        getattr(run.storage, storage.type).bind_address = settings.bind_address.value
     run.storage.repository_expected = storages.has_been_used(storage, hypervisor_id)
     json_format.ParseDict(limits_json(settings), run.limits)
     json_format.ParseDict(storage.compression, run.compression)
@@ -129,23 +142,25 @@ def _add_batch(run: command_pb2.RunCommand, job: Job, batch: Batch, job_count: i
     run.backup.interval.CopyFrom(_span(timedelta(seconds=batch.spec["interval_seconds"])))
 
 
-def _access(storage: Storage, settings: Resolved, vault: Vault) -> command_pb2.StorageAccess:
-    access = command_pb2.StorageAccess(
+def _access(storage: Storage, settings: Resolved) -> command_pb2.StorageAccess:
+    return command_pb2.StorageAccess(
         storage_id=storage.storage_id,
         repository_id=storage.repository_id,
         installation_id=installation.get().installation_id,
         wrapped_keys=storages.wrapped_keys(storage.storage_id),
         key_id=storage.key_id if settings.encryption.value else "",
     )
-    config: Any = getattr(access, storage.type)
+
+
+def _set_place(
+    access: command_pb2.StorageAccess, kind: str, place: Mapping[str, Any], opened: Mapping[str, str]
+) -> None:
+    """Say where backups lie and what opens it; the access names configs and secrets as the storage does."""
+    config = getattr(access, kind)
     config.SetInParent()
-    json_format.ParseDict(storage.config, config, ignore_unknown_fields=True)
-    if capabilities.BY_TYPE[storage.type].bind_address:
-        config.bind_address = settings.bind_address.value
-    opened = secrets.open_all(vault, storages.TABLE, storage.storage_id)
-    for name in storage_types.BY_TYPE[storage.type].secrets:  # the access names them as the storage does
+    json_format.ParseDict(dict(place), config, ignore_unknown_fields=True)
+    for name in storage_types.BY_TYPE[kind].secrets:
         setattr(access, name, opened.get(name, ""))
-    return access
 
 
 def _server_keys(keys: Sequence[StorageKey], server_id: str) -> list[command_pb2.ServerKey]:

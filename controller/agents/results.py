@@ -12,6 +12,7 @@ from controller import backups, hypervisors, jobs, prune_queue, reconciliation, 
 from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
+from controller.reconciliation import Reading
 from engine.ids import is_id
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ def _reindex(job: Job, result: dict[str, Any], now: datetime) -> None:
     if len(unreadable) < UNREADABLE_MAX:
         backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, now, local=local)
         if not job.server_id:
-            reconciliation.reconciled(job.storage_id, job.hypervisor_id, job.epoch, now)
+            found = int(result.get("backup_count", 0))
+            reading = Reading(job.storage_id, job.hypervisor_id, job.epoch, since, found, len(unreadable))
+            reconciliation.reconciled(reading, now)
     backups.pass_on(job.storage_id, job.server_id, now)
     count = backups.adopted_count(job.job_id)
     if count:

@@ -10,7 +10,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from controller import health, hypervisors, jobs, orders, settings
+from controller import health, hypervisors, jobs, orders, proofs, settings
 from controller.context import Context
 from controller.db import models
 from controller.db.secrets import Vault
@@ -88,7 +88,8 @@ def give_up(job_id: str, now: datetime) -> None:
         return
     failure = Failure.of(LookTooLong(minutes=int(LOOK_TIME_MAX.total_seconds() // 60)), "health")
     told = {"reason": failure.reason, "message": failure.message, "metadata": failure.metadata, "step": failure.step}
-    health.note(job_id, job.storage_id, job.hypervisor_id, "failed", told, None, now)
+    if proofs.PROBE not in job.spec:
+        health.note(job_id, job.storage_id, job.hypervisor_id, "failed", told, None, now)
     jobs.request_cancel(job, JobCancelled.reason, now)
 
 

@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     f"{_V1}ScheduleService/PreviewNextRuns": Rule("viewer"),
     f"{_V1}PresetService/ListPresets": Rule("viewer"),
     f"{_V1}PresetService/ApplyPreset": Rule("admin", "storage_id"),
+    f"{_V1}StorageService/ProbeStorage": Rule("admin", "storage_id", made="job_id"),
     f"{_V1}StorageService/ReconcileStorage": Rule("operator", "storage_id", made="job_id"),
     f"{_V1}StorageService/ExportStorageKey": Rule("admin", "storage_id"),
     f"{_V1}StorageService/CheckStorage": Rule("operator", "storage_id", made="job_id"),

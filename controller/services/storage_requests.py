@@ -6,6 +6,7 @@ from typing import Any
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
+from controller.orders import ProbeOrder
 from controller.rules import retention, storage_types
 from controller.services import check, convert, settings_check
 from controller.services.storage_checks import settings, types
@@ -50,6 +51,8 @@ def new(request: messages.CreateStorageRequest) -> NewStorage:
             field="allow_local", problem="is needed: a local folder does not survive the loss of its hypervisor"
         )
     given = types.given_secrets(kind, request.secrets)
+    if "added_passphrase" in given:
+        raise InvalidField(field="secrets.added_passphrase", problem="is for a storage that has a key already")
     if "encryption_passphrase" in given and not request.encryption_enabled:
         raise InvalidField(field="secrets.encryption_passphrase", problem="is given, but encryption is not enabled")
     compression = request.compression if request.HasField("compression") else None
@@ -72,6 +75,28 @@ def new(request: messages.CreateStorageRequest) -> NewStorage:
 
 def _deleter(reference: str) -> str:
     return check.reference("delete_hypervisor_id", reference, optional=True)
+
+
+# ---- probing a place ---------------------------------------------------------------------------------------------------
+
+
+def probe(request: messages.ProbeStorageRequest) -> tuple[ProbeOrder, dict[str, str]]:
+    """Return the look that is asked for, and the secrets that come with it; the place is checked like one to be saved."""
+    kind = request.WhichOneof("config")
+    if kind is None:
+        raise InvalidField(field="config", problem="is missing")
+    order = ProbeOrder(
+        storage_id=check.reference("storage_id", request.storage_id),
+        hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id),
+        kind=kind,
+        config=convert.to_json(types.config(kind, request)),
+        request_id=check.request_id(request.request_id),
+    )
+    given = types.given_secrets(kind, request.secrets)
+    for name in types.PASSPHRASES:
+        if name in given:
+            raise InvalidField(field=f"secrets.{name}", problem="has nothing to do with a place")
+    return order, given
 
 
 # ---- changing one ------------------------------------------------------------------------------------------------------
@@ -130,3 +155,6 @@ def check_encryption(change: StorageChange, present: Storage) -> None:
         raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
     if given and not enabled:
         raise InvalidField(field="secrets.encryption_passphrase", problem="is given, but encryption is not enabled")
+    if "added_passphrase" in change.secrets and (given or not present.key_id):
+        problem = "opens the key that there is: not with a new one, nor where there is none"
+        raise InvalidField(field="secrets.added_passphrase", problem=problem)

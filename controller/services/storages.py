@@ -3,11 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2_grpc
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
-from controller import health, orders, schedules, storages, totals
+from controller import health, orders, probes, schedules, storages, totals
 from controller.context import Context as OrderContext
 from controller.db import secrets
 from controller.db.secrets import Vault
@@ -19,6 +20,16 @@ from controller.services import check, convert, convert_storages, paging, standi
 from controller.services.parts import Context, Parts
 from controller.services.storage_checks import types
 from controller.storages import NewKey, Storage, StorageChange
+from engine.format.crypto import StorageKey
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """A closed key, as it is and as it will be."""
+
+    key_id: str
+    before: str
+    after: str
 
 
 class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
@@ -56,12 +67,14 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
             await asyncio.to_thread(types.check_secrets, present.type, {**kept, **change.secrets})
         storage_requests.check_encryption(change, present)
         key = await self._make_key(change.secrets) if "encryption_passphrase" in change.secrets else None
+        wrapped = await self._wrapped(present, change.secrets.get("added_passphrase", ""))
         # What was checked must be what is changed: the etag of the storage as it was read stands in for one not given.
         record = await self._parts.database.run(
             _change,
             present.storage_id,
             change,
             key,
+            wrapped,
             update.etag or present.etag,
             self._parts.vault,
             self._parts.now(),
@@ -82,6 +95,15 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
             request_id=check.request_id(request.request_id),
         )
         return messages.TestStorageResponse(job_id=await self._start(order))
+
+    async def ProbeStorage(
+        self, request: messages.ProbeStorageRequest, context: Context
+    ) -> messages.ProbeStorageResponse:
+        order, given = storage_requests.probe(request)
+        prints = {name: self._parts.vault.fingerprint(value) for name, value in given.items()}
+        order = replace(order, secret_fingerprints=prints)
+        job_id = await self._parts.database.run(probes.start, order, given, self._parts.vault, self._orders())
+        return messages.ProbeStorageResponse(job_id=job_id)
 
     async def ReindexStorage(
         self, request: messages.ReindexStorageRequest, context: Context
@@ -150,13 +172,29 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         return convert_storages.storage(*(await self._parts.database.run(standing.of_storages, [record]))[0])
 
     async def _start(self, order: TestOrder | ReindexOrder | HealthOrder) -> str:
-        context = OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
-        return await self._parts.database.run(orders.start, order, context)
+        return await self._parts.database.run(orders.start, order, self._orders())
+
+    def _orders(self) -> OrderContext:
+        return OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
+
+    async def _wrapped(self, present: Storage, added: str) -> "_Wrapped | None":
+        """Return what a further passphrase makes of the storage's key, None where none is added."""
+        if not added:
+            return None
+        key, before = await self._parts.database.run(_key_of, present, self._parts.vault)
+        after = await asyncio.to_thread(storages.with_passphrase, key, before, added, self._parts.now())
+        return _Wrapped(key.key_id, before, after)
 
     async def _make_key(self, given: Mapping[str, str]) -> NewKey:
         if "encryption_passphrase" not in given:
             raise InvalidField(field="secrets.encryption_passphrase", problem="is needed for encryption")
         return await asyncio.to_thread(storages.make_key, given["encryption_passphrase"], self._parts.now())
+
+
+def _key_of(present: Storage, vault: Vault) -> tuple[StorageKey, str]:
+    """Return the key of a storage, opened, and its closed text."""
+    key = next(one for one in storages.open_keys(present.storage_id, vault) if one.key_id == present.key_id)
+    return key, storages.wrapped_keys(present.storage_id)[key.key_id]
 
 
 def _with_keys(reference: str) -> tuple[Storage, list[storages.WrappedKey]]:
@@ -184,9 +222,17 @@ def _usages(reference: str, after: tuple[int, str] | None, limit: int) -> list[t
 
 
 def _change(
-    storage_id: str, change: StorageChange, key: NewKey | None, etag: str, vault: Vault, now: datetime
+    storage_id: str,
+    change: StorageChange,
+    key: NewKey | None,
+    wrapped: "_Wrapped | None",
+    etag: str,
+    vault: Vault,
+    now: datetime,
 ) -> Storage:
     """Change a storage, and let its schedules follow."""
+    if wrapped is not None:
+        storages.set_wrapped(storage_id, wrapped.key_id, wrapped.before, wrapped.after)
     changed = storages.update(storage_id, change, key, etag, vault, now)
     schedules.storage_changed(storage_id, now)
     return changed

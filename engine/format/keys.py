@@ -121,10 +121,28 @@ def add_passphrase(
     random: Random = os.urandom,
 ) -> KeyObject:
     """Return the next revision of `wrapped`, which `added` opens too. Raises WrongKey if `passphrase` opens no slot."""
+    _check_room(wrapped)
+    return add_slot(wrapped, unwrap_key(wrapped, passphrase), added, create_time, cost, random)
+
+
+def add_slot(
+    wrapped: KeyObject,
+    key: StorageKey,
+    added: str,
+    create_time: str,
+    cost: ScryptCost = ScryptCost(),
+    random: Random = os.urandom,
+) -> KeyObject:
+    """Return the next revision of `wrapped`, which `added` opens too, by who has the open `key` itself. Raises InvalidSpec."""
+    _check_room(wrapped)
+    if key.key_id != wrapped.key_id:
+        raise InvalidSpec(field="key", problem=f"is {key.key_id}, and not {wrapped.key_id}")
+    return replace(wrapped, create_time=create_time, slots=(*wrapped.slots, _seal(key, added, cost, random)))
+
+
+def _check_room(wrapped: KeyObject) -> None:
     if len(wrapped.slots) >= SLOTS_MAX:
         raise InvalidSpec(field="passphrase", problem=f"key {wrapped.key_id} has {SLOTS_MAX} passphrases already")
-    slot = _seal(unwrap_key(wrapped, passphrase), added, cost, random)
-    return replace(wrapped, create_time=create_time, slots=(*wrapped.slots, slot))
 
 
 def _seal(key: StorageKey, passphrase: str, cost: ScryptCost, random: Random) -> Slot:

@@ -18,6 +18,9 @@ class Reconciliation(Table):
     epoch = number_field()  # 0 for never
     end_time = OptionalTimeField()
     try_time = OptionalTimeField()
+    start_time = OptionalTimeField()  # when that reading began
+    found_count = number_field()  # backups that it found
+    unreadable_count = number_field()  # manifests that it could not read
 
     class Meta:
         primary_key = peewee.CompositeKey("storage_id", "hypervisor_id")

@@ -3,7 +3,7 @@
 import peewee
 from peewee import BigIntegerField, BlobField, BooleanField, TextField
 
-from controller.db.fields import JsonField, TimeField
+from controller.db.fields import JsonField, OptionalTimeField, TimeField
 from controller.db.models.base import Table, id_field, text_field
 
 
@@ -11,7 +11,7 @@ class Storage(Table):
     storage_id = id_field()
     name = TextField(unique=True)
     type = TextField()
-    config = JsonField()  # JSON form of LocalConfig or SftpConfig
+    config = JsonField()  # JSON form of the config of its type
     compression = JsonField()
     limits = JsonField()
     encryption_enabled = BooleanField(default=False)
@@ -26,6 +26,7 @@ class Storage(Table):
     keep_last = BigIntegerField(default=2)
     delete_hypervisor_id = text_field()  # the only one that may delete; "" for any that uses the storage
     defaults = JsonField(null=True, default=dict)  # see `rules/settings.py`
+    use_time = OptionalTimeField()  # when a job that may write there was first sent out; see proofs.py
 
 
 class Secret(Table):

@@ -18,6 +18,7 @@ from clients.gen.backupmanager.v1 import (
     storage_service_pb2,
     system_service_pb2,
 )
+from engine.format import keys
 from tests.controller.services.api import Api, field_refused, fresh, refusal
 from tests.servers.controller import Controller
 from tests.servers.station import Station
@@ -234,3 +235,55 @@ async def test_a_schedules_source_address_is_taken_where_there_are_connections(
         )
         made = (await api.schedules.CreateSchedule(request)).schedule
         assert made.resolved.values.bind_address == "192.0.2.7"
+
+
+@pytest.mark.feature("S25", "S26", "S28")
+async def test_a_passphrase_is_added_to_the_key_that_there_is(api: Api, controller: Controller) -> None:
+    first, second = f"first long {uuid.uuid4()}", f"second long {uuid.uuid4()}"
+    plain = await make(api, "rclone")
+    assert await field_refused(update(api, plain, added_passphrase=second)) == "secrets.added_passphrase"
+    config = CONFIGS["rclone"]
+    request = CREATE(
+        name=fresh("safe"), rclone=config, encryption_enabled=True, secrets=SECRETS(encryption_passphrase=first)
+    )
+    made = (await api.storages.CreateStorage(request)).storage
+    assert await field_refused(update(api, made, added_passphrase="short")) == "secrets.added_passphrase"
+
+    changed = await update(api, made, added_passphrase=second)
+
+    assert changed.encryption == made.encryption, "the key is the same"
+    (key,) = (
+        await api.storages.ExportStorageKey(storage_service_pb2.ExportStorageKeyRequest(storage_id=made.name))
+    ).keys
+    closed = keys.KeyObject.load(key.text.encode(), f"keys/{key.key_id}.json")
+    assert keys.unwrap_key(closed, first) == keys.unwrap_key(closed, second)
+    everything = b"".join(path.read_bytes() for path in controller.folder.rglob("*") if path.is_file())
+    assert second.encode() not in everything
+
+
+@pytest.mark.feature("S0", "S28")
+async def test_a_probes_place_is_checked_and_its_secret_told_to_the_agent_alone(
+    api: Api, controller: Controller
+) -> None:
+    station = await Station.enroll(controller, fresh("host"))
+    made = await make(api, "s3", "the storage's own key")
+    secret = f"another key {uuid.uuid4()}"
+    probe = storage_service_pb2.ProbeStorageRequest(
+        storage_id=made.name, hypervisor_id=station.hypervisor_id, request_id=str(uuid.uuid4())
+    )
+    assert await field_refused(api.storages.ProbeStorage(probe)) == "config"
+    probe.s3.CopyFrom(CONFIGS["s3"])
+    probe.s3.bucket = "a/b"
+    assert await field_refused(api.storages.ProbeStorage(probe)) == "s3.bucket"
+    probe.s3.bucket = "elsewhere"
+    probe.secrets.encryption_passphrase = "long enough"
+    assert await field_refused(api.storages.ProbeStorage(probe)) == "secrets.encryption_passphrase"
+    probe.secrets.Clear()
+    probe.secrets.s3_secret_key = secret
+    async with station.session() as session:
+        job_id = (await api.storages.ProbeStorage(probe)).job_id
+        assert (await api.storages.ProbeStorage(probe)).job_id == job_id, "the same id twice is one job"
+        access = (await session.command()).run.storage
+    assert (access.s3.bucket, access.s3_secret_key, access.repository_expected) == ("elsewhere", secret, True)
+    everything = b"".join(path.read_bytes() for path in controller.folder.rglob("*") if path.is_file())
+    assert secret.encode() not in everything

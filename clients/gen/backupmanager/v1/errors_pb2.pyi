@@ -280,6 +280,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
     reconciled; `storage_id`, `epoch`.
     """
+    ERROR_REASON_ENCRYPTION_UNPROVEN: _ErrorReason.ValueType  # 260
+    """FAILED_PRECONDITION. Whether backups lie on the storage that the catalog does not know cannot be told; `storage_id`, `problem`."""
     ERROR_REASON_STORAGE_PATH_INVALID: _ErrorReason.ValueType  # 270
     """A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
     `missing` or `not_a_folder`.
@@ -553,6 +555,8 @@ ERROR_REASON_STORAGE_UNRECONCILED: ErrorReason.ValueType  # 210
 """FAILED_PRECONDITION. The controller's memory was lost or set back, and nothing is deleted on the storage until it is
 reconciled; `storage_id`, `epoch`.
 """
+ERROR_REASON_ENCRYPTION_UNPROVEN: ErrorReason.ValueType  # 260
+"""FAILED_PRECONDITION. Whether backups lie on the storage that the catalog does not know cannot be told; `storage_id`, `problem`."""
 ERROR_REASON_STORAGE_PATH_INVALID: ErrorReason.ValueType  # 270
 """A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
 `missing` or `not_a_folder`.

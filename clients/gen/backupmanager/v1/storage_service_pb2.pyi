@@ -33,6 +33,7 @@ class StorageSecrets(_message.Message):
     ENCRYPTION_PASSPHRASE_FIELD_NUMBER: _builtins.int
     S3_SECRET_KEY_FIELD_NUMBER: _builtins.int
     FTP_PASSWORD_FIELD_NUMBER: _builtins.int
+    ADDED_PASSPHRASE_FIELD_NUMBER: _builtins.int
     sftp_private_key: _builtins.str
     """PEM: RSA, ECDSA or Ed25519. Needed for SFTP."""
     sftp_key_passphrase: _builtins.str
@@ -43,6 +44,10 @@ class StorageSecrets(_message.Message):
     """Secret key that belongs to the access key. Needed for S3."""
     ftp_password: _builtins.str
     """Password of the user. Needed for FTP."""
+    added_passphrase: _builtins.str
+    """A further passphrase that opens the same key, in an update of a storage that has one; allowed while backups lie there. Up to
+    16 passphrases open a key. It reaches the storage with the next job that writes there.
+    """
     def __init__(
         self,
         *,
@@ -51,10 +56,11 @@ class StorageSecrets(_message.Message):
         encryption_passphrase: _builtins.str = ...,
         s3_secret_key: _builtins.str = ...,
         ftp_password: _builtins.str = ...,
+        added_passphrase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_passphrase", b"encryption_passphrase", "ftp_password", b"ftp_password", "s3_secret_key", b"s3_secret_key", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_passphrase", b"added_passphrase", "encryption_passphrase", b"encryption_passphrase", "ftp_password", b"ftp_password", "s3_secret_key", b"s3_secret_key", "sftp_key_passphrase", b"sftp_key_passphrase", "sftp_private_key", b"sftp_private_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,7 +316,9 @@ class UpdateStorageRequest(_message.Message):
 
     @_builtins.property
     def secrets(self) -> Global___StorageSecrets:
-        """New secrets; an empty one is kept as it is. A new encryption passphrase is refused while backups lie there."""
+        """New secrets; an empty one is kept as it is. A new encryption passphrase makes a new key, and is refused while backups lie there;
+        `added_passphrase` opens the key that there is.
+        """
 
     def __init__(
         self,
@@ -441,6 +449,96 @@ class TestStorageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TestStorageResponse: _TypeAlias = TestStorageResponse  # noqa: Y015
+
+@_typing.final
+class ProbeStorageRequest(_message.Message):
+    """Looks at another place of a storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
+    SFTP_FIELD_NUMBER: _builtins.int
+    S3_FIELD_NUMBER: _builtins.int
+    FTP_FIELD_NUMBER: _builtins.int
+    RCLONE_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """Its id, or its name."""
+    hypervisor_id: _builtins.str
+    """From which hypervisor: id or name."""
+    request_id: _builtins.str
+    """The same id twice is one job; a UUID."""
+    @_builtins.property
+    def local(self) -> _storage_pb2.LocalConfig:
+        """A folder."""
+
+    @_builtins.property
+    def sftp(self) -> _storage_pb2.SftpConfig:
+        """An SSH server."""
+
+    @_builtins.property
+    def s3(self) -> _storage_pb2.S3Config:
+        """A bucket."""
+
+    @_builtins.property
+    def ftp(self) -> _storage_pb2.FtpConfig:
+        """An FTP server."""
+
+    @_builtins.property
+    def rclone(self) -> _storage_pb2.RcloneConfig:
+        """A remote of rclone."""
+
+    @_builtins.property
+    def secrets(self) -> Global___StorageSecrets:
+        """Secrets of the connection that the place needs; one that is not given is the storage's own."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        hypervisor_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        local: _storage_pb2.LocalConfig | None = ...,
+        sftp: _storage_pb2.SftpConfig | None = ...,
+        s3: _storage_pb2.S3Config | None = ...,
+        ftp: _storage_pb2.FtpConfig | None = ...,
+        rclone: _storage_pb2.RcloneConfig | None = ...,
+        secrets: Global___StorageSecrets | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "ftp", b"ftp", "local", b"local", "rclone", b"rclone", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "ftp", b"ftp", "hypervisor_id", b"hypervisor_id", "local", b"local", "rclone", b"rclone", "request_id", b"request_id", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp", "s3", "ftp", "rclone"]  # noqa: Y015
+    _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_config) -> _WhichOneofReturnType_config | None: ...
+
+Global___ProbeStorageRequest: _TypeAlias = ProbeStorageRequest  # noqa: Y015
+
+@_typing.final
+class ProbeStorageResponse(_message.Message):
+    """The job that looks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """To watch."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeStorageResponse: _TypeAlias = ProbeStorageResponse  # noqa: Y015
 
 @_typing.final
 class ReindexStorageRequest(_message.Message):

@@ -65,6 +65,11 @@ class StorageServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.TestStorageRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.TestStorageResponse.FromString,
                 _registered_method=True)
+        self.ProbeStorage = channel.unary_unary(
+                '/backupmanager.v1.StorageService/ProbeStorage',
+                request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageResponse.FromString,
+                _registered_method=True)
         self.ReindexStorage = channel.unary_unary(
                 '/backupmanager.v1.StorageService/ReindexStorage',
                 request_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ReindexStorageRequest.SerializeToString,
@@ -125,7 +130,7 @@ class StorageServiceServicer:
 
     def UpdateStorage(self, request, context):
         """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +147,17 @@ class StorageServiceServicer:
         """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
         of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
         HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProbeStorage(self, request, context):
+        """Starts a job that looks from a hypervisor whether another place carries this storage's repository; nothing is written there.
+        While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
+        local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
+        STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
+        REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -229,6 +245,11 @@ def add_StorageServiceServicer_to_server(servicer, server):
                     servicer.TestStorage,
                     request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.TestStorageRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.TestStorageResponse.SerializeToString,
+            ),
+            'ProbeStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProbeStorage,
+                    request_deserializer=backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageResponse.SerializeToString,
             ),
             'ReindexStorage': grpc.unary_unary_rpc_method_handler(
                     servicer.ReindexStorage,
@@ -424,6 +445,33 @@ class StorageService:
             '/backupmanager.v1.StorageService/TestStorage',
             backupmanager_dot_v1_dot_storage__service__pb2.TestStorageRequest.SerializeToString,
             backupmanager_dot_v1_dot_storage__service__pb2.TestStorageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProbeStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.StorageService/ProbeStorage',
+            backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageRequest.SerializeToString,
+            backupmanager_dot_v1_dot_storage__service__pb2.ProbeStorageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ class StorageServiceStub:
     """Returns one storage. Scope: viewer. Errors: STORAGE_NOT_FOUND."""
     UpdateStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.UpdateStorageRequest, _storage_service_pb2.UpdateStorageResponse]
     """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-    STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+    STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
     """
     DeleteStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.DeleteStorageRequest, _storage_service_pb2.DeleteStorageResponse]
     """Forgets a storage; what lies there stays. Scope: admin. Errors: STORAGE_NOT_FOUND, STORAGE_IN_USE."""
@@ -34,6 +34,13 @@ class StorageServiceStub:
     """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
     of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
     HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
+    """
+    ProbeStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ProbeStorageRequest, _storage_service_pb2.ProbeStorageResponse]
+    """Starts a job that looks from a hypervisor whether another place carries this storage's repository; nothing is written there.
+    While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
+    local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
+    STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
+    REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
     """
     ReindexStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ReindexStorageRequest, _storage_service_pb2.ReindexStorageResponse]
     """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
@@ -97,7 +104,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_storage_service_pb2.UpdateStorageRequest, _abc.Awaitable[_storage_service_pb2.UpdateStorageResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.UpdateStorageResponse]:
         """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
@@ -117,6 +124,19 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         """Starts a job that tries a storage from a hypervisor, step by step, and initializes it if it is empty. The first test
         of an SFTP storage learns its host key. Scope: operator. Errors: STORAGE_NOT_FOUND, HYPERVISOR_NOT_FOUND,
         HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, STORAGE_READ_ONLY, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ProbeStorage(
+        self,
+        request: _storage_service_pb2.ProbeStorageRequest,
+        context: _aio.ServicerContext[_storage_service_pb2.ProbeStorageRequest, _abc.Awaitable[_storage_service_pb2.ProbeStorageResponse]],
+    ) -> _abc.Awaitable[_storage_service_pb2.ProbeStorageResponse]:
+        """Starts a job that looks from a hypervisor whether another place carries this storage's repository; nothing is written there.
+        While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
+        local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
+        STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
+        REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
         """
 
     @_abc_1.abstractmethod
