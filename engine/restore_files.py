@@ -19,6 +19,7 @@ from engine.failpoint import reached
 from engine.format.manifest import DiskManifest
 from engine.in_use import refuse_used
 from engine.jobs import Surroundings
+from engine.qcow2 import Qcow2Target, Unusual
 from engine.rebuild import rebuild
 from engine.restore import expect
 from engine.results import RestoreResult
@@ -121,14 +122,28 @@ def _opened(path: Path, size_bytes: int, image_format: str, *, overwrite: bool) 
 def _new_image(part: Path, size_bytes: int, image_format: str) -> Iterator[Target]:
     if image_format == "qcow2":
         create_image(str(part), "qcow2", size_bytes)
+        with _new_qcow2(part) as target:
+            yield target
+        return
+    raw = RawTarget.create(part, size_bytes)
+    try:
+        yield raw
+    finally:
+        raw.finish()
+
+
+@contextlib.contextmanager
+def _new_qcow2(part: Path) -> Iterator[Target]:
+    try:
+        image = Qcow2Target(part)
+    except Unusual:
         with export_image(str(part), "qcow2", writable=True) as export:
             yield NbdTarget(export.socket, export.name, export.size_bytes, blank=True)
         return
-    target = RawTarget.create(part, size_bytes)
     try:
-        yield target
+        yield image
     finally:
-        target.finish()
+        image.finish()
 
 
 def publish(part: Path, final: Path) -> None:
