@@ -201,6 +201,7 @@ class FtpStorage(Storage):
                     "storage lost, trying again storage=%s step=%s attempt=%d reason=%s",
                     self.label, step, number, reason_of(error),
                 )  # fmt: skip
+            self.pool.distrust()
             self.sleep(pause * random.uniform(0.75, 1.25))
             pause = min(2 * pause, patience.pause_seconds_max)
         raise AssertionError("unreachable")

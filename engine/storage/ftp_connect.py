@@ -307,6 +307,13 @@ class Pool:
         if control.broken or self._interrupted:
             control.close()
 
+    def distrust(self) -> None:
+        """Hang up the connections that nobody uses: one was lost, and asking each of the others may take minutes."""
+        with self._state:
+            free, self._free = self._free, []
+        for control in free:
+            control.close()
+
     def lends(self, lender: Lender) -> None:
         """Note who has a connection that could be asked back; the last one to be noted is the last one to be asked."""
         with self._state:

@@ -16,7 +16,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import ObjectExists, StorageError
+from engine.errors import ObjectExists, StorageError, StorageUnreachable
 from engine.storage import ftp_tree
 from engine.storage.base import Buffer, part_name
 from engine.storage.ftp_lock import Taken, locked
@@ -197,7 +197,10 @@ class FtpUpload:
     def _ask(self) -> bool:
         """Ask how large the file is by now; False where there is no connection for it."""
         if self._storage.tells_growth:
-            self._asker = self._storage.pool.try_acquire()
+            try:
+                self._asker = self._storage.pool.try_acquire()
+            except StorageUnreachable:
+                return False  # the line was lost while it was dialed; the transfer hears of that and goes on elsewhere
         if self._asker is None:
             return False
         self._asked = self._sent
@@ -288,6 +291,7 @@ class FtpUpload:
         Raises StorageUnreachable when that takes too long or does not help, and what else the server answers.
         """
         self._give_up_connection()
+        self._storage.pool.distrust()
         self._resumes += 1
         self._stuck = self._stuck + 1 if self._settled == self._settled_before else 1
         self._settled_before = self._settled

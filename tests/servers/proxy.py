@@ -9,8 +9,9 @@ One thread runs an event loop; every method may be called from any thread and ha
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -20,20 +21,25 @@ _QUEUE_MAX = 64  # chunks held back by a delay; beyond them the sender feels it
 
 
 class Proxy:
-    """Forwards connections to `target_port` on 127.0.0.1; `port` is its own."""
+    """Forwards connections to `target_port` on 127.0.0.1; `port` is its own, on `host`.
 
-    def __init__(self, target_port: int) -> None:
+    It also listens on each of `same_ports`, which it forwards to the same port on 127.0.0.1, for protocols that name ports
+    themselves; `host` then is another address of loopback.
+    """
+
+    def __init__(self, target_port: int, host: str = "127.0.0.1", same_ports: Sequence[int] = ()) -> None:
         self.port = 0
+        self.host = host
         self.connections = 0  # accepted so far
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}  # forwarded so far
-        self._target_port = target_port
+        self._target_ports = (target_port, *same_ports)
         self._limits: dict[Direction, int | None] = {"up": None, "down": None}
         self._at_limit: Callable[[], object] = self._reset
         self._each: tuple[int, Direction] | None = None
         self._delay_seconds = 0.0
         self._refusing = False
         self._flowing: asyncio.Event
-        self._server: asyncio.Server
+        self._servers: list[asyncio.Server] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._vanished: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -109,18 +115,22 @@ class Proxy:
     async def _start(self) -> None:
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_CHUNK_BYTES)
-        self.port = self._server.sockets[0].getsockname()[1]
+        for target in self._target_ports:
+            own = 0 if target == self._target_ports[0] else target
+            serve = partial(self._serve, target)
+            self._servers.append(await asyncio.start_server(serve, self.host, own, limit=_CHUNK_BYTES))
+        self.port = self._servers[0].sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self._reset()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
         try:
@@ -128,7 +138,7 @@ class Proxy:
                 return
             if self._each is not None:
                 self._limit(*self._each, self._reset)
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port, limit=_CHUNK_BYTES)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target, limit=_CHUNK_BYTES)
             self._writers.add(far_writer)
             try:
                 await asyncio.gather(self._pump("up", reader, far_writer), self._pump("down", far_reader, writer))
