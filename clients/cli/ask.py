@@ -35,6 +35,27 @@ def confirm(question: str, *, yes: bool) -> None:
         raise Declined
 
 
+def possible() -> bool:
+    """Tell whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def line(question: str, default: str = "") -> str:
+    """Return what a person types, or `default` for an empty answer. Raises Declined where the input ends."""
+    shown = f" [{default}]" if default else ""
+    print(f"{question}{shown}: ", end="", file=sys.stderr, flush=True)
+    with _interruptible():
+        answer = sys.stdin.readline()
+    if not answer:
+        raise Declined
+    return answer.strip() or default
+
+
+def yes(question: str) -> bool:
+    """Return whether a person says yes; an empty answer is a no."""
+    return line(f"{question} [y/N]").lower() in {"y", "yes"}
+
+
 def secret(what: str, *, option: str, file: str, variable: str, twice: bool = False) -> str:
     """Return a secret from a file, the environment or a hidden prompt; Usage names `option` where there is none.
 

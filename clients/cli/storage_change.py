@@ -1,6 +1,6 @@
 """`bmctl storage update`, `set` and `delete`: changing a storage. What is not given stays as it is, secrets as well."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from clients.cli.overrides import (
 )
 from clients.cli.retention import KeepLast, Policy, parse
 from clients.cli.session import Controller, run
+from clients.cli.storage_fields import place
 from clients.cli.storage_settings import (
     Compress,
     CompressionThreads,
@@ -28,12 +29,14 @@ from clients.cli.storage_settings import (
     KeyPassphraseFile,
     Level,
     PassphraseFile,
+    PasswordFile,
     ReadLimit,
     SecretFiles,
+    SecretKeyFile,
     Settings,
     UploadLimit,
     Workers,
-    sftp_place,
+    write_place,
 )
 from clients.cli.storage_show import find, place_of, show_storage
 
@@ -45,16 +48,10 @@ def update(
     read_only: Annotated[
         bool | None, typer.Option("--read-only/--read-write", help="Read-only allows restores and checks.")
     ] = None,
-    path: Annotated[str | None, typer.Option("--path", help="New path, while no backups lie there.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="SFTP: new host.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=1, max=65535, help="SFTP: new port.")] = None,
-    username: Annotated[str | None, typer.Option("--username", help="SFTP: new user.")] = None,
-    host_key: Annotated[
-        str | None, typer.Option("--host-key", help="SFTP: pin this host key; empty learns it.")
-    ] = None,
-    bind_address: Annotated[str | None, typer.Option("--bind-address", help="SFTP: new source address.")] = None,
     key_file: KeyFile = "",
     key_passphrase_file: KeyPassphraseFile = "",
+    secret_key_file: SecretKeyFile = "",
+    password_file: PasswordFile = "",
     encrypt: Annotated[
         bool | None, typer.Option("--encrypt/--no-encrypt", help="Encrypt; while no backups lie there.")
     ] = None,
@@ -74,10 +71,11 @@ def update(
     full_interval: FullInterval = "",
     concurrency: Concurrency = "",
     output: Output = "table",
+    **given: Any,
 ) -> None:
     """Change a storage.
 
-    What is not given stays as it is.
+    What is not given stays as it is, secrets as well. The place changes only while no backups lie there.
     """
     from clients.gen.backupmanager.v1.storage_service_pb2 import UpdateStorageRequest
 
@@ -92,8 +90,7 @@ def update(
         window=window,
         allowed_days=days,
     )
-    files = SecretFiles(key_file, key_passphrase_file, passphrase_file)
-    sftp_only = {"host": host, "port": port, "username": username, "host_key": host_key, "bind_address": bind_address}
+    files = SecretFiles(key_file, key_passphrase_file, passphrase_file, secret_key_file, password_file)
 
     async def work(controller: Controller) -> None:
         request = UpdateStorageRequest(storage=await find(controller, storage))
@@ -103,14 +100,9 @@ def update(
             if value is not None:
                 setattr(changed, field, value)
                 paths.append(field)
-        if changed.WhichOneof("config") == "sftp":
-            if sftp_place(changed.sftp, path=path, **sftp_only):
-                paths.append("sftp")
-        elif any(value is not None for value in sftp_only.values()):
-            raise Usage(field="storage update", problem=f"{changed.name} is no SFTP storage")
-        elif path is not None:
-            changed.local.path = path
-            paths.append("local")
+        kind = changed.WhichOneof("config") or ""
+        if write_place(getattr(changed, kind), place(kind, given)):
+            paths.append(kind)
         if settings.changes_compression:
             settings.compression(changed.compression)
             paths.append("compression")

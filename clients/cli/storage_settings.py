@@ -1,6 +1,8 @@
 """The settings of a storage as options of `bmctl storage add` and `bmctl storage update`, and where its secrets come from.
 
 private key              --key-file F              BMCTL_SFTP_PRIVATE_KEY       no prompt: it has many lines
+S3's secret key          --secret-key-file F       BMCTL_S3_SECRET_KEY          prompt
+FTP's password           --password-file F         BMCTL_FTP_PASSWORD           prompt
 the key's passphrase     --key-passphrase-file F   BMCTL_SFTP_KEY_PASSPHRASE    prompt, if the key has one
 encryption passphrase    --passphrase-file F       BMCTL_ENCRYPTION_PASSPHRASE  prompt, twice
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -19,16 +22,20 @@ from clients.cli import ask, options, words
 from clients.cli.failures import Usage
 
 if TYPE_CHECKING:
-    from clients.gen.backupmanager.v1.storage_pb2 import Compression, SftpConfig, StorageLimits
+    from collections.abc import Mapping
+
+    from clients.gen.backupmanager.v1.storage_pb2 import Compression, StorageLimits
     from clients.gen.backupmanager.v1.storage_service_pb2 import StorageSecrets
 
 Priority: TypeAlias = Literal["normal", "low", "idle"]
 
-Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="Unique name.")]
+Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", help="Unique name; asked for on a terminal.")]
 KeyFile: TypeAlias = Annotated[str, typer.Option("--key-file", help="SSH private key, PEM; - for stdin.")]
 KeyPassphraseFile: TypeAlias = Annotated[
     str, typer.Option("--key-passphrase-file", help="Its passphrase, if it has one.")
 ]
+SecretKeyFile: TypeAlias = Annotated[str, typer.Option("--secret-key-file", help="S3's secret key; - for stdin.")]
+PasswordFile: TypeAlias = Annotated[str, typer.Option("--password-file", help="The user's password; - for stdin.")]
 Encrypt: TypeAlias = Annotated[bool, typer.Option("--encrypt", help="Encrypt new backups.")]
 PassphraseFile: TypeAlias = Annotated[
     str, typer.Option("--passphrase-file", help="Encryption passphrase; without it backups are lost, so keep it.")
@@ -100,12 +107,11 @@ class Settings:
             self.limits(request.limits)
 
 
-def sftp_place(target: SftpConfig, **given: str | int | None) -> bool:
-    """Write the given parts of a place into `target`; tell whether there were any."""
-    changed = {name: value for name, value in given.items() if value is not None}
-    for name, value in changed.items():
+def write_place(target: Any, values: Mapping[str, Any]) -> bool:
+    """Write the given fields of a place into a type's config; tell whether there were any."""
+    for name, value in values.items():
         setattr(target, name, value)
-    return bool(changed)
+    return bool(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +121,21 @@ class SecretFiles:
     key: str = ""
     key_passphrase: str = ""
     passphrase: str = ""
+    secret_key: str = ""
+    password: str = ""
 
-    def new(self, secrets: StorageSecrets, *, sftp: bool, encrypt: bool) -> None:
+    @property
+    def has_key(self) -> bool:
+        """Whether a private key is said to be somewhere."""
+        return bool(self.key or os.environ.get("BMCTL_SFTP_PRIVATE_KEY"))
+
+    def new(self, secrets: StorageSecrets, kind: str | None, *, encrypt: bool) -> None:
         """Fill in what a new storage needs and `secrets` does not hold yet. Raises Usage where there is no way to it."""
+        sftp = kind == "sftp"
+        if kind == "s3" and not secrets.s3_secret_key:
+            secrets.s3_secret_key = self._secret_key()
+        if kind == "ftp" and not secrets.ftp_password:
+            secrets.ftp_password = self._password()
         if sftp and not secrets.sftp_private_key:
             secrets.sftp_private_key = self._key()
             if not secrets.sftp_private_key:
@@ -135,6 +153,10 @@ class SecretFiles:
             secrets.sftp_private_key = self._key()
         if self.key_passphrase or has_passphrase(secrets.sftp_private_key):
             secrets.sftp_key_passphrase = self._key_passphrase()
+        if self.secret_key:
+            secrets.s3_secret_key = self._secret_key()
+        if self.password:
+            secrets.ftp_password = self._password()
         if self.passphrase or encrypt:
             secrets.encryption_passphrase = self._passphrase()
 
@@ -149,6 +171,14 @@ class SecretFiles:
             file=self.key_passphrase,
             variable="BMCTL_SFTP_KEY_PASSPHRASE",
         )
+
+    def _secret_key(self) -> str:
+        return ask.secret(
+            "the secret key", option="--secret-key-file", file=self.secret_key, variable="BMCTL_S3_SECRET_KEY"
+        )
+
+    def _password(self) -> str:
+        return ask.secret("the password", option="--password-file", file=self.password, variable="BMCTL_FTP_PASSWORD")
 
     def _passphrase(self) -> str:
         return ask.secret(

@@ -1,6 +1,6 @@
 """`bmctl storage list`, `show` and `health`: what is known of storages, as people see it."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from clients.gen.backupmanager.v1.storage_pb2 import Storage
 
-_NONE = "No storages yet. `bmctl storage add sftp NAME` adds one."
+_NONE = "No storages yet. `bmctl storage add` adds one."
 
 
 def list_storages(output: Output = "table") -> None:
@@ -87,12 +87,51 @@ async def find(controller: Controller, storage: str) -> "Storage":
 
 
 def place_of(storage: "Storage") -> str:
-    """Return a storage's type and place in one line."""
-    if storage.WhichOneof("config") == "sftp":
-        place = storage.sftp
-        port = f":{place.port}" if place.port not in {0, 22} else ""
-        return f"sftp://{place.username}@{place.host}{port}{place.path}"
+    """Return a storage's type and place in one line, as a URL where that is usual."""
+    kind = storage.WhichOneof("config")
+    if kind in {"sftp", "ftp"}:
+        place: Any = getattr(storage, kind)
+        usual = {"sftp": 22, "ftp": 21}[kind]
+        port = f":{place.port}" if place.port not in {0, usual} else ""
+        scheme = "ftps" if kind == "ftp" and not place.tls_disabled else kind
+        return f"{scheme}://{place.username}@{place.host}{port}{place.path}"
+    if kind == "s3":
+        prefix = f"/{storage.s3.prefix}" if storage.s3.prefix else ""
+        return f"s3://{storage.s3.bucket}{prefix}"
+    if kind == "rclone":
+        return f"rclone {storage.rclone.remote}:{storage.rclone.path}"
     return f"local {storage.local.path}"
+
+
+def _particulars(storage: "Storage") -> list[tuple[str, Cell]]:
+    """Return what only storages of this type have, as facts; what is as usual is left out."""
+    match storage.WhichOneof("config"):
+        case "sftp":
+            return [("Host key", storage.sftp.host_key), ("From", storage.sftp.bind_address)]
+        case "s3":
+            s3 = storage.s3
+            part = words.size(s3.part_size_bytes) if s3.part_size_bytes else "chosen by size"
+            return [
+                ("Server", s3.endpoint or "AWS"),
+                ("Region", s3.region or "us-east-1"),
+                ("Access key", s3.access_key),
+                ("Parts", f"{s3.concurrency or 8} at once, {part}"),
+                ("Addressing", words.enum_label(s3, "addressing")),
+                ("Authority", "its own certificate" if s3.ca_certificate else ""),
+                ("From", s3.bind_address),
+            ]
+        case "ftp":
+            ftp = storage.ftp
+            trust = "its certificate is not checked" if ftp.skip_tls_verify else "its certificate is checked"
+            return [
+                ("TLS", "off: the password and the backups go in clear" if ftp.tls_disabled else trust),
+                ("Authority", "its own certificate" if ftp.ca_certificate else ""),
+                ("From", ftp.bind_address),
+            ]
+        case "rclone":
+            forced = "a remote that is refused else is accepted" if storage.rclone.force else ""
+            return [("Forced", forced), ("From", storage.rclone.bind_address)]
+    return []
 
 
 def _state(storage: "Storage") -> "Text":
@@ -121,8 +160,7 @@ def _card(screen: Screen, storage: "Storage") -> "RenderableType":
     facts: tuple[tuple[str, Cell], ...] = (
         ("Storage", storage.storage_id),
         ("Place", place_of(storage)),
-        ("Host key", storage.sftp.host_key),
-        ("From", storage.sftp.bind_address),
+        *_particulars(storage),
         (
             "Backups",
             f"{storage.backup_count}, {words.size(storage.stored_bytes)} stored" if storage.backup_count else "none",

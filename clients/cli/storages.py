@@ -8,18 +8,20 @@ storage_jobs.py     test, check, reindex, reconcile
 
 import sys
 
-from clients.cli import recovery_sheet, storage_add, storage_change, storage_jobs, storage_show
+from clients.cli import recovery_sheet, storage_add, storage_change, storage_jobs, storage_show, storage_types
 from clients.cli.options import Output, StorageArgument, group
 from clients.cli.output import Screen, plain
 from clients.cli.session import Controller, run
+from clients.cli.storage_fields import FIELDS, own_parameters, parameters, with_parameters
 
 app = group()
 keys = group()
 app.add_typer(keys, name="key", help="The keys of an encrypted storage.", no_args_is_help=True)
-app.add_typer(storage_add.add, name="add", help="Add a storage.", invoke_without_command=True, no_args_is_help=True)
+app.add_typer(storage_add.add, name="add", help="Add a storage.", invoke_without_command=True, no_args_is_help=False)
 app.command("list")(storage_show.list_storages)
+app.command("types")(storage_types.list_types)
 app.command()(storage_show.show)
-app.command()(storage_change.update)
+app.command()(with_parameters(storage_change.update, [*own_parameters(storage_change.update), *parameters(FIELDS)]))
 app.command("set")(storage_change.set_retention)
 app.command()(storage_change.delete)
 app.command("test")(storage_jobs.try_storage)

@@ -164,6 +164,19 @@ class Canned:
                 token_name="admin",
                 token_scope=access_token_pb2.ACCESS_SCOPE_ADMIN,
             ),
+            "GetCapabilities": lambda _: system_calls.GetCapabilitiesResponse(
+                storage_types=[
+                    system_calls.StorageTypeCapabilities(
+                        type="local", capabilities=storage_pb2.StorageCapabilities(usage=True)
+                    ),
+                    system_calls.StorageTypeCapabilities(
+                        type="s3",
+                        capabilities=storage_pb2.StorageCapabilities(
+                            resume=True, depends_on_server=["exclusive_create"]
+                        ),
+                    ),
+                ]
+            ),
             "ListHypervisors": lambda _: hypervisor_calls.ListHypervisorsResponse(hypervisors=self.hypervisors),
             "GetHypervisor": lambda r: hypervisor_calls.GetHypervisorResponse(hypervisor=self._hypervisor(r)),
             "BanHypervisor": lambda r: hypervisor_calls.BanHypervisorResponse(hypervisor=self._hypervisor(r)),

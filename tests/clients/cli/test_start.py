@@ -47,7 +47,7 @@ def shell(bmctl: Bmctl, tmp_path: Path) -> Bmctl:
         (("bmctl", "ba"), {"backup", "batch"}),
         (("bmctl", "backup", "ver"), {"verify"}),
         (("bmctl", "backup", ""), {"start", "list", "show", "restore", "verify", "delete"}),
-        (("bmctl", "storage", "add", "s"), {"sftp"}),
+        (("bmctl", "storage", "add", "s"), {"sftp", "s3"}),
         (("bmctl", "backup", "start", "--ty"), {"--type"}),
         (("bmctl", "backup", "start", "--type", "in"), {"incremental"}),
     ],

@@ -187,7 +187,7 @@ def test_update_of_place_and_secrets(bmctl: Bmctl, canned: Canned, key_file: str
 
     wrong = bmctl("storage", "update", "nas", "--port", "22")
     assert wrong.code == 2
-    assert "no SFTP storage" in wrong.err
+    assert "a storage of the type local has no such setting" in wrong.err
 
 
 @pytest.mark.feature("S24")

@@ -195,6 +195,12 @@ def test_every_reason_has_a_remedy_of_its_own_and_every_remedy_reads_as_a_senten
     assert remedy("SOMETHING_ELSE") == ""
 
 
+def test_the_page_for_administrators_has_every_remedy() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "storages.md").read_text()
+    for (reason, cause), text in REMEDIES.items():
+        assert f"| `{reason}` |{f' `{cause}`' if cause else ''} | {text} |" in page
+
+
 # ---- what the tests stand on --------------------------------------------------------------------------------------------
 
 
