@@ -2,6 +2,7 @@
 # make test    install what it needs, then lint and run all tests
 # make kill    the tests that kill the engine, at every one of some 700 points instead of a sixth of them, and those that cut off
 #              each storage at every megabyte
+# make storages  every test of every storage, on every server, an old Ceph among them
 # make databases   the controller's tests, each on SQLite and on PostgreSQL, instead of those alone where the two could differ
 # make bench   measure on a quiet machine; one JSON line per figure
 #
@@ -12,7 +13,7 @@ PYTHON := build/venv/bin/python
 WORKERS ?= 3
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint unit kill databases bench generate format clean
+.PHONY: demo test lint unit kill storages databases bench generate format clean
 
 demo:
 	@.ci/bootstrap demo
@@ -35,6 +36,10 @@ kill:
 	@.ci/bootstrap test
 	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py tests/engine/test_resume.py \
 		tests/engine/storage tests/e2e/test_stress_engine.py
+
+storages:
+	@.ci/bootstrap storages
+	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py
 
 databases:
 	@.ci/bootstrap test

@@ -285,6 +285,8 @@ class Wire:
             return secured
         except ssl.SSLCertVerificationError as error:
             raise Untrusted(error.verify_message or "the certificate is not trusted") from error
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:
+            raise Lost("TLS handshake", "the connection was closed") from error
         except ssl.SSLError as error:
             raise Untrusted(f"no TLS: {error.reason or error}") from error
         except OSError as error:

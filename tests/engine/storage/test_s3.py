@@ -1,5 +1,6 @@
 """S3 as a storage, on real servers: the contract, on one that keeps every promise and on one that ignores conditions."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +35,14 @@ class _S3Contract(StorageContract):
         return server.place(QUICK, proxy.cut, endpoint=endpoint, part_size_bytes=PART_BYTES_MIN)
 
 
+@pytest.fixture(scope="module")
+def radosgw(tmp_path_factory) -> Iterator[S3Server]:
+    from tests.servers.radosgw import Radosgw
+
+    with Radosgw(tmp_path_factory.mktemp("radosgw")) as server:
+        yield server
+
+
 @pytest.mark.feature("S5")
 class TestWeed(_S3Contract):
     """SeaweedFS: refuses a second object under a name, also one in parts; compares no hash of a body."""
@@ -58,3 +67,16 @@ class TestJuicefs(_S3Contract):
         assert not storage.abilities.exclusive_create
         assert not promises.exclusive_complete
         assert not promises.etag_is_md5
+
+
+@pytest.mark.feature("S5")
+@pytest.mark.skipif(os.environ.get("BM_STORAGES") != "all", reason="run by `make storages`, which installs Ceph")
+class TestRadosgw(_S3Contract):
+    """Ceph 16 over HTTPS: refuses a second object under a name, but not one in parts; knows no checksums but MD5."""
+
+    server = "radosgw"
+
+    def test_it_is_found_to_keep_names_of_small_objects(self, storage):
+        promises = storage.promises()
+        assert storage.abilities.exclusive_create
+        assert not promises.exclusive_complete
