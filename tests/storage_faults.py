@@ -83,7 +83,7 @@ class StorageInterruptions:
             exposed.line.cut_after(mib * MIB + 1234, "down")
             assert download(storage) == content()
 
-    @pytest.mark.share(8)
+    @pytest.mark.share(16)
     @pytest.mark.parametrize("mib", [0, 4, 9, 16])
     @pytest.mark.parametrize("direction", ["up", "down"])
     @pytest.mark.parametrize("fault", ["stall", "vanish"])

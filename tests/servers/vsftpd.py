@@ -28,7 +28,7 @@ START_SECONDS_MAX = 20.0
 USERNAME = "backup-test"
 PASSWORD = "correct horse"  # what a test looks for in logs and errors
 _PORT_TRIES = 5
-_PAM = "auth required pam_unix.so\naccount required pam_unix.so\n"
+_PAM = "auth required pam_unix.so nodelay\naccount required pam_unix.so\n"
 _START = (
     'mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/shadow" /etc/shadow && '
     'mount --bind "$1/pam" /etc/pam.d/other && exec vsftpd "$1/vsftpd.conf"'

@@ -23,13 +23,13 @@ pytestmark = [pytest.mark.feature("S13"), pytest.mark.feature("C12")]
 LINE_HOST = "127.0.0.77"  # the same ports as the server's, on another address
 PORTS = 12
 SHORT = Patience(
-    connect_seconds=5,  # vsftpd takes three to refuse a login
-    stall_seconds=4,
+    connect_seconds=2,
+    stall_seconds=1,
     sync_seconds=3,
     attempts=3,
     pause_seconds=0.05,
     pause_seconds_max=0.5,
-    enduring_attempts=4,
+    enduring_attempts=3,
     enduring_seconds=20,
 )
 DEFAULT = Patience()
@@ -50,7 +50,7 @@ class Front:
 
     def __init__(self, folder: Path, tls: Tls) -> None:
         self.ports = free_ports()
-        options = [f"pasv_min_port={self.ports[0]}", f"pasv_max_port={self.ports[-1]}"]
+        options = [f"pasv_min_port={self.ports[0]}", f"pasv_max_port={self.ports[-1]}", "delay_failed_login=0"]
         self.server = Vsftpd(folder, tls=tls, options=options)
 
     def line(self) -> Proxy:
