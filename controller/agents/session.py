@@ -272,15 +272,13 @@ class Session:
             raise InvalidField(field="events", problem=f"are more than {EVENTS_MAX}")
         parts, journal_id = self._parts, message.journal_id
         batch = [convert.event(one) for one in message.events]
-        stored = await parts.database.run(
-            events.store_batch,
-            self.hypervisor_id,
-            journal_id,
-            batch,
-            (await parts.database.run(installation.get)).epoch,
-            parts.limits,
-            parts.clock.now(),
-        )
+        now = parts.clock.now()
+
+        def store_batch() -> int | None:
+            epoch = installation.get().epoch  # it may have grown while we serve
+            return events.store_batch(self.hypervisor_id, journal_id, batch, epoch, parts.limits, now)
+
+        stored = await parts.database.run(store_batch)
         if stored is None:
             return
         await self._queue.put(Response(event_receipt=event_pb2.EventReceipt(journal_id=journal_id, sequence=stored)))
@@ -322,9 +320,12 @@ class Session:
         )
 
     async def _lease_check(self, message: session_service_pb2.LeaseCheck) -> None:
-        epoch = (await self._parts.database.run(installation.get)).epoch  # it may have grown while we serve
-        stamp = Stamp(message.job_id, message.attempt, message.generation, epoch)
-        held = await self._parts.database.run(jobs.holds_lease, stamp, self.hypervisor_id)
+        def holds() -> bool:
+            epoch = installation.get().epoch  # as above
+            stamp = Stamp(message.job_id, message.attempt, message.generation, epoch)
+            return jobs.holds_lease(stamp, self.hypervisor_id)
+
+        held = await self._parts.database.run(holds)
         verdict = session_service_pb2.LeaseVerdict(job_id=message.job_id, attempt=message.attempt, held=held)
         await self._queue.put(Response(lease_verdict=verdict))
 

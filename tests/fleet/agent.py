@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Plan:
     began: "Counter[_Key]" = field(default_factory=Counter)  # (job, attempt): how often an engine was started for it
     finished: "Counter[_Key]" = field(default_factory=Counter)
     taken: list[float] = field(default_factory=list)  # when each command came, by the monotonic clock
+    at_work: "Counter[str]" = field(default_factory=Counter)  # hypervisor -> the servers that its batches work on now
+    at_work_max: int = 0  # of one hypervisor
     faults: list[str] = field(default_factory=list)
 
 
@@ -57,6 +60,7 @@ class SimulatedAgent:
         self._operations: dict[_Key, command_pb2.Command] = {}
         self._commands: set[str] = set()
         self._engines: set[asyncio.Task[None]] = set()
+        self._batches: dict[str, asyncio.Semaphore] = {}  # the places of each batch that was begun
         self._call: Any = None
         self._writing = asyncio.Lock()
 
@@ -183,14 +187,29 @@ class SimulatedAgent:
     # ---- engines and the journal ----------------------------------------------------------------------------------------
 
     async def _work(self, command: command_pb2.Command) -> None:
-        """Be an engine that needs `job_seconds` and succeeds."""
-        await asyncio.sleep(self._plan.job_seconds)
+        """Be an engine that needs `job_seconds` and succeeds; a batch's works on so many servers at once as it was told."""
         key = (command.job_id, command.attempt)
+        async with self._place(command):
+            if key in self._operations:
+                of_batch = command.run.HasField("batch")
+                self._plan.at_work[self.host.hypervisor_id] += of_batch
+                self._plan.at_work_max = max(self._plan.at_work_max, self._plan.at_work[self.host.hypervisor_id])
+                try:
+                    await asyncio.sleep(self._plan.job_seconds)
+                finally:
+                    self._plan.at_work[self.host.hypervisor_id] -= of_batch
         if key in self._operations:
             self._plan.finished[key] += 1
             self._end(key, job_pb2.JOB_STATE_COMPLETED)
         with contextlib.suppress(aio.AioRpcError, asyncio.InvalidStateError):
             await self._send_events()
+
+    def _place(self, command: command_pb2.Command) -> AbstractAsyncContextManager[object]:
+        """Return what lets a job of a batch begin; a single may at once."""
+        if not command.run.HasField("batch"):
+            return contextlib.nullcontext()
+        batch = command.run.batch
+        return self._batches.setdefault(batch.batch_id, asyncio.Semaphore(batch.concurrency))
 
     def _end(self, key: _Key, state: "job_pb2.JobState.ValueType") -> None:
         command = self._operations.get(key)

@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 from grpc import aio
 
+from clients.errors import refusal
 from clients.gen.backupmanager.v1 import (
     backup_service_pb2,
     backup_service_pb2_grpc,
+    batch_pb2,
+    batch_service_pb2,
+    batch_service_pb2_grpc,
     hypervisor_service_pb2,
     hypervisor_service_pb2_grpc,
     job_pb2,
@@ -113,6 +117,48 @@ async def fleet(pair: tuple[Controller, Controller, Seeded]) -> AsyncIterator[Fl
     async with Fleet(seeded.hosts, [one.agents, other.agents], one.authority_pem, job_seconds=0.2) as fleet:
         await fleet.connected()
         yield fleet
+
+
+@pytest.mark.feature("X1", "X12", "N3", "N7")
+async def test_two_controllers_that_start_batches_at_once_start_each_one_once(
+    pair: tuple[Controller, Controller, Seeded], fleet: Fleet
+) -> None:
+    one, other, seeded = pair
+    schedules = [host.hypervisor_id for host in seeded.hosts]
+    async with one.channel() as first, other.channel() as second:
+        both = [batch_service_pb2_grpc.BatchServiceStub(channel) for channel in (first, second)]
+        answers = await asyncio.gather(
+            *(start_batch(stub, which, f"{number}") for which in schedules for number, stub in enumerate(both))
+        )
+        assert set(answers) <= {"", "BATCH_WAITING"}, answers
+
+        async def none_lives() -> bool:
+            found = (await both[1].ListBatches(batch_service_pb2.ListBatchesRequest(page_size=1000))).batches
+            live = {batch_pb2.BATCH_STATE_DISPATCHED, batch_pb2.BATCH_STATE_RUNNING, batch_pb2.BATCH_STATE_DEFERRED}
+            at_work = [one.hypervisor_id for one in found if one.state in live - {batch_pb2.BATCH_STATE_DEFERRED}]
+            assert len(at_work) == len(set(at_work)), "two batches work on one hypervisor"
+            return bool(found) and not any(one.state in live for one in found)
+
+        await wait_until_async(none_lives, 120, "all batches to end")
+        found = (await both[0].ListBatches(batch_service_pb2.ListBatchesRequest(page_size=1000))).batches
+    assert {one.hypervisor_id for one in found} == set(schedules)
+    assert {one.state for one in found} == {batch_pb2.BATCH_STATE_COMPLETED}
+    assert sum(one.counts.completed for one in found) == len(found) * SERVERS_EACH
+    assert len(fleet.plan.began) >= len(found) * SERVERS_EACH
+    assert set(fleet.plan.began.values()) == {1}, "also what the clock demanded meanwhile began once"
+    assert fleet.plan.at_work_max == 1, "two batches on one hypervisor, or more servers at once than Backup Concurrency"
+
+
+async def start_batch(stub: batch_service_pb2_grpc.BatchServiceStub, schedule: str, request: str) -> str:
+    """Ask for a batch; return "" or why it was refused."""
+    wanted = batch_service_pb2.StartBatchRequest(
+        schedule_id=schedule, request_id=str(uuid.uuid5(uuid.NAMESPACE_OID, schedule + request))
+    )
+    try:
+        await stub.StartBatch(wanted)
+    except aio.AioRpcError as error:
+        return refusal(error).reason
+    return ""
 
 
 async def _has_session(controller: Controller, name: str) -> bool:
