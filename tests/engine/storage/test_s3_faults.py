@@ -1,11 +1,14 @@
 """S3 when things go wrong, on real servers: cut lines, a server that has too much to do, lost answers, credentials, clocks."""
 
+import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -94,8 +97,14 @@ def test_acknowledged_parts_are_not_sent_again(place, proxy):
 
 
 def test_a_storm_of_slow_down_is_ridden_out(place, proxy):
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def twice(request: Request) -> Told | None:
+        seen[request.method, request.target] += 1
+        return SLOW_DOWN if seen[request.method, request.target] % 3 else None
+
     with place.open() as storage:
-        proxy.answer(lambda request: SLOW_DOWN if request.number % 3 else None)
+        proxy.answer(twice)
         write(storage)
         storage.put("d/small", b"x")
         assert storage.get("d/object") == DATA
@@ -342,3 +351,32 @@ def test_stale_uploads_are_found_and_aborted(weed):
         assert storage.remove_stale(-1) == ["servers/a/0000.data"]
         assert place.files() == ["foreign name (upload)"]
     assert other.files() == ["servers/a/0000.data (upload)"], "below another prefix"
+
+
+@pytest.mark.feature("C10")
+def test_a_person_lists_and_aborts_stale_uploads(weed, tmp_path):
+    place = weed.place(QUICK)
+    place.plant_unfinished("servers/a/0000.data")
+    file = tmp_path / "storage.json"
+    file.write_text(json.dumps({"type": "s3", **asdict(place.spec.s3)}))
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "engine.cli",
+            "--output",
+            "json",
+            "s3-cleanup",
+            "--storage",
+            str(file),
+            *options,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    refused = run("--older-than", "1")
+    assert (refused.returncode, json.loads(refused.stdout)["error"]["reason"]) == (2, "INVALID_FIELD")
+    done = run()
+    assert json.loads(done.stdout) == {"uploads": [], "aborted": True}, done.stderr
+    assert weed.secret_key not in done.stdout + done.stderr
+    assert place.files() == ["servers/a/0000.data (upload)"], "it is young"
