@@ -1,10 +1,18 @@
 """The recovery sheet of a storage (N12): plain text of at most 100 columns, made to be printed and put into a safe."""
 
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clients.gen.backupmanager.v1.storage_pb2 import Storage
+    from clients.gen.backupmanager.v1.storage_pb2 import (
+        FtpConfig,
+        LocalConfig,
+        RcloneConfig,
+        S3Config,
+        SftpConfig,
+        Storage,
+    )
     from clients.gen.backupmanager.v1.storage_service_pb2 import ExportStorageKeyResponse, WrappedKey
 
 _WIDTH = 80
@@ -65,6 +73,7 @@ def _steps(storage: "Storage", *, encrypted: bool) -> list[str]:
     lines = [
         "1. On a host with Backup Manager's engine, describe the storage in storage.json:",
         *(f"     {line}" for line in _settings(storage)),
+        *_certificate(storage),
     ]
     number = 2
     if encrypted:
@@ -85,22 +94,93 @@ def _steps(storage: "Storage", *, encrypted: bool) -> list[str]:
 
 
 def _settings(storage: "Storage") -> list[str]:
-    """Return the engine's settings of the storage, as JSON; the private key is not ours to print."""
-    if storage.WhichOneof("config") == "local":
-        return [json.dumps({"type": "local", "path": storage.local.path})]
-    place = storage.sftp
-    where = {"type": "sftp", "host": place.host, "port": place.port or 22, "username": place.username}
-    how = {"path": place.path, "private_key_file": "/root/key", "host_key": place.host_key}
-    if not place.host_key:
-        del how["host_key"]
-    return [json.dumps(where)[:-1] + ",", " " + json.dumps(how)[1:]]
+    """Return the engine's settings of the storage, as JSON in lines; what is secret is not ours to print."""
+    kind = storage.WhichOneof("config") or ""
+    lines = [""]
+    for name, value in {"type": kind, **_FIELDS[kind](getattr(storage, kind))}.items():
+        item = f"{json.dumps(name)}: {json.dumps(value)}"
+        if lines[-1] and len(lines[-1]) + len(item) > _WIDTH - 10:
+            lines.append("")
+        lines[-1] += f"{', ' if lines[-1] else ''}{item}"
+    first, *rest = (f" {line}" for line in lines)
+    joined = ",\n".join(["{" + first[1:], *rest]) + "}"
+    return joined.split("\n")
+
+
+def _local(place: "LocalConfig") -> dict[str, Any]:
+    return {"path": place.path}
+
+
+def _sftp(place: "SftpConfig") -> dict[str, Any]:
+    found = {"host": place.host, "port": place.port or 22, "username": place.username, "path": place.path}
+    return {**found, "private_key_file": "/root/key", **_given(host_key=place.host_key)}
+
+
+def _s3(place: "S3Config") -> dict[str, Any]:
+    found = {"bucket": place.bucket, "region": place.region, "access_key": place.access_key}
+    given = _given(endpoint=place.endpoint, prefix=place.prefix, addressing=_ADDRESSINGS.get(place.addressing, ""))
+    return {**found, "secret_key_file": "/root/key", **given, **_authority(place)}
+
+
+def _ftp(place: "FtpConfig") -> dict[str, Any]:
+    found = {"host": place.host, "port": place.port or 21, "username": place.username, "path": place.path}
+    given = _given(
+        tls_disabled=place.tls_disabled,
+        skip_tls_verify=place.skip_tls_verify,
+        tls_version_max=_TLS_VERSIONS.get(place.tls_version_max, ""),
+    )
+    return {**found, "password_file": "/root/key", **given, **_authority(place)}
+
+
+def _rclone(place: "RcloneConfig") -> dict[str, Any]:
+    found = {"remote": place.remote, "path": place.path, "config_path": "/etc/backup-manager/rclone.conf"}
+    return {**found, **_given(force=place.force)}
+
+
+_FIELDS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "local": _local,
+    "sftp": _sftp,
+    "s3": _s3,
+    "ftp": _ftp,
+    "rclone": _rclone,
+}
+_ADDRESSINGS = {1: "path", 2: "virtual"}  # S3Addressing and FtpTlsVersion, which cost too much to import for a page
+_TLS_VERSIONS = {1: "1.2"}  # 1.3 is what the engine does by itself
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Return what is set."""
+    return {name: value for name, value in values.items() if value}
+
+
+def _authority(place: "S3Config | FtpConfig") -> dict[str, Any]:
+    return {"ca_certificate_file": "/root/ca.pem"} if place.ca_certificate else {}
+
+
+def _certificate(storage: "Storage") -> list[str]:
+    """Return the certificates that the server's is checked by, as lines; none where the host's own are used."""
+    kind = storage.WhichOneof("config")
+    pem = getattr(getattr(storage, kind), "ca_certificate", "") if kind else ""
+    if not pem:
+        return []
+    return ["   with this in /root/ca.pem:", *(f"     {_shown(line)}" for line in pem.strip().split("\n"))]
 
 
 def _place(storage: "Storage") -> str:
-    if storage.WhichOneof("config") == "local":
-        return f"folder {storage.local.path} on each hypervisor"
-    place = storage.sftp
-    return f"sftp://{place.username}@{place.host}:{place.port or 22}{place.path}"
+    match storage.WhichOneof("config"):
+        case "sftp":
+            place = storage.sftp
+            return f"sftp://{place.username}@{place.host}:{place.port or 22}{place.path}"
+        case "s3":
+            bucket = f"{storage.s3.bucket}/{storage.s3.prefix}".rstrip("/")
+            return f"bucket {bucket} at {storage.s3.endpoint or f'AWS {storage.s3.region}'}"
+        case "ftp":
+            ftp = storage.ftp
+            return f"{'ftp' if ftp.tls_disabled else 'ftps'}://{ftp.username}@{ftp.host}:{ftp.port or 21}{ftp.path}"
+        case "rclone":
+            return f"{storage.rclone.remote}:{storage.rclone.path} of the rclone configuration on each hypervisor"
+        case _:
+            return f"folder {storage.local.path} on each hypervisor"
 
 
 def _shown(value: str) -> str:

@@ -46,9 +46,15 @@ BY_TYPE: dict[str, Capabilities] = {
     "s3": Capabilities(
         atomic_rename=False, exclusive_create=False, resume=True, usage=False, depends_on_server=("exclusive_create",)
     ),
-    "ftp": Capabilities(atomic_rename=True, exclusive_create=False, resume=True, usage=False),
+    "ftp": Capabilities(
+        atomic_rename=True, exclusive_create=False, resume=True, usage=False, depends_on_server=("exclusive_create",)
+    ),
     "rclone": Capabilities(
-        atomic_rename=False, exclusive_create=False, resume=False, usage=False, depends_on_server=("usage",)
+        atomic_rename=False,
+        exclusive_create=False,
+        resume=False,
+        usage=False,
+        depends_on_server=("atomic_rename", "usage", "server_side_copy"),
     ),
 }
 
