@@ -14,6 +14,7 @@ from controller.services import convert, convert_schedules
 from controller.services.storage_checks import types
 from controller.storages import Storage
 from controller.totals import ServerUsage, Total
+from engine.storage.s3_parts import parts_of
 
 STORAGE_CAPABILITIES = {
     kind: storage_pb2.StorageCapabilities(
@@ -50,7 +51,19 @@ def storage(record: Storage, total: Total = totals.NONE, found: Health = health_
         health=storage_health(found),
         usage=storage_usage(total, found),
         last_backup_time=convert.time(total.last_backup_time),
+        upload_memory=_upload_memory(record),
         **config,
+    )
+
+
+def _upload_memory(record: Storage) -> storage_pb2.UploadMemory | None:
+    """Return what an upload's parts in flight cost (S6), by the engine's own rule; None for types that have no parts."""
+    if record.type != "s3":  # the only type whose uploads are cut into parts that wait in memory
+        return None
+    size, concurrency = int(record.config.get("part_size_bytes", 0)), int(record.config["concurrency"])
+    parts = parts_of(0, size, concurrency)
+    return storage_pb2.UploadMemory(
+        part_size_bytes=parts.size_bytes, parts_in_flight=parts.in_flight, memory_bytes=parts.memory_bytes
     )
 
 

@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.format.names",
         "engine.ids",
         "engine.retention",
+        "engine.storage.s3_parts",
         "engine.units",
     ),
 }

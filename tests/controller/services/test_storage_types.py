@@ -287,3 +287,18 @@ async def test_a_probes_place_is_checked_and_its_secret_told_to_the_agent_alone(
     assert (access.s3.bucket, access.s3_secret_key, access.repository_expected) == ("elsewhere", secret, True)
     everything = b"".join(path.read_bytes() for path in controller.folder.rglob("*") if path.is_file())
     assert secret.encode() not in everything
+
+
+@pytest.mark.feature("S6")
+async def test_the_memory_that_a_setting_of_parts_costs_is_told(api: Api) -> None:
+    cases = {
+        (0, 0): (3, 17_182_720),  # a 2,000th of 32 GiB, in whole pages
+        (5 * MIB, 0): (8, 5 * MIB),
+        (5 * MIB, 64): (12, 5 * MIB),
+        (16 * MIB, 8): (4, 16 * MIB),
+        (512 * MIB, 64): (2, 512 * MIB),
+    }
+    for (size, concurrency), (parts, each) in cases.items():
+        told = (await make(api, "s3", part_size_bytes=size, concurrency=concurrency)).upload_memory
+        assert (told.parts_in_flight, told.part_size_bytes, told.memory_bytes) == (parts, each, parts * each)
+    assert not (await make(api, "ftp")).HasField("upload_memory")
