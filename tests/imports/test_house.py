@@ -123,7 +123,7 @@ def test_a_library_is_imported_in_its_own_corner_only() -> None:
         place = path.relative_to(ROOT).as_posix()
         for name in imported(path):
             corners = ONLY_IN.get(name.split(".")[0])
-            if corners and not any(place == one or place.startswith(f"{one}/") for one in corners):
+            if corners is not None and not any(place == one or place.startswith(f"{one}/") for one in corners):
                 strangers.append(f"{place} imports {name}")
     assert not strangers
 
