@@ -90,8 +90,9 @@ class RcloneUpload:
         if self._target != self._name:
             self._parts.add(self._target)
         folder, _, base = self._target.rpartition("/")
-        options = {"IgnoreChecksum": not storage.remote.checks_hash}
-        return wire.upload(storage.fs, folder, base, options, storage.patience.answer_seconds)
+        # What rclone compares afterwards: by itself it would be times, and the server's is not that of the form.
+        compared = {"CheckSum": True} if storage.remote.checks_hash else {"SizeOnly": True, "IgnoreChecksum": True}
+        return wire.upload(storage.fs, folder, base, compared, storage.patience.answer_seconds)
 
     def _send(self, stream: UploadStream, data: Buffer) -> None:
         stream.send(data)

@@ -7,12 +7,14 @@ Needs `rclone`, which the engine starts itself.
 """
 
 import os
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine.spec import RcloneConfig
+from tests.servers.s3 import S3Server
 from tests.servers.sshd import Sshd
 
 
@@ -54,10 +56,19 @@ def sftp_remote(server: Sshd, folder: Path, port: int = 0) -> dict[str, str]:
     }
 
 
+def s3_remote(server: S3Server) -> dict[str, str]:
+    """Return the section of a remote on an S3 server."""
+    return {
+        "type": "s3",
+        "provider": "Other",
+        "endpoint": server.endpoint,
+        "access_key_id": server.access_key,
+        "secret_access_key": server.secret_key,
+    }
+
+
 def obscured(password: str) -> str:
     """Return a password in the form that rclone keeps in its file; rclone makes it from standard input."""
-    import subprocess
-
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RCLONE_")}
     done = subprocess.run(
         ["rclone", "obscure", "-"], input=password, capture_output=True, text=True, check=True, env=environment

@@ -25,6 +25,8 @@ from engine.errors import (
     StorageUnreachable,
 )
 from engine.spec import StorageSpec, dump
+from engine.storage.base import Storage
+from engine.storage.open import open_storage
 from engine.storage.rclone import RcloneStorage
 from engine.storage.rclone_daemon import Patience, environment
 from engine.storage.rclone_errors import failure
@@ -33,8 +35,10 @@ from engine.storage.rclone_wire import Refused
 from engine.units import MIB
 from tests.engine.rig import Rig, digest, reason
 from tests.servers.guest import DiskFile
-from tests.servers.rclone import RcloneRemotes, obscured, sftp_remote
+from tests.servers.rclone import RcloneRemotes, obscured, s3_remote, sftp_remote
+from tests.servers.s3 import BucketPlace
 from tests.servers.sshd import Sshd
+from tests.servers.weed import Weed
 from tests.storage_contract import StorageContract
 from tests.storage_places import FolderPlace
 from tests.waiting import wait_until
@@ -51,6 +55,42 @@ class RcloneFolder(FolderPlace):
 
     def outside_is_whole(self) -> bool:
         return True
+
+
+@dataclass(frozen=True)
+class RcloneBucket(BucketPlace):
+    """A bucket that rclone writes to; `bucket` and `prefix` are where the other client looks."""
+
+    key_prefix: str = ""
+
+    def open(self) -> Storage:  # type: ignore[override]  # another backend's than the place's own
+        return open_storage(self.spec)
+
+    @property
+    def where(self) -> str:  # type: ignore[override]  # a property is as good as a field to who reads it
+        return f"{self.bucket}/{self.key_prefix}"
+
+    @property
+    def bucket(self) -> str:
+        return self.server.shared_bucket
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.key_prefix}/"
+
+    def plant(self, name: bytes, data: bytes = b"?") -> None:
+        if not {b"", b".", b".."} & set(name.split(b"/")):  # rclone would look for folders of such names
+            super().plant(name, data)
+
+    def plant_unfinished(self, name: str) -> None:
+        self.plant(f"{name}.abc.part".encode(), b"half")
+
+
+def bucket_place(weed: Weed, remotes: RcloneRemotes) -> RcloneBucket:
+    remotes.add(cloud=s3_remote(weed))
+    prefix = f"rclone/{os.urandom(6).hex()}"
+    config = remotes.config("cloud", f"{weed.shared_bucket}/{prefix}")
+    return RcloneBucket(weed, StorageSpec("r", "i", rclone=config), None, None, prefix)  # type: ignore[arg-type]  # no patience: it opens no S3Storage
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +114,10 @@ def remotes(server, tmp_path) -> RcloneRemotes:
 @pytest.mark.feature("S14")
 @pytest.mark.share(6)  # each test on one of the remotes; `make kill` has all
 class TestRclone(StorageContract):
-    @pytest.fixture(params=["disk", "nas"])
+    @pytest.fixture(params=["disk", "nas", "bucket"])
     def place(self, request, server, remotes, tmp_path):
+        if request.param == "bucket":
+            return bucket_place(request.getfixturevalue("weed"), remotes)
         folder = tmp_path / "storage"
         spec = StorageSpec("r", "i", rclone=remotes.config(request.param, folder))
         return RcloneFolder(spec, folder, server.kill_sessions if request.param == "nas" else None)
@@ -372,6 +414,35 @@ def test_a_form_that_is_cut_in_its_first_bytes_is_no_object(remotes, tmp_path):
         stream.send(b"x" * 1000)
         stream.abort(10)
         assert list(storage.list()) == []
+
+
+@pytest.mark.feature("C12", "S18")
+def test_on_s3_an_upload_that_is_cut_or_whose_rclone_is_killed_leaves_nothing(weed, remotes):
+    place = bucket_place(weed, remotes)
+    assert place.spec.rclone is not None
+    with RcloneStorage(place.spec.rclone, QUICK) as storage:
+        assert "S3" in storage.hints[0]
+        for size in (1000, 12 * MIB):  # a part of a part, and more than one part
+            stream = storage.wire().upload(storage.fs, "d", "object", {}, 10)
+            stream.send(b"x" * size)
+            stream.abort(10)
+            assert place.keys() == []
+
+        def upload() -> None:
+            with storage.create("d/object") as sink:
+                for number in range(24):
+                    sink.write(os.urandom(1 * MIB))
+                    if number == 16:
+                        psutil.Process(storage._daemon.pid).kill()
+
+        with pytest.raises(StorageUnreachable):
+            upload()
+        assert place.keys() == []
+        data = os.urandom(12 * MIB)
+        with storage.create("d/object") as sink:
+            sink.write(data)
+        assert storage.get("d/object") == data
+        assert place.keys() == [f"{place.prefix}d/object"]
 
 
 @pytest.mark.feature("S14", "B2")
