@@ -20,7 +20,19 @@ from tests.bench.rounds import progress
 
 ROUNDS = 7
 SMALL_PART = 8
-GROUPS = ("startup", "pipeline", "incremental", "growth", "peers", "running", "restore", "memory", "fleet", "clone")
+GROUPS = (
+    "startup",
+    "pipeline",
+    "incremental",
+    "growth",
+    "peers",
+    "running",
+    "restore",
+    "memory",
+    "fleet",
+    "storages",
+    "clone",
+)
 BUILD = Path(__file__).parents[2] / "build"
 
 

@@ -3,10 +3,12 @@
 import os
 import resource
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -21,16 +23,39 @@ class Run:
 
 
 def run(
-    command: Sequence[str | Path], *, keep_output: bool = False, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    keep_output: bool = False,
+    environment: Mapping[str, str] | None = None,
+    source: Path = Path(os.devnull),
+    sink: Path | None = None,
 ) -> Run:
-    """Run `command` to its end. Its stdout is thrown away unless `keep_output`. Raises RuntimeError with its last words."""
+    """Run `command` to its end, `source` on its stdin. Raises RuntimeError with its last words.
+
+    Its stdout goes to the file `sink` if there is one, else nowhere unless `keep_output`.
+    """
+    with source.open("rb") as given, (sink or Path(os.devnull)).open("wb") as taken:
+        return _run(command, given, subprocess.PIPE if keep_output else taken, {**os.environ, **(environment or {})})
+
+
+def run_with(command: Sequence[str | Path], words: bytes) -> Run:
+    """Run `command` to its end with `words` on its stdin, and keep its output. Raises RuntimeError with its last words."""
+    with tempfile.TemporaryFile() as given:
+        given.write(words)
+        given.seek(0)
+        return _run(command, given, subprocess.PIPE, os.environ)
+
+
+def _run(
+    command: Sequence[str | Path], given: IO[bytes], taken: IO[bytes] | int, environment: Mapping[str, str]
+) -> Run:
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if keep_output else subprocess.DEVNULL,
+        stdin=given,
+        stdout=taken,
         stderr=subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
+        env=dict(environment),
         check=False,
     )
     seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
