@@ -27,6 +27,7 @@ from engine.storage.s3_errors import Refused, error_of
 from engine.storage.s3_sign import EMPTY_SHA256, Signer, path_text, query_text
 from engine.storage.s3_wire import Address, Answer, Body, Lost, Oversized, Patience, Untrusted, Wire
 from engine.storage.s3_xml import Listing, Upload, document, listing, parse, uploads
+from engine.storage.trouble import cause_of, tls_cause
 from engine.units import KIB, MIB
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class S3Api:
             except Oversized as error:
                 raise StorageError(storage=self.label, step=f"{step} {name}", detail=str(error)) from error
             except Untrusted as error:
-                raise StorageUntrusted(storage=self.label, detail=str(error)) from error
+                raise StorageUntrusted(storage=self.label, detail=str(error), cause=tls_cause(error) or "") from error
             late = enduring and time.monotonic() + pause > deadline
             if number == attempts or late or self.interrupted.is_set():
                 raise self._given_up(problem, step, name) from problem
@@ -307,7 +308,8 @@ class S3Api:
         if isinstance(problem, Refused):
             return self.error(problem, step, name)
         where = problem.step if isinstance(problem, Lost) else step
-        return StorageUnreachable(storage=self.label, step=f"{step}: {where}", detail=str(problem))
+        cause = "dns" if where == "resolve" else cause_of(problem) or "lost"
+        return StorageUnreachable(storage=self.label, step=f"{step}: {where}", detail=str(problem), cause=cause)
 
     def _asked_again(self, step: str, key: str) -> Refused | None:
         try:

@@ -144,7 +144,9 @@ class Wire:
                 self._drop(connection)
                 if used and connection.silent and not self._closed:
                     continue  # it was closed while it lay idle: that says nothing of the server
-                raise self._interrupted() or lost from lost
+                if (interrupted := self._interrupted()) is not None:
+                    raise interrupted from lost
+                raise  # as it is: what it was made from tells its cause
             except BaseException:
                 self._drop(connection)
                 raise

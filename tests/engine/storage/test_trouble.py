@@ -18,7 +18,9 @@ from cryptography.x509.oid import NameOID
 
 from engine.errors import StorageError, StorageUnreachable
 from engine.remedies import REMEDIES, remedy
+from engine.spec import FtpConfig, S3Config, StorageSpec
 from engine.storage.local import LocalStorage
+from engine.storage.open import open_storage
 from engine.storage.sftp import SftpStorage
 from engine.storage.sftp_connect import Patience
 from engine.storage.trouble import cause_of, way_in_failed
@@ -131,6 +133,25 @@ class TestLocal:
                 expect(error_of(lambda: storage.put("one-more", b"x")), "STORAGE_FULL", "files")
             remount_read_only(disk)
             expect(error_of(lambda: storage.put("new", b"x")), "STORAGE_PERMISSION_DENIED", "read_only")
+
+
+@pytest.mark.feature("S24")
+@pytest.mark.parametrize("kind", ["s3", "ftp"])
+def test_the_way_in_of_the_other_servers_has_the_same_causes(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy, socket.socket() as waiting:
+        waiting.connect(busy.getsockname())  # its queue is full: as behind a firewall that drops
+        for host, port, source, cause in (
+            ("nas.invalid", 9, "", "dns"),
+            ("127.0.0.1", free_port(), "", "refused"),
+            ("127.0.0.1", free_port(), "203.0.113.9", "bind"),
+            ("127.0.0.1", busy.getsockname()[1], "", "timed_out"),
+        ):
+            s3 = S3Config("bucket", "r", "key", "secret", endpoint=f"http://{host}:{port}", bind_address=source)
+            ftp = FtpConfig(host, "user", "/vault", "secret", port=port, bind_address=source)
+            spec = StorageSpec("", "", s3=s3) if kind == "s3" else StorageSpec("", "", ftp=ftp)
+            with pytest.raises(StorageError) as caught:
+                open_storage(spec, brief=True)
+            expect(caught.value, "STORAGE_UNREACHABLE", cause)
 
 
 @pytest.mark.feature("S24")
