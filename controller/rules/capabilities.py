@@ -46,6 +46,7 @@ BY_TYPE: dict[str, Capabilities] = {
     "s3": Capabilities(
         atomic_rename=False, exclusive_create=False, resume=True, usage=False, depends_on_server=("exclusive_create",)
     ),
+    # A rename overwrites, but MKD can be a lock: whether it refuses a folder that is there, the server is asked.
     "ftp": Capabilities(
         atomic_rename=True, exclusive_create=False, resume=True, usage=False, depends_on_server=("exclusive_create",)
     ),

@@ -50,7 +50,8 @@ class FtpStorage(Storage):
     `patience` and `sleep` (which waits between attempts) are for tests.
     """
 
-    abilities = Abilities(atomic_rename=True, exclusive_create=True, resume=True, usage=False, bind_address=True)
+    # Exclusive it is on servers whose MKD has shown that it refuses what is there (see ftp_lock): asked before the first change.
+    abilities = Abilities(atomic_rename=True, exclusive_create=False, resume=True, usage=False, bind_address=True)
 
     def __init__(
         self,
@@ -159,8 +160,8 @@ class FtpStorage(Storage):
         with self._manners_lock:
             if self._manners is None:
                 self._manners = probe(control, self.root)
+                self.abilities = replace(self.abilities, exclusive_create=self._manners.makes_once)
                 if not self._manners.makes_once:
-                    self.abilities = replace(self.abilities, exclusive_create=False)
                     log.warning("this server makes a folder twice: nothing here is exclusive storage=%s", self.label)
             return self._manners
 

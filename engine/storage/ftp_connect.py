@@ -21,6 +21,7 @@ from typing import Any, NoReturn, Protocol
 from engine.errors import (
     EngineError,
     InvalidSpec,
+    StorageError,
     StorageLoginFailed,
     StorageThrottled,
     StorageUnreachable,
@@ -295,8 +296,12 @@ class Pool:
                 self._state.wait(0.1)
 
     def try_acquire(self) -> Control | None:
-        """Return a connection if that needs no waiting for others, else None."""
-        return self._take()
+        """Return a connection if there is one, or one can be made without waiting for others; else None, for whatever reason."""
+        try:
+            return self._take()
+        except StorageError as error:
+            log.debug("no second connection storage=%s reason=%s", self._label, error)
+            return None
 
     def release(self, control: Control) -> None:
         with self._state:

@@ -22,7 +22,7 @@ _UNIX = re.compile(
 )
 _DOS = re.compile(
     r"(?P<month>\d\d)-(?P<day>\d\d)-(?P<year>\d{2,4})\s+(?P<hour>\d\d):(?P<minute>\d\d)(?P<half>[AP]M)?\s+"
-    r"(?:(?P<folder><DIR>)|(?P<size>\d+))\s(?P<name>.+)"
+    r"(?:(?P<folder><DIR>)\s+|(?P<size>\d+)\s)(?P<name>\S.*)"
 )
 _TOTAL = re.compile(r"\S+ \d+")  # the line before the entries, in the server's language
 

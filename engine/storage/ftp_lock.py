@@ -11,8 +11,8 @@ successor's: the next number is made instead. The ending leaves locks out of lis
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from engine.storage.base import PART_SUFFIX, part_name
@@ -20,7 +20,7 @@ from engine.storage.ftp_tree import denied, exists
 from engine.storage.ftp_wire import Control, Lost, Refused
 
 STALE_SECONDS = 30.0
-HOLD_SECONDS = 10.0  # who has it for longer gives up, and leaves the lock to become stale
+HOLD_SECONDS = 15.0  # who has it for longer gives up, and leaves the lock to become stale
 _PAUSE_SECONDS = 0.1
 _PAUSE_SECONDS_MAX = 1.0
 _STRANGE_MAX = 5  # refusals in a row of a lock that is not there a moment later: it is not the lock that is refused
@@ -53,48 +53,56 @@ def probe(control: Control, root: str) -> Manners:
             control.command(f"RMD {outer}")
 
 
-@contextmanager
-def locked(control: Control, path: str, sleep: Callable[[float], object]) -> Iterator[Callable[[], bool]]:
-    """Hold the lock of the file `path` for the block, which gets a function that tells whether it is held still.
+class NameLock:
+    """The right to give the file `path` its name. One thread; the connection may be another one at each call."""
 
-    Raises Taken if the file is there, Refused if the server makes no lock, Lost.
-    """
-    number, end_time = _acquire(control, path, sleep)
-    try:
-        yield lambda: time.monotonic() < end_time
-    finally:
-        for held in range(number + 1):  # those of the dead first: who finds the first one free must find us done
-            if time.monotonic() < end_time and not control.broken:
+    def __init__(self, path: str, sleep: Callable[[float], object]) -> None:
+        self._path, self._sleep = path, sleep
+        self._number, self._end_time = 0, 0.0
+
+    @property
+    def held(self) -> bool:
+        return time.monotonic() < self._end_time
+
+    def acquire(self, control: Control) -> None:
+        """Make the lock, unless it is still ours from before its connection was lost.
+
+        Raises Taken if the file is there or comes to be there, Refused if the server makes no lock, Lost.
+        """
+        pause, strange = _PAUSE_SECONDS, 0
+        following, since = 1, time.monotonic()  # which lock is made when those before it have been there for too long
+        while not self.held:
+            stale = time.monotonic() - since > STALE_SECONDS
+            for number in (0, following) if stale else (0,):
+                begin = time.monotonic()
+                try:
+                    control.command(f"MKD {self._name(number)}")
+                except Refused as refused:
+                    strange = 0 if exists(control, self._name(number)) else strange + 1
+                    if denied(refused) or strange >= _STRANGE_MAX:
+                        raise
+                else:
+                    self._number, self._end_time = number, begin + HOLD_SECONDS
+                    return
+            if stale:
+                following, since = following + 1, time.monotonic()
+            if exists(control, self._path):
+                raise Taken
+            self._sleep(pause * random.uniform(0.5, 1))
+            pause = min(2 * pause, _PAUSE_SECONDS_MAX)
+
+    def release(self, control: Control) -> None:
+        """Remove the lock; one that was held for too long is left to become stale, since it may be somebody's by now."""
+        for number in range(
+            self._number + 1
+        ):  # those of the dead first: who finds the first one free must find us done
+            if self.held:
                 with suppress(Refused):
-                    control.command(f"RMD {_name(path, held)}")
+                    control.command(f"RMD {self._name(number)}")
+        self._end_time = 0.0
 
-
-def _acquire(control: Control, path: str, sleep: Callable[[float], object]) -> tuple[int, float]:
-    """Make the lock and return its number, and until when it may be used."""
-    pause, strange = _PAUSE_SECONDS, 0
-    following, since = 1, time.monotonic()  # which lock is made when those before it have been there for too long
-    while True:
-        stale = time.monotonic() - since > STALE_SECONDS
-        for number in (0, following) if stale else (0,):
-            begin = time.monotonic()
-            try:
-                control.command(f"MKD {_name(path, number)}")
-            except Refused as refused:
-                strange = 0 if exists(control, _name(path, number)) else strange + 1
-                if denied(refused) or strange >= _STRANGE_MAX:
-                    raise
-            else:
-                return number, begin + HOLD_SECONDS
-        if stale:
-            following, since = following + 1, time.monotonic()
-        if exists(control, path):
-            raise Taken
-        sleep(pause * random.uniform(0.5, 1))
-        pause = min(2 * pause, _PAUSE_SECONDS_MAX)
-
-
-def _name(path: str, number: int) -> str:
-    return f"{path}.{number}.lock{PART_SUFFIX}"
+    def _name(self, number: int) -> str:
+        return f"{self._path}.{number}.lock{PART_SUFFIX}"
 
 
 def _succeeds(control: Control, command: str) -> bool:

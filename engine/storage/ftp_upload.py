@@ -13,13 +13,14 @@ each time that too much is kept: its last reply is an acknowledgement too. A ren
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import ObjectExists, StorageError, StorageUnreachable
+from engine.errors import ObjectExists, StorageError
 from engine.storage import ftp_tree
 from engine.storage.base import Buffer, part_name
-from engine.storage.ftp_lock import Taken, locked
+from engine.storage.ftp_lock import NameLock, Taken
 from engine.storage.ftp_wire import Control, Lost, Refused, Transfer
 from engine.storage.sftp_connect import reason_of
 from engine.units import KIB, MIB
@@ -36,7 +37,6 @@ KEPT_BYTES_MAX = 8 * MIB
 _ASK_BYTES = 1 * MIB  # ask for the size again when so much more was sent
 _SILENT_SECONDS = 5.0  # a size that does not grow for so long, with everything sent, will not tell us anything
 _PAUSE_SECONDS = 0.02
-_VERDICT_SECONDS = 10.0  # for the server's last words on a transfer that it ended itself
 _SETTLE_SECONDS = 0.2  # between two looks at a size that must have come to rest
 _SETTLE_TRIES = 50
 _RACE_TRIES = 10  # a folder we just made may be removed, still empty, by a delete beside us
@@ -53,6 +53,7 @@ class FtpUpload:
         self._parents = name.split("/")[:-1]
         self._final = storage.path(name)
         self._part = storage.path(part_name(name))
+        self._lock = NameLock(self._final, storage.sleep)
         self._control: Control | None = None
         self._transfer: Transfer | None = None
         self._asker: Control | None = None  # a second connection whose answer to SIZE is awaited
@@ -179,7 +180,7 @@ class FtpUpload:
         """Raise Refused if the server says why it ended a transfer; be silent if it does not."""
         assert self._control is not None
         try:
-            transfer.finish(_VERDICT_SECONDS)
+            transfer.finish(self._storage.patience.connect_seconds)
         except Lost:
             pass
         finally:
@@ -197,10 +198,7 @@ class FtpUpload:
     def _ask(self) -> bool:
         """Ask how large the file is by now; False where there is no connection for it."""
         if self._storage.tells_growth:
-            try:
-                self._asker = self._storage.pool.try_acquire()
-            except StorageUnreachable:
-                return False  # the line was lost while it was dialed; the transfer hears of that and goes on elsewhere
+            self._asker = self._storage.pool.try_acquire()
         if self._asker is None:
             return False
         self._asked = self._sent
@@ -387,18 +385,22 @@ class FtpUpload:
         """
         control = self._connect()
         try:
-            with locked(control, self._final, self._storage.sleep) as held:
-                if ftp_tree.exists(control, self._final):
-                    raise Taken
-                if not held():
-                    raise Lost("the server took too long to be sure of the name")
-                control.command(f"RNFR {self._part}")
-                if not held():
-                    raise Lost("the server took too long to be sure of the name")
-                control.command(f"RNTO {self._final}")
+            self._lock.acquire(control)
+            if ftp_tree.exists(control, self._final):
+                raise Taken
+            control.command(f"RNFR {self._part}")
+            if not self._lock.held:
+                raise Lost("the server took too long to be sure of the name")
+            control.command(f"RNTO {self._final}")
         except Taken:
             if ftp_tree.exists(control, self._part):
+                self._lock.release(control)
                 raise ObjectExists(storage=self._storage.label, step="create", name=self._name) from None
+        except Refused:
+            self._lock.release(control)
+            raise
+        with suppress(Lost):  # it has its name: a lock that stays becomes stale
+            self._lock.release(control)
 
     def _remove(self) -> None:
         """Remove what was written. With the connection lost there is one try on a new one, with it interrupted none."""

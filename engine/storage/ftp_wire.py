@@ -315,7 +315,7 @@ class Control(ftplib.FTP):
         """Return a reply, of several lines joined by line breaks. Source: RFC 959, 4.2."""
         lines = [self._receive_line(deadline)]
         code = lines[0][:3]
-        if not (code.isascii() and code.isdigit() and "1" <= code[0] <= "5"):
+        if not (len(code) == 3 and code.isascii() and code.isdigit() and "1" <= code[0] <= "5"):
             raise self._lose("the server does not speak FTP")
         if lines[0][3:4] == "-":
             while lines[-1][:4].rstrip() != code:

@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1, ::1 and localhost that signs itself: what a test server shows, and what a client is told to trust."""
+"""A certificate for 127.0.0.1, 127.0.0.2, ::1 and localhost that signs itself: what a test server shows, and what a client is told to trust."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ def make_certificate(folder: Path, *, expired: bool = False, names: tuple[str, .
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     now = datetime.now(UTC)
-    addresses = [ipaddress.ip_address(one) for one in ("127.0.0.1", "::1")] if names == ("localhost",) else []
+    addresses = (
+        [ipaddress.ip_address(one) for one in ("127.0.0.1", "127.0.0.2", "::1")] if names == ("localhost",) else []
+    )
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

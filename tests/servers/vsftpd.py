@@ -8,6 +8,8 @@ the system's: nothing is written to the system, not even by a test that is kille
 not seen by the server.
 """
 
+import os
+import random
 import shutil
 import socket
 import subprocess
@@ -28,11 +30,21 @@ START_SECONDS_MAX = 20.0
 USERNAME = "backup-test"
 PASSWORD = "correct horse"  # what a test looks for in logs and errors
 _PORT_TRIES = 5
+_DATA_PORTS = 40
+_BELOW_EPHEMERAL = range(12_000, 31_000)  # where the kernel gives nobody a port by itself
 _PAM = "auth required pam_unix.so nodelay\naccount required pam_unix.so\n"
 _START = (
     'mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/shadow" /etc/shadow && '
     'mount --bind "$1/pam" /etc/pam.d/other && exec vsftpd "$1/vsftpd.conf"'
 )
+_OLDER_TLS = """openssl_conf = all
+[all]
+ssl_conf = ssl
+[ssl]
+system_default = defaults
+[defaults]
+MaxProtocol = TLSv1.2
+"""
 Tls: TypeAlias = Literal["reuse", "1.2", "none"]
 
 
@@ -52,6 +64,7 @@ class Vsftpd:
         self._tls, self._options = tls, options
         self._process: subprocess.Popen[bytes] | None = None
         self.certificate = ""
+        self.data_ports = free_block()
 
     def config(self, path: Path | str, **changes: Any) -> FtpConfig:
         """Return the settings of a storage in `path` on this server, its certificate trusted; `changes` replace fields."""
@@ -78,6 +91,7 @@ class Vsftpd:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    env={**os.environ, **self._write_library_config()},
                     start_new_session=True,  # Ctrl-C is for us; we end it in `stop`
                 )
             if self._listens():
@@ -147,7 +161,10 @@ class Vsftpd:
             "pam_service_name=other",
             f"secure_chroot_dir={self.folder}/empty",
             "seccomp_sandbox=NO",
+            "delay_failed_login=0",
             "force_dot_files=YES",
+            f"pasv_min_port={self.data_ports[0]}",
+            f"pasv_max_port={self.data_ports[-1]}",
             "xferlog_enable=YES",
             "log_ftp_protocol=YES",
             f"vsftpd_log_file={self.folder}/log",
@@ -156,16 +173,23 @@ class Vsftpd:
         ]
         (self.folder / "vsftpd.conf").write_text("\n".join(lines) + "\n")
 
+    def _write_library_config(self) -> dict[str, str]:
+        """Return the environment that tells OpenSSL which version of TLS is the newest; this vsftpd has no setting for it."""
+        if self._tls != "1.2":
+            return {}
+        path = self.folder / "openssl.cnf"
+        path.write_text(_OLDER_TLS)
+        return {"OPENSSL_CONF": str(path)}
+
     def _tls_lines(self) -> list[str]:
         if self._tls == "none":
             return ["ssl_enable=NO"]
-        newer = "NO" if self._tls == "1.2" else "YES"
         return [
             "ssl_enable=YES",
             "force_local_logins_ssl=YES",
             "force_local_data_ssl=YES",
             "require_ssl_reuse=YES",
-            "ssl_ciphers=HIGH" + (":!TLSv1.3" if newer == "NO" else ""),
+            "ssl_ciphers=HIGH",
             f"rsa_cert_file={self.folder}/certificate.pem",
             f"rsa_private_key_file={self.folder}/certificate.key",
         ]
@@ -178,7 +202,7 @@ class Vsftpd:
             if self._process.poll() is not None:
                 return False
             try:
-                with socket.create_connection((self.address, self.port), timeout=1) as probe:
+                with socket.create_connection((self.address, self.port), timeout=START_SECONDS_MAX) as probe:
                     if probe.recv(4) == b"220 " and self._process.poll() is None:
                         return True
             except OSError:
@@ -193,3 +217,22 @@ class Vsftpd:
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
+
+
+def free_block() -> range:
+    """Return ports for data connections in a row that nobody on loopback listens on now."""
+    while True:
+        first = random.choice(_BELOW_EPHEMERAL)
+        ports = range(first, first + _DATA_PORTS)
+        if all(_is_free(port) for port in ports):
+            return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+        return True
