@@ -4,7 +4,7 @@
                   └─ waits for the hypervisor, a cap, a window; never more than one of a schedule
 
 As with jobs, each step is one conditional UPDATE whose outcome is the answer. What makes and starts batches is
-`cycle/batch_dispatch.py`; here is their memory. Sync functions, run by `Database.run`.
+`cycle/batch_dispatch.py`, what sees them to their end `cycle/batch_work.py`; here is their memory. Sync functions, run by `Database.run`.
 """
 
 from collections.abc import Sequence
