@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION_MIN = (1, 57)  # operations/stat came with it
 _POLL_SECONDS = 0.01
+_ENDING_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 5.0  # from the end of a connection to that of the process
 _PLACES = "/usr/local/bin:/usr/bin:/bin"  # a service's PATH may be empty
 _PORT = re.compile(r"http://127\.0\.0\.1:(\d+)/")
@@ -78,7 +79,7 @@ class Daemon:
         Raises RcloneMissing, RcloneConfigInvalid, and StorageUnreachable when interrupted.
         """
         with self._lock:
-            if self._child is not None and self._child.has_ended():
+            if self._child is not None and self._is_gone(self._child):
                 log.warning("rclone ended, starting it again storage=%s", self._label)
                 self._end()
             self._refuse_if_interrupted()
@@ -105,6 +106,15 @@ class Daemon:
         return self._child.pid if self._child is not None else 0
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
+
+    def _is_gone(self, child: Child) -> bool:
+        """Tell whether rclone has ended; its connections end a moment before it does, and then that moment is waited for."""
+        if self._wire is not None and self._wire.reset and not self._interrupted:
+            self._wire.reset = False
+            deadline = time.monotonic() + _ENDING_SECONDS
+            while not child.has_ended() and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+        return child.has_ended()
 
     def _refuse_if_interrupted(self) -> None:
         if self._interrupted:

@@ -12,9 +12,9 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import ObjectExists, ObjectNotFound, StorageError, StorageUnreachable
+from engine.errors import ObjectExists, ObjectNotFound, StorageError
 from engine.storage.base import Buffer, part_name
-from engine.storage.rclone_wire import Lost, Refused, UploadStream, Wire, reason_of
+from engine.storage.rclone_wire import Lost, Refused, UploadStream, Wire
 from engine.units import MIB
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT_BYTES_MAX = 1 * MIB
+_REMOVE_TRIES = 2  # rclone may have ended, and is then started again
 _RACE_TRIES = 10  # a folder that rclone just made may be removed, still empty, by a delete beside us
 
 
@@ -208,13 +209,11 @@ class RcloneUpload:
         if storage.interrupted or not self._begun:
             return
         try:
-            wire = storage.wire()
-            for part in self._parts:
-                storage.remove(wire, part)
-            storage.remove_empty(wire, self._name)
-        except (Refused, Lost, StorageUnreachable, StorageError) as error:
-            log.warning(
-                "unfinished object stays storage=%s name=%s error=%s",
-                storage.label, self._name, storage.failure(error, "remove", self._name)
-                if isinstance(error, (Refused, Lost)) else reason_of(error),
-            )  # fmt: skip
+            storage.attempt("remove", self._name, self._remove_by, attempts=_REMOVE_TRIES)
+        except StorageError as error:
+            log.warning("unfinished object stays storage=%s name=%s error=%s", storage.label, self._name, error)
+
+    def _remove_by(self, wire: Wire) -> None:
+        for part in self._parts:
+            self._storage.remove(wire, part)
+        self._storage.remove_empty(wire, self._name)

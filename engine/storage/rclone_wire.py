@@ -48,6 +48,7 @@ class Wire:
         self._idle: list[http.client.HTTPConnection] = []
         self._busy: set[http.client.HTTPConnection] = set()
         self._cut = False
+        self.reset = False  # a connection ended under a request: rclone may be about to end
 
     def call(self, command: str, seconds: float, **parameters: object) -> dict[str, Any]:
         """Return what a command of rclone's remote control answers. Raises Refused and Lost."""
@@ -139,6 +140,7 @@ class Wire:
             kept = True
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
+            self.reset |= isinstance(error, ConnectionError)
             raise Lost("interrupted" if self._cut else reason_of(error)) from error
         finally:
             if kept:
@@ -229,6 +231,7 @@ class UploadStream:
         except Refused as refused:
             return refused
         except (OSError, http.client.HTTPException):
+            self._wire.reset |= isinstance(error, ConnectionError)
             self._end()
             return Lost(reason_of(error))
         return Lost("rclone ended an upload before its end")
