@@ -210,8 +210,8 @@ class TestBindAddress:
             finally:
                 reader.close()
         told = server.log()[before:]
-        assert 'Client "127.0.0.2"' in told
-        assert 'Client "127.0.0.1"' not in told
+        assert 'FTP command: Client "127.0.0.2"' in told
+        assert 'FTP command: Client "127.0.0.1"' not in told  # goodbyes of tests before this one may come late
 
     def test_an_address_this_host_has_not(self, server, tmp_path):
         with pytest.raises(StorageUnreachable) as caught:
