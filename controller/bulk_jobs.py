@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from controller import happenings
+from controller import happenings, proofs
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
@@ -83,6 +83,8 @@ def dispatch_all(chosen: Sequence[Waiting], generations: Mapping[str, int], now:
         versions |= dict(statement(sql, states.DISPATCHED, to_microseconds(now), *given, states.PENDING))
     sent = [one for one in chosen if one.job_id in versions]
     _tell("job.dispatched", states.DISPATCHED, [(one, versions[one.job_id]) for one in sent], now)
+    for storage_id, job_type in sorted({(one.storage_id, one.type) for one in sent}):
+        proofs.note_use(storage_id, job_type, now)
     for hypervisor_id in sorted({one.hypervisor_id for one in sent}):
         stamps = [
             Stamp(one.job_id, one.attempt, generations[one.job_id], one.epoch)

@@ -87,6 +87,18 @@ def test_secrets_are_opened_once_for_all_commands_of_a_batch(world: World, monke
     assert counts[0] == counts[1]
 
 
+@pytest.mark.feature("S25")
+def test_a_storage_that_a_batch_was_sent_to_is_known_to_be_used(world: World) -> None:
+    house = furnish(world, count=2)
+
+    def use_time() -> Any:
+        return models.Storage.get(models.Storage.storage_id == house.storage.storage_id).use_time
+
+    assert world.run(use_time) is None
+    fire(house)
+    assert world.run(use_time) is not None
+
+
 @pytest.mark.feature("X1", "X6")
 def test_a_server_whose_chain_is_taken_is_left_out_and_gives_back_what_it_had(world: World) -> None:
     house = furnish(world, count=3)
