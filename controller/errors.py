@@ -310,7 +310,7 @@ class StorageImmutable(ControllerError):
 
     reason = "STORAGE_IMMUTABLE"
     template = "{field} of a storage cannot be changed"
-    remedy = "Add another storage; a new place that carries the same repository is accepted once it was probed"
+    remedy = "Add another storage; a new place that carries the same repository is accepted once `bmctl storage probe` found it"
 
 
 # ---- schedules ----------------------------------------------------------------------------------------------------------

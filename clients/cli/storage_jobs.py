@@ -1,14 +1,25 @@
-"""`bmctl storage test`, `check`, `reindex` and `reconcile`: work on a storage that a hypervisor does."""
+"""`bmctl storage test`, `probe`, `check`, `reindex` and `reconcile`: work on a storage that a hypervisor does."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clients.cli import storage_report
+from clients.cli.failures import Usage
 from clients.cli.options import From, Output, RequestId, ServerFilter, StorageArgument, Wait, request_id
 from clients.cli.output import Screen
 from clients.cli.results import conclude
 from clients.cli.session import Controller, run
+from clients.cli.storage_fields import place
+from clients.cli.storage_settings import (
+    KeyFile,
+    KeyPassphraseFile,
+    PasswordFile,
+    SecretFiles,
+    SecretKeyFile,
+    write_place,
+)
+from clients.cli.storage_show import find
 
 
 def try_storage(
@@ -29,6 +40,43 @@ def try_storage(
     async def work(controller: Controller) -> None:
         reply = await controller.call(controller.storages.TestStorage, request)
         await conclude(controller, Screen(output), reply.job_id, wait=wait, drawing=storage_report.checklist)
+
+    run(work)
+
+
+def probe(
+    storage: StorageArgument,
+    hypervisor: From,
+    key_file: KeyFile = "",
+    key_passphrase_file: KeyPassphraseFile = "",
+    secret_key_file: SecretKeyFile = "",
+    password_file: PasswordFile = "",
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+    **given: Any,
+) -> None:
+    """Look from a hypervisor whether another place carries a storage's repository; nothing is written there.
+
+    Give what differs from the storage's present place. Once it was found there, `storage update` with the same options moves the storage for
+    an hour, although backups lie on it. A local folder has to be found by each hypervisor that has backups on it.
+    """
+    from clients.gen.backupmanager.v1.storage_service_pb2 import ProbeStorageRequest
+
+    async def work(controller: Controller) -> None:
+        present = await find(controller, storage)
+        kind = present.WhichOneof("config") or ""
+        request = ProbeStorageRequest(
+            storage_id=present.storage_id, hypervisor_id=hypervisor, request_id=request_id(id_of_request)
+        )
+        getattr(request, kind).CopyFrom(getattr(present, kind))
+        if not write_place(getattr(request, kind), place(kind, given)):
+            raise Usage(field="storage probe", problem="nothing of another place was given")
+        SecretFiles(key_file, key_passphrase_file, "", secret_key_file, password_file).changed(
+            request.secrets, encrypt=False
+        )
+        reply = await controller.call(controller.storages.ProbeStorage, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
 
     run(work)
 

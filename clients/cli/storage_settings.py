@@ -5,6 +5,7 @@ S3's secret key          --secret-key-file F       BMCTL_S3_SECRET_KEY          
 FTP's password           --password-file F         BMCTL_FTP_PASSWORD           prompt
 the key's passphrase     --key-passphrase-file F   BMCTL_SFTP_KEY_PASSPHRASE    prompt, if the key has one
 encryption passphrase    --passphrase-file F       BMCTL_ENCRYPTION_PASSPHRASE  prompt, twice
+a further passphrase     --passphrase-file F       BMCTL_ADDED_PASSPHRASE       prompt, twice (`storage key add-passphrase`)
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ PasswordFile: TypeAlias = Annotated[str, typer.Option("--password-file", help="T
 Encrypt: TypeAlias = Annotated[bool, typer.Option("--encrypt", help="Encrypt new backups.")]
 PassphraseFile: TypeAlias = Annotated[
     str, typer.Option("--passphrase-file", help="Encryption passphrase; without it backups are lost, so keep it.")
+]
+AddedPassphraseFile: TypeAlias = Annotated[
+    str, typer.Option("--passphrase-file", help="The further passphrase; - for stdin.")
 ]
 Compress: TypeAlias = Annotated[bool | None, typer.Option("--compress/--no-compress", help="Compress; on by default.")]
 Level: TypeAlias = Annotated[int | None, typer.Option("--compression-level", min=1, max=19, help="zstd's; default 3.")]

@@ -201,6 +201,7 @@ class Canned:
             ),
             "UpdateStorage": lambda r: storage_calls.UpdateStorageResponse(storage=self._storage(r.storage)),
             "DeleteStorage": lambda _: storage_calls.DeleteStorageResponse(),
+            "ProbeStorage": lambda _: storage_calls.ProbeStorageResponse(job_id=rows.JOB),
             "TestStorage": lambda _: storage_calls.TestStorageResponse(job_id=rows.JOB),
             "ReindexStorage": lambda _: storage_calls.ReindexStorageResponse(job_id=rows.JOB),
             "ReconcileStorage": lambda _: storage_calls.ReconcileStorageResponse(job_id=rows.JOB),

@@ -221,3 +221,35 @@ def test_the_recovery_sheet_is_plain_text_with_the_closed_key_and_the_way_back(b
         assert part in sheet
     assert "\x1b" not in sheet
     assert bmctl("storage", "key", "export", "offsite", "-o", "json").json["keys"][0]["key_id"] == "k1"
+
+
+@pytest.mark.feature("S0")
+def test_a_probe_asks_for_the_present_place_with_what_differs(bmctl: Bmctl, canned: Canned) -> None:
+    ended = bmctl("storage", "probe", "offsite", "--hypervisor", "hv1", "--host", "new.example.net", "--port", "2200")
+
+    assert ended.code == 0, ended.err
+    request = canned.calls["ProbeStorage"][0]
+    present = next(one for one in rows.storages() if one.name == "offsite").sftp
+    assert (request.sftp.host, request.sftp.port, request.hypervisor_id) == ("new.example.net", 2200, "hv1")
+    assert (request.sftp.path, request.sftp.username) == (present.path, present.username)
+    assert request.request_id
+    assert not request.secrets.ByteSize()
+
+    nothing = bmctl("storage", "probe", "offsite", "--hypervisor", "hv1")
+    assert nothing.code == 2
+    assert "nothing of another place" in nothing.err
+    assert len(canned.calls["ProbeStorage"]) == 1
+
+
+@pytest.mark.feature("S25", "S28")
+def test_a_further_passphrase_goes_in_alone(bmctl: Bmctl, canned: Canned, tmp_path: Path) -> None:
+    (tmp_path / "further").write_text(f"{PASSPHRASE}\n")
+
+    ended = bmctl("storage", "key", "add-passphrase", "offsite", "--passphrase-file", str(tmp_path / "further"))
+
+    assert ended.code == 0, ended.err
+    request = canned.calls["UpdateStorage"][0]
+    assert request.secrets.added_passphrase == PASSPHRASE
+    assert not request.secrets.encryption_passphrase
+    assert list(request.update_mask.paths) == []
+    assert PASSPHRASE not in ended.out + ended.err
