@@ -183,5 +183,5 @@ def test_the_page_names_every_verb_and_only_these() -> None:
         [sys.executable, "-m", "engine.cli", "--help"],
         capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "120"},
     ).stdout  # fmt: skip
-    verbs = set(re.findall(r"^    (\w+) ", help_text, re.MULTILINE)) - {"VERB"}
-    assert verbs == set(re.findall(r"^\| `bm-engine (\w+)", PAGE.read_text(), re.MULTILINE))
+    verbs = set(re.findall(r"^    ([\w-]+)(?: |$)", help_text, re.MULTILINE)) - {"VERB"}
+    assert verbs == set(re.findall(r"^\| `bm-engine ([\w-]+)", PAGE.read_text(), re.MULTILINE))
