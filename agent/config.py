@@ -65,6 +65,11 @@ class Config:
         return self.state_folder / "catalog"
 
     @property
+    def tickets_folder(self) -> Path:
+        """Where restore tickets lie until they expire."""
+        return self.state_folder / "tickets"
+
+    @property
     def instance_lock(self) -> Path:
         return self.state_folder / "agent.lock"
 

@@ -16,6 +16,7 @@ from clients.gen.backupmanager.v1 import disk_pb2, storage_pb2
 from engine import spec
 from engine.errors import InvalidSpec
 from engine.ids import is_id
+from engine.ticket import LIFETIME_SECONDS_MAX, SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -129,7 +130,7 @@ def to_spec(command: command_pb2.Command, config: "Config", host: str, control_f
     return spec.Operation(
         operation_id=command.command_id,
         storage=convert_storages.storage_spec(run.storage, config),
-        jobs=(_job(command),),
+        jobs=(_job(command, config),),
         settings=spec.Settings(
             workers=budget.workers,
             compression_threads=run.compression.threads or 1,
@@ -164,7 +165,7 @@ def _work(run: command_pb2.RunCommand) -> object:
     return getattr(run, _verb(run))
 
 
-def _job(command: command_pb2.Command) -> spec.Job:
+def _job(command: command_pb2.Command, config: "Config") -> spec.Job:
     run, verb = command.run, _verb(command.run)
     return spec.Job(
         job_id=command.job_id,
@@ -176,6 +177,7 @@ def _job(command: command_pb2.Command) -> spec.Job:
         delete=_delete(run.delete) if verb == "delete" else None,
         test=spec.TestJob() if verb == "test" else None,
         health=spec.HealthJob() if verb == "health" else None,
+        ticket=_ticket(command, config) if verb == "ticket" else None,
     )
 
 
@@ -213,6 +215,21 @@ def _restore(work: command_pb2.RestoreWork) -> spec.RestoreJob:
 
 def _verify(work: command_pb2.VerifyWork) -> spec.VerifyJob:
     return spec.VerifyJob(work.server_id, work.backup_id, _keys(work.server_keys), work.note_damage)
+
+
+def _ticket(command: command_pb2.Command, config: "Config") -> spec.TicketJob:
+    work = command.run.ticket
+    seconds = int(seconds_of(work.lifetime))
+    _expect(0 < seconds <= LIFETIME_SECONDS_MAX, "ticket.lifetime", f"must be at most {LIFETIME_SECONDS_MAX} seconds")
+    return spec.TicketJob(
+        server_id=work.server_id,
+        backup_id=work.backup_id,
+        path=str(config.tickets_folder / f"{command.job_id}{SUFFIX}"),
+        lifetime_seconds=seconds,
+        disks=tuple(work.disks),
+        manifest_digest=work.manifest_digest,
+        server_keys=_keys(work.server_keys),
+    )
 
 
 def _delete(work: command_pb2.DeleteWork) -> spec.DeleteJob:

@@ -190,6 +190,9 @@ def _add_result(end: event_pb2.OperationFinished, operation: Operation, data: An
         case "health":
             health: results.HealthResult = from_json(results.HealthResult, data, "result")
             end.result.health.CopyFrom(_health_result(health))
+        case "ticket":
+            ticket: results.TicketResult = from_json(results.TicketResult, data, "result")
+            end.result.ticket.CopyFrom(_ticket_result(ticket))
 
 
 def _backup_result(result: results.BackupResult) -> job_pb2.BackupResult:
@@ -258,6 +261,16 @@ def _test_result(result: results.TestResult) -> job_pb2.StorageTestResult:
         host_key=result.host_key,
         pending_steps=result.pending,
         hints=[cut(one, DETAIL_MAX) for one in result.hints[:HINTS_MAX]],
+    )
+
+
+def _ticket_result(result: results.TicketResult) -> job_pb2.TicketResult:
+    try:
+        expire_time = time_of(result.expire_time)
+    except ValueError as error:
+        raise InvalidSpec(field="result.expire_time", problem="is not a time") from error
+    return job_pb2.TicketResult(
+        path=result.path, expire_time=stamp(expire_time), command=result.command, disks=result.disks
     )
 
 

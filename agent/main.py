@@ -70,11 +70,12 @@ async def run(config: Config) -> None:
     from agent.process import boot_id
     from agent.supervisor import Supervisor
     from agent.telemetry import Feed
+    from agent.tickets import remove_expired
 
     clock, changed, stopping = SystemClock(), asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    for folder in (config.operations_folder, config.lock_folder):
+    for folder in (config.operations_folder, config.lock_folder, config.tickets_folder):
         make_folder(folder)
     with open_journal(config.journal_file, clock.now(), changed) as journal:
         host = Host(config, clock, journal, Feed(changed), boot_id(), socket.gethostname())
@@ -85,6 +86,7 @@ async def run(config: Config) -> None:
         log.info("started version=%s state_folder=%s", AGENT_VERSION, config.state_folder)
         commands = Commands(host, supervisor)
         healing = asyncio.create_task(heal_marked(config))
+        tidying = asyncio.create_task(remove_expired(config.tickets_folder, clock))
         serving = asyncio.create_task(_serve(supervisor, link, commands, inventory))
         try:
             await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,7 +96,8 @@ async def run(config: Config) -> None:
             log.info("stopping; engines that run go on")
             serving.cancel()
             healing.cancel()
-            await asyncio.gather(serving, healing, return_exceptions=True)
+            tidying.cancel()
+            await asyncio.gather(serving, healing, tidying, return_exceptions=True)
             await commands.settle()
             await supervisor.stop()
             inventory.stop()

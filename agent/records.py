@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["waiting", "running", "finished"]
-Verb: TypeAlias = Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]
+Verb: TypeAlias = Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def secrets_of(operation: Operation) -> list[str]:
     """Return the secrets that a spec holds."""
     found = storage_secrets(operation.storage)
     for job in operation.jobs:
-        for verb in (job.backup, job.restore, job.verify):
+        for verb in (job.backup, job.restore, job.verify, job.ticket):
             if verb is not None:
                 found += verb.server_keys.values()
     return [secret for secret in found if secret]

@@ -39,8 +39,10 @@ from controller.context import Context
 from controller.cycle import dispatch
 from controller.db import models
 from controller.errors import (
+    DiskNotFound,
     HypervisorNotFound,
     HypervisorUnreachable,
+    InvalidField,
     JobCancelled,
     JobEnded,
     RequestIdReused,
@@ -90,6 +92,18 @@ class VerifyOrder:
     backup_id: str
     hypervisor_id: str = ""
     request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TicketOrder:
+    """`hypervisor_id` "" takes the server's own, or the one where a local folder lies."""
+
+    backup_id: str
+    hypervisor_id: str
+    lifetime_seconds: int
+    disks: Sequence[str] = ()
+    request_id: str = ""
+    override_access: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +172,7 @@ Order: TypeAlias = (
     BackupOrder
     | RestoreOrder
     | VerifyOrder
+    | TicketOrder
     | DeleteOrder
     | RemovalOrder
     | ReindexOrder
@@ -299,6 +314,8 @@ def _plan(order: Order, context: Context) -> _Plan:
             return _plan_restore(order, context)
         case VerifyOrder():
             return _plan_verify(order, context)
+        case TicketOrder():
+            return _plan_ticket(order, context)
         case DeleteOrder():
             return _plan_delete(order, context)
         case RemovalOrder():
@@ -392,6 +409,39 @@ def _plan_verify(order: VerifyOrder, context: Context) -> _Plan:
         storage=storage,
         server_id=backup.server_id,
         backup_id=backup.backup_id,
+    )
+
+
+def _plan_ticket(order: TicketOrder, context: Context) -> _Plan:
+    """Return the plan of a restore ticket, which is asked for what a restore to files is.
+
+    It never goes to a hypervisor that nobody named: whoever has it can read the backup.
+    """
+    backup = backups.get(order.backup_id)
+    missing = sorted(set(order.disks) - {one.disk for one in backup.disks})
+    if missing:
+        raise DiskNotFound(domain=f"backup {backup.backup_id}", disk=", ".join(missing))
+    storage, server = storages.find(backup.storage_id), previews.server_or_none(backup.server_id)
+    overridden = server is not None and access.check_enabled(server, override=order.override_access)
+    home = backup.hypervisor_id if storage.type == "local" or server is None else server.hypervisor_id
+    hypervisor = hypervisors.find(order.hypervisor_id or home, context.limits, context.now)
+    if storage.type == "local" and hypervisor.hypervisor_id != backup.hypervisor_id:
+        raise InvalidField(
+            field="hypervisor_id",
+            problem=f"the backup lies in a local folder of hypervisor {backup.hypervisor_id}, which no other one can read",
+        )
+    return _Plan(
+        type="ticket",
+        hypervisor=hypervisor,
+        storage=storage,
+        server_id=backup.server_id,
+        backup_id=backup.backup_id,
+        spec={
+            "disks": list(order.disks),
+            "lifetime_seconds": order.lifetime_seconds,
+            "manifest_digest": backup.manifest_digest,
+        },
+        overridden=overridden,
     )
 
 

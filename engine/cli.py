@@ -114,9 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--definitions", default="", metavar="FOLDER", help="write the domains' XML there; needs the key")
     _catalog(verb)
 
-    verb = _verb(verbs, "restore", "restore disks of a domain")
-    verb.add_argument("domain", help="server id, domain name or UUID, as `list` shows them")
+    verb = _verb(verbs, "restore", "restore disks of a domain", storage=False)
+    verb.add_argument("domain", nargs="?", default="", help="server id, domain name or UUID, as `list` shows them")
     verb.add_argument("backup", nargs="?", default="", help="backup id; the latest if left out")
+    verb.add_argument(
+        "--ticket",
+        default="",
+        metavar="FILE",
+        help="a restore ticket: stands for storage, key and backup; only to files and devices",
+    )
     verb.add_argument("--at", default="", metavar="TIME", help="the latest backup that is not later")
     verb.add_argument("--disk", action="append", default=[], metavar="TARGET", help="only this disk; may be repeated")
     verb.add_argument(

@@ -28,6 +28,7 @@ from engine.reindex import reindex
 from engine.repository import check_repository, list_servers, open_repository
 from engine.spec import BackupJob, BackupType, DeleteJob, Job, RestoreJob, Settings, TestJob, VerifyJob
 from engine.storage.open import open_storage
+from engine.ticket import load_ticket
 from engine.units import human_bytes
 from engine.work import Work
 
@@ -193,6 +194,10 @@ def restore(options: argparse.Namespace) -> int:
     """Restore a backup into the domain's disks, to files or to devices."""
     targets, points = _pairs(options.target, "--target"), _pairs(options.point, "--point")
     to_files = bool(options.to or targets)
+    if options.ticket:
+        return _restore_by_ticket(options, targets)
+    if not (options.storage and options.domain):
+        raise InvalidSpec(field="--storage", problem="and a domain are needed, or else --ticket")
     target, key = open_target(options)
     with open_storage(target) as storage:
         server_id = find_server(storage, options.domain)
@@ -207,11 +212,33 @@ def restore(options: argparse.Namespace) -> int:
             return 4
     job = RestoreJob(
         server_id=server_id, domain_uuid="" if to_files else server.domain_uuid, backup_id=server.backup_id,
-        disks=tuple(options.disk), target_folder=str(Path(options.to).resolve()) if options.to else "",
-        server_keys=server_keys(key, server_id), points=points, target_format=options.format, overwrite=options.overwrite,
-        targets={disk: str(Path(path).absolute()) for disk, path in targets.items()},
+        disks=tuple(options.disk), server_keys=server_keys(key, server_id), points=points, **_to_files(options, targets),
     )  # fmt: skip
     return run_verb(options, make_job(restore=job), target, Settings(workers=options.workers), _print_restore)
+
+
+def _restore_by_ticket(options: argparse.Namespace, targets: dict[str, str]) -> int:
+    """Restore the one backup that a ticket is for; it never writes over a domain's disks."""
+    instead = ("domain", "storage", "passphrase_file", "at", "point", "yes")
+    for name in (one for one in instead if getattr(options, one)):
+        raise InvalidSpec(
+            field=name.replace("_", "-"), problem="cannot be given with a ticket, which stands for all of that"
+        )
+    if not (options.to or targets):
+        raise InvalidSpec(field="--to", problem="or --target is needed: a ticket restores to files and devices")
+    ticket = load_ticket(Path(options.ticket), datetime.now(UTC))
+    job = replace(ticket.job(tuple(options.disk)), **_to_files(options, targets))
+    return run_verb(options, make_job(restore=job), ticket.storage, Settings(workers=options.workers), _print_restore)
+
+
+def _to_files(options: argparse.Namespace, targets: dict[str, str]) -> dict[str, Any]:
+    """Return the fields of a RestoreJob that say where to and how."""
+    return {
+        "target_folder": str(Path(options.to).resolve()) if options.to else "",
+        "targets": {disk: str(Path(path).absolute()) for disk, path in targets.items()},
+        "target_format": options.format,
+        "overwrite": options.overwrite,
+    }
 
 
 def _chosen_point(options: argparse.Namespace, server_id: str, history: History) -> Point:

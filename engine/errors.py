@@ -424,6 +424,22 @@ class TargetError(EngineError):
     template = "cannot restore to {target}: {detail}"
 
 
+class TicketExpired(EngineError):
+    """A restore ticket is over, or is from a time that this host's clock has not reached."""
+
+    reason = "TICKET_EXPIRED"
+    template = "the restore ticket {path} is over; it was good until {expire_time} by this host's clock"
+    remedy = "Ask for another one: bmctl backup ticket BACKUP --wait"
+
+
+class TicketExposed(EngineError):
+    """A restore ticket holds credentials; one that others can read or write is not used."""
+
+    reason = "TICKET_EXPOSED"
+    template = "the restore ticket {path} is refused: {problem}"
+    remedy = "Run this as the ticket's owner; if others could read the ticket, change the storage's credentials and ask for another one"
+
+
 class VerifyFailed(EngineError):
     """Damage was found. `result` names it, as results.VerifyResult in JSON types."""
 

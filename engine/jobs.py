@@ -186,6 +186,8 @@ def _verb(job: Job) -> Callable[[Surroundings], dict[str, Any]]:
         return _delete
     if job.health is not None:
         return _health
+    if job.ticket is not None:
+        return _ticket
     return _test
 
 
@@ -308,3 +310,9 @@ def _health(around: Surroundings) -> dict[str, Any]:
     from engine.health import look
 
     return asdict(look(around.operation.storage, around.work.stop))
+
+
+def _ticket(around: Surroundings) -> dict[str, Any]:
+    from engine.ticket_issue import leave_ticket
+
+    return asdict(leave_ticket(around))

@@ -26,8 +26,7 @@ def restore(around: Surroundings) -> RestoreResult:
     around.work.report.stage("prepare")
     with around.repository() as storage:
         keys = keys_of(spec.server_keys)
-        point = _point(storage, spec, spec.backup_id, keys)
-        chosen = _chosen(storage, point, spec, keys)
+        point, chosen = find_disks(storage, spec, keys)
         for manifest in chosen:
             check_layers(storage, manifest, keys.get(manifest.key_id), around.work)
         if spec.target_folder or spec.targets:
@@ -37,6 +36,12 @@ def restore(around: Surroundings) -> RestoreResult:
         from engine.restore_domain import DomainRestore
 
         return DomainRestore(around, spec, storage, point, keys).restore(chosen)
+
+
+def find_disks(storage: Storage, spec: RestoreJob, keys: Keys) -> tuple[Point, list[DiskManifest]]:
+    """Return the job's backup, and the manifests of the disks to restore, all opened and authenticated. Raises what `restore` does."""
+    point = _point(storage, spec, spec.backup_id, keys)
+    return point, _chosen(storage, point, spec, keys)
 
 
 def _point(storage: Storage, spec: RestoreJob, backup_id: str, keys: Keys) -> Point:

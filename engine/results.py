@@ -119,6 +119,16 @@ class TestResult:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketResult:
+    """A restore ticket that was left at `path`; `command` restores with it."""
+
+    path: str
+    expire_time: str
+    command: str
+    disks: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class HealthResult:
     """A storage that let us in. `initialized`: its repository is there; both sizes are 0 where the backend cannot tell."""
 

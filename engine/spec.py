@@ -224,6 +224,19 @@ class HealthJob:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketJob:
+    """Leave a restore ticket for one backup at `path` on this host, for `lifetime_seconds`; see ticket.py."""
+
+    server_id: str
+    backup_id: str
+    path: str
+    lifetime_seconds: int
+    disks: tuple[str, ...] = ()
+    manifest_digest: str = ""
+    server_keys: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before.
 
@@ -241,6 +254,7 @@ class Job:
     delete: DeleteJob | None = None
     test: TestJob | None = None
     health: HealthJob | None = None
+    ticket: TicketJob | None = None
 
 
 @dataclass(frozen=True, slots=True)

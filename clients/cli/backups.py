@@ -29,6 +29,7 @@ from clients.cli.options import (
     group,
     moment,
     request_id,
+    span,
 )
 from clients.cli.output import Column, Screen, card, heading, plain, state_of, styled
 from clients.cli.results import DISKS, SKIPPED, conclude
@@ -250,6 +251,45 @@ def verify(
 
     async def work(controller: Controller) -> None:
         reply = await controller.call(controller.backups.StartVerify, request)
+        await conclude(controller, Screen(output), reply.job_id, wait=wait)
+
+    run(work)
+
+
+@app.command()
+def ticket(
+    backup: BackupArgument,
+    hypervisor: Annotated[
+        str, typer.Option("--hypervisor", help="Where it is left: id or name; the server's when not given.")
+    ] = "",
+    expires: Annotated[
+        str, typer.Option("--expires", help="After a span from 5m to 7d, such as 12h; 24h when not given.")
+    ] = "",
+    disk: Disks = None,
+    override_access: OverrideAccess = False,
+    id_of_request: RequestId = "",
+    wait: Wait = False,
+    output: Output = "table",
+) -> None:
+    """Leave a restore ticket on a hypervisor.
+
+    A file for its root alone, with which `bm-engine` restores this backup to files there, without the controller; it expires by
+    itself. With --wait the ready command is shown.
+    """
+    from clients.gen.backupmanager.v1.backup_service_pb2 import CreateRestoreTicketRequest
+
+    request = CreateRestoreTicketRequest(
+        backup_id=backup,
+        hypervisor_id=hypervisor,
+        disks=disk,
+        override_access=override_access,
+        request_id=request_id(id_of_request),
+    )
+    if (lifetime := span("--expires", expires)) is not None:
+        request.lifetime.FromTimedelta(lifetime)
+
+    async def work(controller: Controller) -> None:
+        reply = await controller.call(controller.backups.CreateRestoreTicket, request)
         await conclude(controller, Screen(output), reply.job_id, wait=wait)
 
     run(work)

@@ -54,6 +54,7 @@ class Type(StrEnum):
     REINDEX = "reindex"
     TEST = "test"
     HEALTH = "health"
+    TICKET = "ticket"
 
 
 app = group()

@@ -12,6 +12,7 @@ from clients.cli.progress import ended, figures, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from rich.console import RenderableType
 
@@ -68,6 +69,11 @@ def show_job(screen: Screen, job: Job, names: Names) -> None:
     from clients.cli.output import plain
 
     screen.show({"job": plain(job)}, lambda: job_card(screen, job, names))
+    if job.result.ticket.command and not screen.json:
+        screen.note(styled("Run this there as root, with a folder of your choice:", "dim"))
+        screen.console.print(
+            styled(job.result.ticket.command, ""), soft_wrap=True
+        )  # to be copied: one line at any width
 
 
 def job_card(screen: Screen, job: Job, names: Names) -> RenderableType:
@@ -86,7 +92,7 @@ def job_card(screen: Screen, job: Job, names: Names) -> RenderableType:
         ("Took", took(job)),
         ("Stored", words.size(progress.bytes_stored)),
         ("Now", "" if ended(job) else figures(job).line),
-        *_result_facts(job),
+        *_result_facts(job, now),
     ]
     return card(
         heading(words.enum_label(job, "type"), state_of(job)),
@@ -104,7 +110,7 @@ def took(job: Job) -> str:
     return words.span(max(0.0, (job.end_time.ToNanoseconds() - job.start_time.ToNanoseconds()) / 1e9))
 
 
-def _result_facts(job: Job) -> list[tuple[str, str]]:
+def _result_facts(job: Job, now: datetime) -> list[tuple[str, str]]:
     result = job.result
     match result.WhichOneof("result"):
         case "backup":
@@ -137,6 +143,13 @@ def _result_facts(job: Job) -> list[tuple[str, str]]:
             ]
         case "test":
             return [("Host key", result.test.host_key)]
+        case "ticket":
+            expire_time = words.set_time(result.ticket, "expire_time")
+            return [
+                ("Disks", ", ".join(result.ticket.disks)),
+                ("Ticket", result.ticket.path),
+                ("Expires", words.long_time(expire_time, now)),
+            ]
     return []
 
 

@@ -243,6 +243,18 @@ def _health(run: command_pb2.RunCommand, _job: Job, _keys: list[command_pb2.Serv
     run.health.CopyFrom(command_pb2.HealthWork())
 
 
+def _ticket(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.ServerKey]) -> None:
+    work = command_pb2.TicketWork(
+        server_id=job.server_id,
+        backup_id=job.backup_id,
+        disks=job.spec["disks"],
+        manifest_digest=job.spec["manifest_digest"],
+        server_keys=keys,
+    )
+    work.lifetime.CopyFrom(_span(timedelta(seconds=job.spec["lifetime_seconds"])))
+    run.ticket.CopyFrom(work)
+
+
 _WORK: dict[str, Any] = {
     "backup": _backup,
     "restore": _restore,
@@ -253,6 +265,7 @@ _WORK: dict[str, Any] = {
     "reindex": _reindex,
     "test": _test,
     "health": _health,
+    "ticket": _ticket,
 }
 
 

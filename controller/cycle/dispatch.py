@@ -103,7 +103,7 @@ def _check(job: Job, hypervisor: Hypervisor, now: datetime) -> None:
     if job.type in {"backup", "restore"}:
         to_files = bool(job.spec.get("target_folder") or job.spec.get("targets"))
         admission.check_server(job.type, servers.find(job.server_id), now, to_files=to_files)
-    if job.type in {"restore", "verify"}:
+    if job.type in {"restore", "verify", "ticket"}:
         try:
             backups.get(job.backup_id)
         except BackupNotFound:

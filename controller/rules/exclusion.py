@@ -55,6 +55,7 @@ GROUPS: dict[str, Group] = {
     "prune": Group.REMOVAL,
     "purge": Group.REMOVAL,
     "verify": Group.CHECK,
+    "ticket": Group.CHECK,
     "mount": Group.CHECK,
     "copy": Group.CHECK,
     "reindex": Group.CHECK,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 from google.protobuf.descriptor import EnumDescriptor
 
@@ -11,7 +12,7 @@ from controller import backups, orders, previews, servers, storages
 from controller.backups import Backup, BackupFilter
 from controller.context import Context as OrderContext
 from controller.errors import InvalidField
-from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, VerifyOrder
+from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, TicketOrder, VerifyOrder
 from controller.previews import Chain
 from controller.rules import tree
 from controller.rules.restoring import RestoreChoice
@@ -20,6 +21,8 @@ from controller.services import check, convert, convert_backups, paging
 from controller.services.parts import Context, Parts
 
 _CONFIRMATION_CHARACTERS_MAX = 512
+_TICKET_LIFETIME = timedelta(hours=24)
+_TICKET_LIFETIMES = timedelta(minutes=5), timedelta(days=7)
 
 
 class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
@@ -115,6 +118,20 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
             request_id=check.request_id(request.request_id),
         )
         return messages.StartVerifyResponse(job_id=await self._start(order))
+
+    async def CreateRestoreTicket(
+        self, request: messages.CreateRestoreTicketRequest, context: Context
+    ) -> messages.CreateRestoreTicketResponse:
+        lifetime = check.span(request, "lifetime", _TICKET_LIFETIME, *_TICKET_LIFETIMES)
+        order = TicketOrder(
+            backup_id=check.identifier("backup_id", request.backup_id),
+            hypervisor_id=check.reference("hypervisor_id", request.hypervisor_id, optional=True),
+            disks=check.disks("disks", request.disks),
+            lifetime_seconds=int((lifetime or _TICKET_LIFETIME).total_seconds()),
+            request_id=check.request_id(request.request_id),
+            override_access=request.override_access,
+        )
+        return messages.CreateRestoreTicketResponse(job_id=await self._start(order))
 
     async def PreviewDelete(
         self, request: messages.PreviewDeleteRequest, context: Context

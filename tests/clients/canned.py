@@ -231,6 +231,7 @@ class Canned:
             ),
             "StartRestore": lambda _: backup_calls.StartRestoreResponse(job_id=rows.JOB),
             "StartVerify": lambda _: backup_calls.StartVerifyResponse(job_id=rows.JOB),
+            "CreateRestoreTicket": lambda _: backup_calls.CreateRestoreTicketResponse(job_id=rows.JOB),
             "PreviewDelete": lambda _: backup_calls.PreviewDeleteResponse(
                 backups=self.backups,
                 stored_bytes=sum(one.stored_bytes for one in self.backups),

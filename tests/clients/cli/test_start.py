@@ -46,7 +46,7 @@ def shell(bmctl: Bmctl, tmp_path: Path) -> Bmctl:
     [
         (("bmctl", "ba"), {"backup", "batch"}),
         (("bmctl", "backup", "ver"), {"verify"}),
-        (("bmctl", "backup", ""), {"start", "list", "show", "restore", "verify", "delete"}),
+        (("bmctl", "backup", ""), {"start", "list", "show", "restore", "verify", "ticket", "delete"}),
         (("bmctl", "storage", "add", "s"), {"sftp", "s3"}),
         (("bmctl", "backup", "start", "--ty"), {"--type"}),
         (("bmctl", "backup", "start", "--type", "in"), {"incremental"}),

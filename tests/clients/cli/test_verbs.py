@@ -295,3 +295,28 @@ def test_version(bmctl: Bmctl) -> None:
     assert known["bmctl"]["version"]
     bmctl.profile.unlink()
     assert bmctl("version", "-o", "json").json == {"bmctl": known["bmctl"], "controller": None}
+
+
+@pytest.mark.feature("M11")
+def test_a_ticket_ends_with_a_command_that_can_be_copied(bmctl: Bmctl, canned: Canned) -> None:
+    command = f"bm-engine restore --ticket /var/lib/{'long-' * 30}/tickets/{rows.JOB}.json --to /path/to/folder"
+    left = job_pb2.TicketResult(
+        path=f"/var/lib/{rows.JOB}.json", expire_time=rows.ago(hours=-12, seconds=-5), command=command, disks=["vda"]
+    )
+    canned.change(rows.JOB, **completed(type=job_pb2.JOB_TYPE_TICKET, result=job_pb2.JobResult(ticket=left)))
+    verb = ("backup", "ticket", rows.FULL, "--hypervisor", "hv1", "--expires", "12h", "--disk", "vda")
+
+    shown = bmctl(*verb, "--wait")
+
+    assert shown.code == 0, shown.err
+    assert command in [line.strip() for line in shown.out.splitlines()]
+    assert "in 12 hours" in shown.out
+    (request,) = canned.calls["CreateRestoreTicket"]
+    assert (request.backup_id, request.hypervisor_id, list(request.disks)) == (rows.FULL, "hv1", ["vda"])
+    assert request.lifetime.seconds == 12 * 3600
+    uuid.UUID(request.request_id)
+    assert bmctl(*verb, "--wait", "-o", "json").json["job"]["result"]["ticket"]["command"] == command
+    with bmctl.on_terminal(*verb, "--wait") as terminal:
+        assert terminal.end() == 0
+        assert command.encode() in terminal.raw, "one line, whatever the width"
+    assert bmctl(*verb[:-4], "--expires", "soon").code == 2

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from clients.gen.backupmanager.v1 import backup_pb2 as backupmanager_dot_v1_dot_backup__pb2
 from clients.gen.backupmanager.v1 import disk_pb2 as backupmanager_dot_v1_dot_disk__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/backup_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1d\x62\x61\x63kupmanager/v1/backup.proto\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x12StartBackupRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12*\n\x04type\x18\x03 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x36\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\r\n\x05\x64isks\x18\x05 \x03(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x17\n\x0foverride_access\x18\x07 \x01(\x08\x12G\n\ndisk_types\x18\x08 \x03(\x0b\x32\x33.backupmanager.v1.StartBackupRequest.DiskTypesEntry\x1aN\n\x0e\x44iskTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType:\x02\x38\x01\"%\n\x13StartBackupResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xd2\x02\n\x12ListBackupsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12+\n\x05types\x18\n \x03(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x16\n\tencrypted\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12-\n\x06states\x18\x0c \x03(\x0e\x32\x1d.backupmanager.v1.BackupState\x12\x0e\n\x06job_id\x18\r \x01(\tB\x0c\n\n_encrypted\"Y\n\x13ListBackupsResponse\x12)\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Backup\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetBackupRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\"=\n\x11GetBackupResponse\x12(\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Backup\"\x97\x03\n\x15PreviewRestoreRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\r\n\x05\x64isks\x18\x03 \x03(\t\x12\x15\n\rtarget_folder\x18\x04 \x01(\t\x12\x43\n\x06points\x18\x05 \x03(\x0b\x32\x33.backupmanager.v1.PreviewRestoreRequest.PointsEntry\x12\x45\n\x07targets\x18\x06 \x03(\x0b\x32\x34.backupmanager.v1.PreviewRestoreRequest.TargetsEntry\x12\x34\n\rtarget_format\x18\x07 \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x08 \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x01\n\x16PreviewRestoreResponse\x12(\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Backup\x12\r\n\x05\x64isks\x18\x02 \x03(\t\x12\x14\n\x0cstops_server\x18\x03 \x01(\x08\x12\x18\n\x10\x63hain_backup_ids\x18\x04 \x03(\t\x12\x14\n\x0c\x63onfirmation\x18\x05 \x01(\t\"\xd7\x03\n\x13StartRestoreRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\r\n\x05\x64isks\x18\x02 \x03(\t\x12\x15\n\rtarget_folder\x18\x03 \x01(\t\x12\x14\n\x0c\x63onfirmation\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0foverride_access\x18\x06 \x01(\x08\x12\x14\n\x0c\x64uring_batch\x18\x07 \x01(\x08\x12\x41\n\x06points\x18\x08 \x03(\x0b\x32\x31.backupmanager.v1.StartRestoreRequest.PointsEntry\x12\x43\n\x07targets\x18\t \x03(\x0b\x32\x32.backupmanager.v1.StartRestoreRequest.TargetsEntry\x12\x34\n\rtarget_format\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x0b \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x14StartRestoreResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"R\n\x12StartVerifyRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"%\n\x13StartVerifyResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"[\n\x14PreviewDeleteRequest\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12/\n\x05\x63hain\x18\x02 \x01(\x0b\x32 .backupmanager.v1.ChainReference\"W\n\x0e\x43hainReference\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x03 \x01(\t\x12\x0c\n\x04\x64isk\x18\x04 \x01(\t\"\x94\x01\n\x15PreviewDeleteResponse\x12)\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Backup\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x63onfirmation\x18\x03 \x01(\t\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\"\x9a\x01\n\x12StartDeleteRequest\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\t\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x05\x63hain\x18\x05 \x01(\x0b\x32 .backupmanager.v1.ChainReference\"%\n\x13StartDeleteResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"u\n\x17ListBackupChainsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x0c\n\x04\x64isk\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"b\n\x18ListBackupChainsResponse\x12-\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.BackupChain\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe6\x06\n\rBackupService\x12Z\n\x0bStartBackup\x12$.backupmanager.v1.StartBackupRequest\x1a%.backupmanager.v1.StartBackupResponse\x12Z\n\x0bListBackups\x12$.backupmanager.v1.ListBackupsRequest\x1a%.backupmanager.v1.ListBackupsResponse\x12T\n\tGetBackup\x12\".backupmanager.v1.GetBackupRequest\x1a#.backupmanager.v1.GetBackupResponse\x12i\n\x10ListBackupChains\x12).backupmanager.v1.ListBackupChainsRequest\x1a*.backupmanager.v1.ListBackupChainsResponse\x12\x63\n\x0ePreviewRestore\x12\'.backupmanager.v1.PreviewRestoreRequest\x1a(.backupmanager.v1.PreviewRestoreResponse\x12]\n\x0cStartRestore\x12%.backupmanager.v1.StartRestoreRequest\x1a&.backupmanager.v1.StartRestoreResponse\x12Z\n\x0bStartVerify\x12$.backupmanager.v1.StartVerifyRequest\x1a%.backupmanager.v1.StartVerifyResponse\x12`\n\rPreviewDelete\x12&.backupmanager.v1.PreviewDeleteRequest\x1a\'.backupmanager.v1.PreviewDeleteResponse\x12Z\n\x0bStartDelete\x12$.backupmanager.v1.StartDeleteRequest\x1a%.backupmanager.v1.StartDeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/backup_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1d\x62\x61\x63kupmanager/v1/backup.proto\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x02\n\x12StartBackupRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12*\n\x04type\x18\x03 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x36\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32!.backupmanager.v1.ConsistencyMode\x12\r\n\x05\x64isks\x18\x05 \x03(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x17\n\x0foverride_access\x18\x07 \x01(\x08\x12G\n\ndisk_types\x18\x08 \x03(\x0b\x32\x33.backupmanager.v1.StartBackupRequest.DiskTypesEntry\x1aN\n\x0e\x44iskTypesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0e\x32\x1c.backupmanager.v1.BackupType:\x02\x38\x01\"%\n\x13StartBackupResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xd2\x02\n\x12ListBackupsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12+\n\x05types\x18\n \x03(\x0e\x32\x1c.backupmanager.v1.BackupType\x12\x16\n\tencrypted\x18\x0b \x01(\x08H\x00\x88\x01\x01\x12-\n\x06states\x18\x0c \x03(\x0e\x32\x1d.backupmanager.v1.BackupState\x12\x0e\n\x06job_id\x18\r \x01(\tB\x0c\n\n_encrypted\"Y\n\x13ListBackupsResponse\x12)\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Backup\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x10GetBackupRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\"=\n\x11GetBackupResponse\x12(\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Backup\"\x97\x03\n\x15PreviewRestoreRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x11\n\tserver_id\x18\x02 \x01(\t\x12\r\n\x05\x64isks\x18\x03 \x03(\t\x12\x15\n\rtarget_folder\x18\x04 \x01(\t\x12\x43\n\x06points\x18\x05 \x03(\x0b\x32\x33.backupmanager.v1.PreviewRestoreRequest.PointsEntry\x12\x45\n\x07targets\x18\x06 \x03(\x0b\x32\x34.backupmanager.v1.PreviewRestoreRequest.TargetsEntry\x12\x34\n\rtarget_format\x18\x07 \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x08 \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x01\n\x16PreviewRestoreResponse\x12(\n\x06\x62\x61\x63kup\x18\x01 \x01(\x0b\x32\x18.backupmanager.v1.Backup\x12\r\n\x05\x64isks\x18\x02 \x03(\t\x12\x14\n\x0cstops_server\x18\x03 \x01(\x08\x12\x18\n\x10\x63hain_backup_ids\x18\x04 \x03(\t\x12\x14\n\x0c\x63onfirmation\x18\x05 \x01(\t\"\xd7\x03\n\x13StartRestoreRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\r\n\x05\x64isks\x18\x02 \x03(\t\x12\x15\n\rtarget_folder\x18\x03 \x01(\t\x12\x14\n\x0c\x63onfirmation\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0foverride_access\x18\x06 \x01(\x08\x12\x14\n\x0c\x64uring_batch\x18\x07 \x01(\x08\x12\x41\n\x06points\x18\x08 \x03(\x0b\x32\x31.backupmanager.v1.StartRestoreRequest.PointsEntry\x12\x43\n\x07targets\x18\t \x03(\x0b\x32\x32.backupmanager.v1.StartRestoreRequest.TargetsEntry\x12\x34\n\rtarget_format\x18\n \x01(\x0e\x32\x1d.backupmanager.v1.ImageFormat\x12\x11\n\toverwrite\x18\x0b \x01(\x08\x1a-\n\x0bPointsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cTargetsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x14StartRestoreResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"R\n\x12StartVerifyRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"%\n\x13StartVerifyResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"\xaf\x01\n\x1a\x43reateRestoreTicketRequest\x12\x11\n\tbackup_id\x18\x01 \x01(\t\x12\x15\n\rhypervisor_id\x18\x02 \x01(\t\x12\r\n\x05\x64isks\x18\x03 \x03(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x17\n\x0foverride_access\x18\x06 \x01(\x08\"-\n\x1b\x43reateRestoreTicketResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"[\n\x14PreviewDeleteRequest\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12/\n\x05\x63hain\x18\x02 \x01(\x0b\x32 .backupmanager.v1.ChainReference\"W\n\x0e\x43hainReference\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x03 \x01(\t\x12\x0c\n\x04\x64isk\x18\x04 \x01(\t\"\x94\x01\n\x15PreviewDeleteResponse\x12)\n\x07\x62\x61\x63kups\x18\x01 \x03(\x0b\x32\x18.backupmanager.v1.Backup\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x03\x12\x14\n\x0c\x63onfirmation\x18\x03 \x01(\t\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x05 \x01(\x08\"\x9a\x01\n\x12StartDeleteRequest\x12\x12\n\nbackup_ids\x18\x01 \x03(\t\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\t\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12/\n\x05\x63hain\x18\x05 \x01(\x0b\x32 .backupmanager.v1.ChainReference\"%\n\x13StartDeleteResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"u\n\x17ListBackupChainsRequest\x12\x11\n\tserver_id\x18\x01 \x01(\t\x12\x12\n\nstorage_id\x18\x02 \x01(\t\x12\x0c\n\x04\x64isk\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"b\n\x18ListBackupChainsResponse\x12-\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x1d.backupmanager.v1.BackupChain\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xda\x07\n\rBackupService\x12Z\n\x0bStartBackup\x12$.backupmanager.v1.StartBackupRequest\x1a%.backupmanager.v1.StartBackupResponse\x12Z\n\x0bListBackups\x12$.backupmanager.v1.ListBackupsRequest\x1a%.backupmanager.v1.ListBackupsResponse\x12T\n\tGetBackup\x12\".backupmanager.v1.GetBackupRequest\x1a#.backupmanager.v1.GetBackupResponse\x12i\n\x10ListBackupChains\x12).backupmanager.v1.ListBackupChainsRequest\x1a*.backupmanager.v1.ListBackupChainsResponse\x12\x63\n\x0ePreviewRestore\x12\'.backupmanager.v1.PreviewRestoreRequest\x1a(.backupmanager.v1.PreviewRestoreResponse\x12]\n\x0cStartRestore\x12%.backupmanager.v1.StartRestoreRequest\x1a&.backupmanager.v1.StartRestoreResponse\x12Z\n\x0bStartVerify\x12$.backupmanager.v1.StartVerifyRequest\x1a%.backupmanager.v1.StartVerifyResponse\x12r\n\x13\x43reateRestoreTicket\x12,.backupmanager.v1.CreateRestoreTicketRequest\x1a-.backupmanager.v1.CreateRestoreTicketResponse\x12`\n\rPreviewDelete\x12&.backupmanager.v1.PreviewDeleteRequest\x1a\'.backupmanager.v1.PreviewDeleteResponse\x12Z\n\x0bStartDelete\x12$.backupmanager.v1.StartDeleteRequest\x1a%.backupmanager.v1.StartDeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,54 +45,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTRESTOREREQUEST_POINTSENTRY']._serialized_options = b'8\001'
   _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._loaded_options = None
   _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._serialized_options = b'8\001'
-  _globals['_STARTBACKUPREQUEST']._serialized_start=153
-  _globals['_STARTBACKUPREQUEST']._serialized_end=525
-  _globals['_STARTBACKUPREQUEST_DISKTYPESENTRY']._serialized_start=447
-  _globals['_STARTBACKUPREQUEST_DISKTYPESENTRY']._serialized_end=525
-  _globals['_STARTBACKUPRESPONSE']._serialized_start=527
-  _globals['_STARTBACKUPRESPONSE']._serialized_end=564
-  _globals['_LISTBACKUPSREQUEST']._serialized_start=567
-  _globals['_LISTBACKUPSREQUEST']._serialized_end=905
-  _globals['_LISTBACKUPSRESPONSE']._serialized_start=907
-  _globals['_LISTBACKUPSRESPONSE']._serialized_end=996
-  _globals['_GETBACKUPREQUEST']._serialized_start=998
-  _globals['_GETBACKUPREQUEST']._serialized_end=1035
-  _globals['_GETBACKUPRESPONSE']._serialized_start=1037
-  _globals['_GETBACKUPRESPONSE']._serialized_end=1098
-  _globals['_PREVIEWRESTOREREQUEST']._serialized_start=1101
-  _globals['_PREVIEWRESTOREREQUEST']._serialized_end=1508
-  _globals['_PREVIEWRESTOREREQUEST_POINTSENTRY']._serialized_start=1415
-  _globals['_PREVIEWRESTOREREQUEST_POINTSENTRY']._serialized_end=1460
-  _globals['_PREVIEWRESTOREREQUEST_TARGETSENTRY']._serialized_start=1462
-  _globals['_PREVIEWRESTOREREQUEST_TARGETSENTRY']._serialized_end=1508
-  _globals['_PREVIEWRESTORERESPONSE']._serialized_start=1511
-  _globals['_PREVIEWRESTORERESPONSE']._serialized_end=1662
-  _globals['_STARTRESTOREREQUEST']._serialized_start=1665
-  _globals['_STARTRESTOREREQUEST']._serialized_end=2136
-  _globals['_STARTRESTOREREQUEST_POINTSENTRY']._serialized_start=1415
-  _globals['_STARTRESTOREREQUEST_POINTSENTRY']._serialized_end=1460
-  _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._serialized_start=1462
-  _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._serialized_end=1508
-  _globals['_STARTRESTORERESPONSE']._serialized_start=2138
-  _globals['_STARTRESTORERESPONSE']._serialized_end=2176
-  _globals['_STARTVERIFYREQUEST']._serialized_start=2178
-  _globals['_STARTVERIFYREQUEST']._serialized_end=2260
-  _globals['_STARTVERIFYRESPONSE']._serialized_start=2262
-  _globals['_STARTVERIFYRESPONSE']._serialized_end=2299
-  _globals['_PREVIEWDELETEREQUEST']._serialized_start=2301
-  _globals['_PREVIEWDELETEREQUEST']._serialized_end=2392
-  _globals['_CHAINREFERENCE']._serialized_start=2394
-  _globals['_CHAINREFERENCE']._serialized_end=2481
-  _globals['_PREVIEWDELETERESPONSE']._serialized_start=2484
-  _globals['_PREVIEWDELETERESPONSE']._serialized_end=2632
-  _globals['_STARTDELETEREQUEST']._serialized_start=2635
-  _globals['_STARTDELETEREQUEST']._serialized_end=2789
-  _globals['_STARTDELETERESPONSE']._serialized_start=2791
-  _globals['_STARTDELETERESPONSE']._serialized_end=2828
-  _globals['_LISTBACKUPCHAINSREQUEST']._serialized_start=2830
-  _globals['_LISTBACKUPCHAINSREQUEST']._serialized_end=2947
-  _globals['_LISTBACKUPCHAINSRESPONSE']._serialized_start=2949
-  _globals['_LISTBACKUPCHAINSRESPONSE']._serialized_end=3047
-  _globals['_BACKUPSERVICE']._serialized_start=3050
-  _globals['_BACKUPSERVICE']._serialized_end=3920
+  _globals['_STARTBACKUPREQUEST']._serialized_start=185
+  _globals['_STARTBACKUPREQUEST']._serialized_end=557
+  _globals['_STARTBACKUPREQUEST_DISKTYPESENTRY']._serialized_start=479
+  _globals['_STARTBACKUPREQUEST_DISKTYPESENTRY']._serialized_end=557
+  _globals['_STARTBACKUPRESPONSE']._serialized_start=559
+  _globals['_STARTBACKUPRESPONSE']._serialized_end=596
+  _globals['_LISTBACKUPSREQUEST']._serialized_start=599
+  _globals['_LISTBACKUPSREQUEST']._serialized_end=937
+  _globals['_LISTBACKUPSRESPONSE']._serialized_start=939
+  _globals['_LISTBACKUPSRESPONSE']._serialized_end=1028
+  _globals['_GETBACKUPREQUEST']._serialized_start=1030
+  _globals['_GETBACKUPREQUEST']._serialized_end=1067
+  _globals['_GETBACKUPRESPONSE']._serialized_start=1069
+  _globals['_GETBACKUPRESPONSE']._serialized_end=1130
+  _globals['_PREVIEWRESTOREREQUEST']._serialized_start=1133
+  _globals['_PREVIEWRESTOREREQUEST']._serialized_end=1540
+  _globals['_PREVIEWRESTOREREQUEST_POINTSENTRY']._serialized_start=1447
+  _globals['_PREVIEWRESTOREREQUEST_POINTSENTRY']._serialized_end=1492
+  _globals['_PREVIEWRESTOREREQUEST_TARGETSENTRY']._serialized_start=1494
+  _globals['_PREVIEWRESTOREREQUEST_TARGETSENTRY']._serialized_end=1540
+  _globals['_PREVIEWRESTORERESPONSE']._serialized_start=1543
+  _globals['_PREVIEWRESTORERESPONSE']._serialized_end=1694
+  _globals['_STARTRESTOREREQUEST']._serialized_start=1697
+  _globals['_STARTRESTOREREQUEST']._serialized_end=2168
+  _globals['_STARTRESTOREREQUEST_POINTSENTRY']._serialized_start=1447
+  _globals['_STARTRESTOREREQUEST_POINTSENTRY']._serialized_end=1492
+  _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._serialized_start=1494
+  _globals['_STARTRESTOREREQUEST_TARGETSENTRY']._serialized_end=1540
+  _globals['_STARTRESTORERESPONSE']._serialized_start=2170
+  _globals['_STARTRESTORERESPONSE']._serialized_end=2208
+  _globals['_STARTVERIFYREQUEST']._serialized_start=2210
+  _globals['_STARTVERIFYREQUEST']._serialized_end=2292
+  _globals['_STARTVERIFYRESPONSE']._serialized_start=2294
+  _globals['_STARTVERIFYRESPONSE']._serialized_end=2331
+  _globals['_CREATERESTORETICKETREQUEST']._serialized_start=2334
+  _globals['_CREATERESTORETICKETREQUEST']._serialized_end=2509
+  _globals['_CREATERESTORETICKETRESPONSE']._serialized_start=2511
+  _globals['_CREATERESTORETICKETRESPONSE']._serialized_end=2556
+  _globals['_PREVIEWDELETEREQUEST']._serialized_start=2558
+  _globals['_PREVIEWDELETEREQUEST']._serialized_end=2649
+  _globals['_CHAINREFERENCE']._serialized_start=2651
+  _globals['_CHAINREFERENCE']._serialized_end=2738
+  _globals['_PREVIEWDELETERESPONSE']._serialized_start=2741
+  _globals['_PREVIEWDELETERESPONSE']._serialized_end=2889
+  _globals['_STARTDELETEREQUEST']._serialized_start=2892
+  _globals['_STARTDELETEREQUEST']._serialized_end=3046
+  _globals['_STARTDELETERESPONSE']._serialized_start=3048
+  _globals['_STARTDELETERESPONSE']._serialized_end=3085
+  _globals['_LISTBACKUPCHAINSREQUEST']._serialized_start=3087
+  _globals['_LISTBACKUPCHAINSREQUEST']._serialized_end=3204
+  _globals['_LISTBACKUPCHAINSRESPONSE']._serialized_start=3206
+  _globals['_LISTBACKUPCHAINSRESPONSE']._serialized_end=3304
+  _globals['_BACKUPSERVICE']._serialized_start=3307
+  _globals['_BACKUPSERVICE']._serialized_end=4293
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from clients.gen.backupmanager.v1 import backup_pb2 as _backup_pb2
 from clients.gen.backupmanager.v1 import disk_pb2 as _disk_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -586,6 +587,74 @@ class StartVerifyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartVerifyResponse: _TypeAlias = StartVerifyResponse  # noqa: Y015
+
+@_typing.final
+class CreateRestoreTicketRequest(_message.Message):
+    """Asks for a restore ticket."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    OVERRIDE_ACCESS_FIELD_NUMBER: _builtins.int
+    backup_id: _builtins.str
+    """The backup that it is for."""
+    hypervisor_id: _builtins.str
+    """Where it is left: id or name; empty takes the server's hypervisor. Backups in a local folder can only be restored where they lie."""
+    request_id: _builtins.str
+    """The same id twice is one job; a UUID."""
+    override_access: _builtins.bool
+    """Also for a server whose access level is Disabled; it is logged."""
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which disks; empty for all that the backup holds."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long it can be used, from 5 minutes to 7 days; unset means 24 hours."""
+
+    def __init__(
+        self,
+        *,
+        backup_id: _builtins.str = ...,
+        hypervisor_id: _builtins.str = ...,
+        disks: _abc.Iterable[_builtins.str] | None = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
+        override_access: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "hypervisor_id", b"hypervisor_id", "lifetime", b"lifetime", "override_access", b"override_access", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRestoreTicketRequest: _TypeAlias = CreateRestoreTicketRequest  # noqa: Y015
+
+@_typing.final
+class CreateRestoreTicketResponse(_message.Message):
+    """The job that leaves it there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """To watch."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateRestoreTicketResponse: _TypeAlias = CreateRestoreTicketResponse  # noqa: Y015
 
 @_typing.final
 class PreviewDeleteRequest(_message.Message):

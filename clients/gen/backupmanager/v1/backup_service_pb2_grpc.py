@@ -70,6 +70,11 @@ class BackupServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyResponse.FromString,
                 _registered_method=True)
+        self.CreateRestoreTicket = channel.unary_unary(
+                '/backupmanager.v1.BackupService/CreateRestoreTicket',
+                request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketResponse.FromString,
+                _registered_method=True)
         self.PreviewDelete = channel.unary_unary(
                 '/backupmanager.v1.BackupService/PreviewDelete',
                 request_serializer=backupmanager_dot_v1_dot_backup__service__pb2.PreviewDeleteRequest.SerializeToString,
@@ -142,6 +147,16 @@ class BackupServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateRestoreTicket(self, request, context):
+        """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
+        to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
+        server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
+        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PreviewDelete(self, request, context):
         """Shows what deleting backups would remove, and gives the confirmation that it needs. Backups that others need pull
         these in. Scope: operator. Errors: BACKUP_NOT_FOUND.
@@ -195,6 +210,11 @@ def add_BackupServiceServicer_to_server(servicer, server):
                     servicer.StartVerify,
                     request_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyResponse.SerializeToString,
+            ),
+            'CreateRestoreTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateRestoreTicket,
+                    request_deserializer=backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketResponse.SerializeToString,
             ),
             'PreviewDelete': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewDelete,
@@ -397,6 +417,33 @@ class BackupService:
             '/backupmanager.v1.BackupService/StartVerify',
             backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyRequest.SerializeToString,
             backupmanager_dot_v1_dot_backup__service__pb2.StartVerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateRestoreTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.BackupService/CreateRestoreTicket',
+            backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketRequest.SerializeToString,
+            backupmanager_dot_v1_dot_backup__service__pb2.CreateRestoreTicketResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,12 @@ class BackupServiceStub:
     """Starts a job that reads every frame of a backup, and of all that it needs, and checks it. Scope: operator.
     Errors: BACKUP_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
     """
+    CreateRestoreTicket: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.CreateRestoreTicketRequest, _backup_service_pb2.CreateRestoreTicketResponse]
+    """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
+    to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
+    server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
+    HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
+    """
     PreviewDelete: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.PreviewDeleteRequest, _backup_service_pb2.PreviewDeleteResponse]
     """Shows what deleting backups would remove, and gives the confirmation that it needs. Backups that others need pull
     these in. Scope: operator. Errors: BACKUP_NOT_FOUND.
@@ -120,6 +126,18 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_backup_service_pb2.StartVerifyResponse]:
         """Starts a job that reads every frame of a backup, and of all that it needs, and checks it. Scope: operator.
         Errors: BACKUP_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateRestoreTicket(
+        self,
+        request: _backup_service_pb2.CreateRestoreTicketRequest,
+        context: _aio.ServicerContext[_backup_service_pb2.CreateRestoreTicketRequest, _abc.Awaitable[_backup_service_pb2.CreateRestoreTicketResponse]],
+    ) -> _abc.Awaitable[_backup_service_pb2.CreateRestoreTicketResponse]:
+        """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
+        to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
+        server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
+        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

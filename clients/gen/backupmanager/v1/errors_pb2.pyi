@@ -286,6 +286,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
     `missing` or `not_a_folder`.
     """
+    ERROR_REASON_TICKET_EXPIRED: _ErrorReason.ValueType  # 271
+    """Of `bm-engine`: the restore ticket is over; `path`, `expire_time`."""
+    ERROR_REASON_TICKET_EXPOSED: _ErrorReason.ValueType  # 272
+    """Of `bm-engine`: the restore ticket is not a file of the caller's own that nobody else can read; `path`, `problem`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -561,4 +565,8 @@ ERROR_REASON_STORAGE_PATH_INVALID: ErrorReason.ValueType  # 270
 """A job's end: the storage's own folder is neither there nor can be made; `storage`, `step`, `detail`, `cause`:
 `missing` or `not_a_folder`.
 """
+ERROR_REASON_TICKET_EXPIRED: ErrorReason.ValueType  # 271
+"""Of `bm-engine`: the restore ticket is over; `path`, `expire_time`."""
+ERROR_REASON_TICKET_EXPOSED: ErrorReason.ValueType  # 272
+"""Of `bm-engine`: the restore ticket is not a file of the caller's own that nobody else can read; `path`, `problem`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

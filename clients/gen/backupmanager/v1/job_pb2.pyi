@@ -49,6 +49,8 @@ class _JobTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobType.Value
     """Deletes what is left of a server."""
     JOB_TYPE_HEALTH: _JobType.ValueType  # 9
     """Looks at a storage without writing to it."""
+    JOB_TYPE_TICKET: _JobType.ValueType  # 11
+    """Leaves a restore ticket on the hypervisor."""
 
 class JobType(_JobType, metaclass=_JobTypeEnumTypeWrapper):
     """What a job does."""
@@ -73,6 +75,8 @@ JOB_TYPE_PURGE: JobType.ValueType  # 8
 """Deletes what is left of a server."""
 JOB_TYPE_HEALTH: JobType.ValueType  # 9
 """Looks at a storage without writing to it."""
+JOB_TYPE_TICKET: JobType.ValueType  # 11
+"""Leaves a restore ticket on the hypervisor."""
 Global___JobType: _TypeAlias = JobType  # noqa: Y015
 
 class _JobState:
@@ -298,6 +302,7 @@ class JobResult(_message.Message):
     REINDEX_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backup(self) -> Global___BackupResult:
         """Of a backup."""
@@ -326,6 +331,10 @@ class JobResult(_message.Message):
     def health(self) -> Global___HealthResult:
         """Of a look at a storage's health."""
 
+    @_builtins.property
+    def ticket(self) -> Global___TicketResult:
+        """Of a restore ticket."""
+
     def __init__(
         self,
         *,
@@ -336,12 +345,13 @@ class JobResult(_message.Message):
         reindex: Global___ReindexResult | None = ...,
         test: Global___StorageTestResult | None = ...,
         health: Global___HealthResult | None = ...,
+        ticket: Global___TicketResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -682,6 +692,44 @@ class HealthResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthResult: _TypeAlias = HealthResult  # noqa: Y015
+
+@_typing.final
+class TicketResult(_message.Message):
+    """A restore ticket that lies on the job's hypervisor. What is in it stays there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The file."""
+    command: _builtins.str
+    """What to run there as root, with a folder of one's own choice; holds no secret."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When it expires, by the hypervisor's clock; it is removed soon after."""
+
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The disks that it restores."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        command: _builtins.str = ...,
+        disks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "disks", b"disks", "expire_time", b"expire_time", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketResult: _TypeAlias = TicketResult  # noqa: Y015
 
 @_typing.final
 class StorageRoom(_message.Message):

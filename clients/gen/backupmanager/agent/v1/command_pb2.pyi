@@ -142,6 +142,7 @@ class RunCommand(_message.Message):
     REINDEX_FIELD_NUMBER: _builtins.int
     TEST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def storage(self) -> Global___StorageAccess:
@@ -184,6 +185,10 @@ class RunCommand(_message.Message):
         """Look at the storage."""
 
     @_builtins.property
+    def ticket(self) -> Global___TicketWork:
+        """Leave a restore ticket on the hypervisor."""
+
+    @_builtins.property
     def batch(self) -> Global___BatchMembership:
         """The job is one of a batch: it runs in the batch's process, when its turn comes. Unset for a single."""
 
@@ -200,13 +205,14 @@ class RunCommand(_message.Message):
         reindex: Global___ReindexWork | None = ...,
         test: Global___TestWork | None = ...,
         health: Global___HealthWork | None = ...,
+        ticket: Global___TicketWork | None = ...,
         batch: Global___BatchMembership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health"]  # noqa: Y015
+    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_verb) -> _WhichOneofReturnType_verb | None: ...
 
@@ -629,6 +635,54 @@ class VerifyWork(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyWork: _TypeAlias = VerifyWork  # noqa: Y015
+
+@_typing.final
+class TicketWork(_message.Message):
+    """Leaves a restore ticket on the hypervisor, once the backup was found and opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    BACKUP_ID_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    SERVER_KEYS_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server whose backup it is."""
+    backup_id: _builtins.str
+    """The backup."""
+    manifest_digest: _builtins.str
+    """SHA-256 of backup.json as the catalog knows it, hexadecimal; empty when it does not."""
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which disks; empty for all in it."""
+
+    @_builtins.property
+    def server_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerKey]:
+        """The server's keys."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long it can be used, from when it is written, by the hypervisor's clock; at most 7 days."""
+
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        backup_id: _builtins.str = ...,
+        disks: _abc.Iterable[_builtins.str] | None = ...,
+        manifest_digest: _builtins.str = ...,
+        server_keys: _abc.Iterable[Global___ServerKey] | None = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_id", b"backup_id", "disks", b"disks", "lifetime", b"lifetime", "manifest_digest", b"manifest_digest", "server_id", b"server_id", "server_keys", b"server_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketWork: _TypeAlias = TicketWork  # noqa: Y015
 
 @_typing.final
 class DeleteWork(_message.Message):
