@@ -154,7 +154,7 @@ def test_a_signal_cancels_and_leaves_nothing(tmp_path: Path, libvirtd: Any, blan
 @pytest.mark.parametrize(
     ("description", "status", "reason"),
     [
-        ({"type": "local", "path": "/nonexistent/folder"}, 3, "OBJECT_NOT_FOUND"),
+        ({"type": "local", "path": "/nonexistent/folder"}, 3, "STORAGE_PATH_INVALID"),
         ({"type": "tape"}, 2, "INVALID_FIELD"),
         ({"type": "sftp", "host": "127.0.0.1"}, 2, "INVALID_FIELD"),
         ({"type": "local", "path": "/tmp", "surprise": 1}, 2, "INVALID_FIELD"),
