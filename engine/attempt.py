@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from engine import listing
 from engine.errors import (
     ChainBroken,
     EngineError,
@@ -83,7 +84,7 @@ def remove_attempt(storage: Storage, server_id: str, backup_id: str) -> None:
     """
     folder = names.backup_folder(server_id, backup_id)
     storage.delete(names.backup_name(server_id, backup_id))
-    for disk in sorted(storage.folders(folder)):
+    for disk in sorted(listing.folders(storage, folder)):
         storage.sweep(f"{folder}/{disk}")
         reached("disk_swept")
     storage.sweep(folder)
@@ -110,7 +111,7 @@ def check_ancestors(storage: Storage, disks: Iterable[DiskManifest]) -> None:
     if not below:
         return
     folder = names.server_folder(below[0][0].server_id)
-    there = {entry.name: entry.size_bytes for entry in storage.list(folder)}
+    there = {entry.name: entry.size_bytes for _, entry in listing.objects(storage, folder)}
     for one, layer in below:
         where = (one.server_id, layer.backup_id)
         segments = {names.segment_name(*where, one.disk, ref.number): ref.stored_bytes for ref in layer.segments}

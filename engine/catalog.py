@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine import chain
+from engine import chain, listing
 from engine.errors import (
     BackupNotFound,
     EngineError,
@@ -83,6 +83,18 @@ class History:
             for segment in layer.segments
         )
 
+    def extendable(self, manifest: DiskManifest) -> bool:
+        """Tell whether a backup may build upon a disk: it is `whole`, and the listing has the manifests of what it needs.
+
+        A backup.json that is there, but in no listing, makes a restore point, and would be missed at the next commit.
+        """
+        server_id = manifest.server_id
+        return self.whole(manifest) and all(
+            {names.backup_name(server_id, one.backup_id), names.manifest_name(server_id, one.backup_id, manifest.disk)}
+            <= self.sizes.keys()
+            for one in manifest.layers
+        )
+
     def point(self, server_id: str, backup_id: str) -> Point:
         """Return one backup. Raises BackupNotFound, or the reason why it cannot be read: a FormatError, mostly."""
         for point in self.points:
@@ -101,21 +113,26 @@ def read_history(storage: Storage, server_id: str, keys: Keys) -> History:
     """
     folders: dict[str, list[names.ObjectName]] = {}
     sizes: dict[str, int] = {}
-    for entry in storage.list(names.server_folder(server_id)):
-        if (parsed := names.parse(entry.name)) is not None:
-            folders.setdefault(parsed.backup_id, []).append(parsed)
-            sizes[entry.name] = entry.size_bytes
+    for parsed, entry in listing.objects(storage, names.server_folder(server_id)):
+        if parsed.kind == "deleted" and not _is_there(storage, entry.name):
+            continue  # a mark has its backup deleted: a listing that is behind, or lies, is not enough for that
+        folders.setdefault(parsed.backup_id, []).append(parsed)
+        sizes[entry.name] = entry.size_bytes
     points, attempts = [], []
     unreadable: dict[str, EngineError] = {}
     for backup_id, objects in sorted(folders.items()):
-        if not any(one.kind == "backup" for one in objects):
+        kinds = {one.kind for one in objects}
+        # A listing may leave out what is there (one that lags behind its storage, or lies): where there are manifests,
+        # backup.json itself is asked for. What it needs would be deleted otherwise.
+        if not kinds & {"backup", "manifest"}:
             attempts.append(backup_id)
             continue
         try:
             gone = {one.disk for one in objects if one.kind == "deleted"}
             points.append(read_point(storage, server_id, backup_id, keys, gone=gone))
         except ObjectNotFound:  # deleted since it was listed
-            continue
+            if "backup" not in kinds:
+                attempts.append(backup_id)
         except (FormatError, StorageError) as error:
             if not of_one_object(error):
                 raise
@@ -155,8 +172,8 @@ def read_point(storage: Storage, server_id: str, backup_id: str, keys: Keys, gon
 
 def find_point(storage: Storage, server_id: str, backup_id: str, keys: Keys) -> Point:
     """Read one backup without a look at the server's others. Raises BackupNotFound, and like `read_point`."""
-    found = (names.parse(entry.name) for entry in storage.list(names.backup_folder(server_id, backup_id)))
-    gone = {one.disk for one in found if one is not None and one.kind == "deleted"}
+    found = listing.objects(storage, names.backup_folder(server_id, backup_id))
+    gone = {one.disk for one, entry in found if one.kind == "deleted" and _is_there(storage, entry.name)}
     try:
         return read_point(storage, server_id, backup_id, keys, gone=gone)
     except ObjectNotFound as error:
@@ -172,10 +189,16 @@ def of_one_object(error: EngineError) -> bool:
 
 def list_servers(storage: Storage) -> Iterator[str]:
     """Yield the ids of all servers that have anything on the storage, ascending."""
-    found = {
-        parsed.server_id for entry in storage.list(names.SERVERS) if (parsed := names.parse(entry.name)) is not None
-    }
+    found = {one.server_id for one, _ in listing.objects(storage, names.SERVERS, listing.ENTRIES_MAX)}
     yield from sorted(found)
+
+
+def _is_there(storage: Storage, name: str) -> bool:
+    try:
+        storage.size(name)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def _read_disk(storage: Storage, server: ServerManifest, summary: DiskSummary, keys: Keys) -> DiskManifest:

@@ -10,6 +10,7 @@ An agent does the same with what it remembers of each job (heal.py). This is for
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine import listing
 from engine.catalog import list_servers, read_history
 from engine.format import names
 from engine.orphans import ORPHAN_AGE, remove_dead_here
@@ -57,6 +58,6 @@ def _without_backup(storage: Storage, checkpoints: list["Checkpoint"]) -> list["
     """Return those whose backup no server on the storage has. A domain's server need not bear its UUID."""
     if not checkpoints:
         return []
-    found = (names.parse(entry.name) for entry in storage.list(names.SERVERS))
-    there = {one.backup_id for one in found if one is not None and one.kind == "backup"}
+    found = (one for one, _ in listing.objects(storage, names.SERVERS, listing.ENTRIES_MAX))
+    there = {one.backup_id for one in found if one.kind == "backup"}
     return [one for one in checkpoints if one.backup_id not in there]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from engine import chain
+from engine import chain, listing
 from engine.attempt import remove_attempt
 from engine.catalog import History, Point, read_history
 from engine.errors import BackupNotFound, ObjectExists, StillNeeded, StorageError, StorageUnreachable
@@ -160,8 +160,10 @@ def _half_deleted(history: History) -> set[str]:
 def _newcomer(storage: Storage, server_id: str, history: History) -> str:
     """Return a backup that was begun since `history` was read, whole or not, "" if there is none (see check_ancestors)."""
     known = {point.server.backup_id for point in history.points} | {*history.attempts} | {*history.unreadable}
-    for backup_id in sorted(name for name in storage.folders(names.server_folder(server_id)) if is_id(name)):
-        if backup_id not in known and any(True for _ in storage.list(names.backup_folder(server_id, backup_id))):
+    for backup_id in sorted(name for name in listing.folders(storage, names.server_folder(server_id)) if is_id(name)):
+        if backup_id not in known and any(
+            True for _ in listing.objects(storage, names.backup_folder(server_id, backup_id))
+        ):
             return backup_id
     return ""
 
@@ -172,7 +174,6 @@ def _unfinished(backup_id: str, making: str) -> StillNeeded:
 
 def _sizes(storage: Storage, server_id: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for entry in storage.list(names.server_folder(server_id)):
-        if (parsed := names.parse(entry.name)) is not None:
-            sizes[parsed.backup_id] = sizes.get(parsed.backup_id, 0) + entry.size_bytes
+    for parsed, entry in listing.objects(storage, names.server_folder(server_id)):
+        sizes[parsed.backup_id] = sizes.get(parsed.backup_id, 0) + entry.size_bytes
     return sizes

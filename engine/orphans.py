@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from engine import listing
 from engine.attempt import remove_attempt
 from engine.catalog import History
 from engine.errors import FormatError, ObjectNotFound, StorageError
@@ -107,7 +108,7 @@ def _has_commit(storage: Storage, server_id: str, backup_id: str) -> bool:
 def _unfinished(storage: Storage, server_id: str, history: History) -> set[str]:
     """Return the ids of all folders that hold no backup; one with nothing but `.part` objects is in no listing."""
     whole = {point.server.backup_id for point in history.points}
-    return {name for name in storage.folders(names.server_folder(server_id)) if is_id(name)} - whole
+    return {name for name in listing.folders(storage, names.server_folder(server_id)) if is_id(name)} - whole
 
 
 def _needed(history: History) -> set[str]:
@@ -131,8 +132,8 @@ def _is_of_host(storage: Storage, server_id: str, backup_id: str, host: str) -> 
 
 def _last_write(storage: Storage, server_id: str, backup_id: str) -> float:
     """Return when something was last written into a backup's folder: Unix seconds on the storage's clock, 0 where unknown."""
-    entries = storage.list(names.backup_folder(server_id, backup_id))
-    return max((entry.modified_time for entry in entries), default=0.0)
+    entries = listing.objects(storage, names.backup_folder(server_id, backup_id))
+    return max((entry.modified_time for _, entry in entries), default=0.0)
 
 
 def _is_dead(storage: Storage, server_id: str, backup_id: str, host: str, now: datetime) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from engine import ids
+from engine import ids, listing
 from engine.errors import (
     InvalidSpec,
     ManifestCorrupt,
@@ -91,7 +91,7 @@ def read_keys(storage: Storage) -> dict[str, KeyObject]:
 
 def list_servers(storage: Storage) -> tuple[str, ...]:
     """Return the ids of the servers that have a folder, ascending. Costs one request on most storages."""
-    return tuple(sorted(name for name in storage.folders(names.SERVERS) if ids.is_id(name)))
+    return tuple(sorted(name for name in listing.folders(storage, names.SERVERS) if ids.is_id(name)))
 
 
 def list_backups(storage: Storage, server_id: str) -> tuple[str, ...]:
@@ -102,10 +102,8 @@ def list_backups(storage: Storage, server_id: str) -> tuple[str, ...]:
 def list_backup_folders(storage: Storage, server_id: str) -> tuple[BackupFolder, ...]:
     """Return what lies in each backup's folder of a server, by id, that is by time; foreign names do not count."""
     found: dict[str, list[tuple[names.ObjectName, int]]] = {}
-    for entry in storage.list(names.server_folder(server_id)):
-        parsed = names.parse(entry.name)
-        if parsed is not None:
-            found.setdefault(parsed.backup_id, []).append((parsed, entry.size_bytes))
+    for parsed, entry in listing.objects(storage, names.server_folder(server_id)):
+        found.setdefault(parsed.backup_id, []).append((parsed, entry.size_bytes))
     return tuple(_folder(backup_id, found[backup_id]) for backup_id in sorted(found))
 
 
@@ -158,9 +156,7 @@ def _initialize(storage: Storage, spec: StorageSpec, now: datetime) -> Repositor
 
 
 def _holds_anything(storage: Storage) -> bool:
-    return any(
-        names.parse(entry.name) is not None for folder in (names.SERVERS, names.KEYS) for entry in storage.list(folder)
-    )
+    return any(True for folder in (names.SERVERS, names.KEYS) for _ in listing.objects(storage, folder))
 
 
 def _check_owner(storage: Storage, spec: StorageSpec, found: Repository) -> None:
@@ -202,9 +198,8 @@ def _ensure_key(storage: Storage, key_id: str, text: str) -> None:
 
 
 def _key_names(storage: Storage) -> Iterator[names.ObjectName]:
-    for entry in storage.list(names.KEYS):
-        parsed = names.parse(entry.name)
-        if parsed is not None and parsed.kind == "key":
+    for parsed, _ in listing.objects(storage, names.KEYS):
+        if parsed.kind == "key":
             yield parsed
 
 

@@ -160,7 +160,7 @@ def _choice(one: DiskNote, history: History) -> Choice:
     if not one.parent_backup_id:
         return Choice(one.disk, one.type, None, one.reason)
     for parent in history.of_disk(one.disk):
-        if parent.backup_id == one.parent_backup_id and history.whole(parent):
+        if parent.backup_id == one.parent_backup_id and history.extendable(parent):
             return Choice(one.disk, one.type, parent, one.reason)
     raise NotResumable(f"the backup that disk {one.disk} builds upon is gone")
 

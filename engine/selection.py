@@ -97,7 +97,7 @@ def choose(
             tuple(elsewhere.values()), REPOSITORIES_MAX - 1, names,
         )  # fmt: skip
         unreadable = history.doubtful(image.target)
-        tasks.append(Task(image, plan.choose(wish, state, points, unreadable=unreadable, whole=history.whole)))
+        tasks.append(Task(image, plan.choose(wish, state, points, unreadable=unreadable, whole=history.extendable)))
     return Plan(tasks, bitmaps)
 
 

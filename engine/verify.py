@@ -89,6 +89,12 @@ def verify(
             findings.add(Damage(one, "", names.backup_name(server_id, one), -1, 0, 0, str(error)))
     work.report.expect(sum(_stored_bytes(points)))
     for point in points:
+        if (
+            keys and not point.server.key_id
+        ):  # a restore with the key refuses it: whoever has no key can write such a one
+            detail = f"{point.server.name} is not encrypted, but a key was given for it"
+            findings.add(Damage(point.server.backup_id, "", point.server.name, -1, 0, 0, detail))
+            continue
         for disk, detail in point.unreadable.items():
             name = names.manifest_name(server_id, point.server.backup_id, disk)
             findings.add(Damage(point.server.backup_id, disk, name, -1, 0, 0, detail))

@@ -6,6 +6,11 @@
     storage.truncate("*/0000.data", end=500)          # the object ends there
     storage.vanish("*/manifest.json")                 # it is not there any more
     storage.lose("*/0000.data")                       # its write succeeds, and nothing appears
+    storage.claim("*/0000.data", size_bytes=-1)       # it is said to have so many bytes
+    storage.stretch("*.data", by=-1)                  # every read of it returns a byte less
+    storage.hide("*/backup.json")                     # no listing has it, though it can be opened
+    storage.also("../x", size_bytes=5)                # every listing has that name too
+    storage.also_folders("..")
     gate = storage.hold("read")                       # the next reads wait until gate.open() or an interrupt
 
 `name` patterns are those of fnmatch. Faults add up; those of one operation are looked at in the order in which they were
@@ -13,7 +18,7 @@ set. `calls` records every call as (operation, name), so that a test can say in 
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -78,6 +83,11 @@ class FaultyStorage(Storage):
         self._ends: list[tuple[str, int]] = []
         self._vanished: list[str] = []
         self._lost: list[str] = []
+        self._claims: list[tuple[str, int]] = []
+        self._stretches: list[tuple[str, int]] = []
+        self._hidden: list[str] = []
+        self._more: list[Iterable[Entry]] = []
+        self._more_folders: list[str] = []
         self._interrupted = False
 
     # ---- faults ---------------------------------------------------------------------------------------------------------
@@ -124,6 +134,35 @@ class FaultyStorage(Storage):
         self._lost.append(name)
         return self
 
+    def claim(self, name: str, *, size_bytes: int) -> Self:
+        """Say of the object that it has `size_bytes`, in `size`, `list` and `size_bytes` of readers; reads go by what is there."""
+        self._claims.append((name, size_bytes))
+        return self
+
+    def stretch(self, name: str, *, by: int) -> Self:
+        """Let every read of the object return `by` bytes more than were asked for, or less."""
+        self._stretches.append((name, by))
+        return self
+
+    def hide(self, name: str) -> Self:
+        """Leave the object out of listings; it can be opened as before."""
+        self._hidden.append(name)
+        return self
+
+    def also(self, *objects: str, size_bytes: int = 1) -> Self:
+        """Let every listing, whatever its prefix, have these names too, as they are."""
+        return self.also_listed([Entry(name, size_bytes, 0.0) for name in objects])
+
+    def also_listed(self, entries: Iterable[Entry]) -> Self:
+        """Let every listing have these entries too; they may be without end if they can be iterated again."""
+        self._more.append(entries)
+        return self
+
+    def also_folders(self, *folders: str) -> Self:
+        """Let `folders` have these too, whatever its prefix, as they are."""
+        self._more_folders += folders
+        return self
+
     def hold(self, operation: Operation, *, name: str = "*") -> Gate:
         """Let calls of `operation` wait until the gate is opened; `interrupt` opens it and makes them fail."""
         gate = Gate(operation, name)
@@ -134,6 +173,8 @@ class FaultyStorage(Storage):
         """Forget every fault; gates open."""
         for faults in (self._faults, self._flips, self._ends, self._vanished, self._lost):
             faults.clear()
+        for lies in (self._claims, self._stretches, self._hidden, self._more, self._more_folders):
+            lies.clear()
         for gate in self._gates:
             gate.open()
         self._gates.clear()
@@ -158,12 +199,15 @@ class FaultyStorage(Storage):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         self.strike("list", prefix)
         for entry in self._inner.list(prefix):
-            if not _matches(entry.name, self._vanished):
+            if not _matches(entry.name, [*self._vanished, *self._hidden]):
                 yield Entry(entry.name, self.end_of(entry.name, entry.size_bytes), entry.modified_time)
+        for more in self._more:
+            yield from more
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         self.strike("list", prefix)
-        return self._inner.folders(prefix)
+        yield from self._inner.folders(prefix)
+        yield from self._more_folders
 
     def delete(self, name: str) -> None:
         self.strike("delete", name)
@@ -224,7 +268,19 @@ class FaultyStorage(Storage):
                 changed[position - offset] ^= mask
         return bytes(changed)
 
+    def stretched(self, name: str, data: bytes) -> bytes:
+        for pattern, by in self._stretches:
+            if fnmatchcase(name, pattern):
+                data = data + bytes(by) if by > 0 else data[:by]
+        return data
+
     def end_of(self, name: str, size: int) -> int:
+        """Return the size that the object is said to have; `size` is its true one."""
+        size = next((claimed for pattern, claimed in self._claims if fnmatchcase(name, pattern)), size)
+        return self.cut_of(name, size)
+
+    def cut_of(self, name: str, size: int) -> int:
+        """Return where the object of `size` bytes ends."""
         return min([size, *(end for pattern, end in self._ends if fnmatchcase(name, pattern))])
 
     def _due(self, operation: Operation, name: str) -> Iterator[_Fault]:
@@ -249,12 +305,13 @@ class _FaultyReader:
 
     def read_at(self, offset: int, length: int) -> bytes:
         self._storage.strike("read", self._name)
-        end = self._storage.end_of(self._name, self._inner.size_bytes)
+        end = self._storage.cut_of(self._name, self._inner.size_bytes)
         if offset + length > end:
             raise ObjectTruncated(
                 storage=self._storage.label, step="read", name=self._name, end=end, wanted=offset + length
             )
-        return self._storage.flipped(self._name, offset, self._inner.read_at(offset, length))
+        data = self._storage.flipped(self._name, offset, self._inner.read_at(offset, length))
+        return self._storage.stretched(self._name, data)
 
     def close(self) -> None:
         self._inner.close()

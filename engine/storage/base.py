@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from engine.errors import InvalidName, ObjectTruncated
+from engine.errors import InvalidName, ObjectTruncated, StorageError
 
 NAME_BYTES_MAX = 512
 SMALL_BYTES_MAX = 64 << 20  # what `get` may return: manifests of disks with very many segments stay far below
@@ -180,12 +180,18 @@ class Storage(ABC):
             sink.write(data)
 
     def get(self, name: str, limit: int = SMALL_BYTES_MAX) -> bytes:
-        """Return a small object whole. Raises ObjectNotFound, and ObjectTruncated when it is larger than `limit`."""
+        """Return a small object whole. Raises ObjectNotFound, and ObjectTruncated when it is larger than `limit` or ends early."""
         reader = self.open(name)
         try:
-            if reader.size_bytes > limit:
-                raise ObjectTruncated(storage=self.label, step="read", name=name, end=limit, wanted=reader.size_bytes)
-            return reader.read_at(0, reader.size_bytes)
+            size = reader.size_bytes
+            if size < 0:
+                raise StorageError(storage=self.label, step=f"read {name}", detail=f"is said to have {size} bytes")
+            if size > limit:
+                raise ObjectTruncated(storage=self.label, step="read", name=name, end=limit, wanted=size)
+            data = reader.read_at(0, size)
+            if len(data) != size:
+                raise ObjectTruncated(storage=self.label, step="read", name=name, end=len(data), wanted=size)
+            return data
         finally:
             reader.close()
 

@@ -80,6 +80,7 @@ class Writing:
     random: Callable[[int], bytes] = field(default_factory=lambda: Luck("sample"))
     compressor: Compressor = field(default_factory=ZstdCompressor)
     segment_plain_bytes: int = 1 << 30
+    server_id: str = SERVER
 
 
 def frame(*extents: tuple[int, int]) -> FramePlan:
@@ -103,7 +104,9 @@ def write_layer(
     segment, sink, writer = None, MemorySink(), None
     for placed in place(items, how.segment_plain_bytes):
         if segment is None or writer is None:
-            segment = Segment.begin(Identity(SERVER, backup_id, disk, len(refs), len(image)), how.key, how.random)
+            segment = Segment.begin(
+                Identity(how.server_id, backup_id, disk, len(refs), len(image)), how.key, how.random
+            )
             sink = MemorySink()
             writer = SegmentWriter(sink, segment, how.compressor)
         if isinstance(placed, PlacedFrame):
@@ -125,7 +128,7 @@ def disk_manifest(
     return DiskManifest(
         repository_id=REPOSITORY,
         installation_id=INSTALLATION,
-        server_id=SERVER,
+        server_id=how.server_id,
         backup_id=backup_id,
         disk=disk,
         type="incremental" if parent else "full",
@@ -152,7 +155,7 @@ def server_manifest(
     return ServerManifest(
         repository_id=REPOSITORY,
         installation_id=INSTALLATION,
-        server_id=SERVER,
+        server_id=how.server_id,
         backup_id=backup_id,
         job_id="job-1",
         host="hypervisor-1",
