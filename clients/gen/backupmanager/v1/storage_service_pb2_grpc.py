@@ -157,7 +157,7 @@ class StorageServiceServicer:
         While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
         local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
         STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
-        REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
+        REQUEST_ID_REUSED. The job fails where the place carries no repository, or another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class StorageServiceStub:
     While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
     local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
     STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
-    REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
+    REQUEST_ID_REUSED. The job fails where the place carries no repository, or another one.
     """
     ReindexStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.ReindexStorageRequest, _storage_service_pb2.ReindexStorageResponse]
     """Starts a job that rebuilds the catalog from what lies on a storage. Scope: operator. Errors: STORAGE_NOT_FOUND,
@@ -136,7 +136,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         While backups lie on a storage, UpdateStorage takes a new place for an hour after such a job found the repository there; a
         local folder has to be found by each hypervisor that has backups on it. Scope: admin. Errors: STORAGE_NOT_FOUND,
         STORAGE_IMMUTABLE for another type, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, STORAGE_DISABLED, INVALID_FIELD,
-        REQUEST_ID_REUSED. The job fails with REPOSITORY_MISSING or REPOSITORY_FOREIGN where the place carries none, or another.
+        REQUEST_ID_REUSED. The job fails where the place carries no repository, or another one.
         """
 
     @_abc_1.abstractmethod
