@@ -111,9 +111,7 @@ class Daemon:
         """Tell whether rclone has ended; its connections end a moment before it does, and then that moment is waited for."""
         if self._wire is not None and self._wire.reset and not self._interrupted:
             self._wire.reset = False
-            deadline = time.monotonic() + _ENDING_SECONDS
-            while not child.has_ended() and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
+            return _ends_within(child, _ENDING_SECONDS)
         return child.has_ended()
 
     def _refuse_if_interrupted(self) -> None:
@@ -172,9 +170,7 @@ class Daemon:
             wire.call("config/listremotes", self._patience.start_seconds)
         except (Lost, Refused) as error:
             self._refuse_if_interrupted()
-            deadline = time.monotonic() + _LAST_WORDS_SECONDS
-            while not child.has_ended() and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
+            _ends_within(child, _LAST_WORDS_SECONDS)
             raise self._not_started(child.message()) from error
         decomposed = tuple(int(part) for part in found.get("decomposed", ()))
         if decomposed < VERSION_MIN:
@@ -239,3 +235,11 @@ def environment(config: RcloneConfig, password: str, folder: Path, patience: Pat
     if config.bind_address:
         kept["RCLONE_BIND"] = config.bind_address
     return kept
+
+
+def _ends_within(child: Child, seconds: float) -> bool:
+    """Wait until a process has ended, so long at most, and tell whether it has."""
+    deadline = time.monotonic() + seconds
+    while not child.has_ended() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return child.has_ended()
