@@ -251,7 +251,7 @@ class S3Api:
                 if answer.status < 300 and not (method == "POST" and _ERROR.match(answer.body)):
                     return answer
                 refused = Refused(answer)
-                if not refused.again:
+                if not (refused.again or _folder_vanished(method, refused)):
                     raise refused
                 problem: Exception = refused
             except Lost as lost:
@@ -351,6 +351,14 @@ class S3Api:
         answer = self.call(step, "objects", "POST", "", {"delete": ""}, headers={"content-md5": digest}, body=body)
         failed = {error.findtext("Key", "") for error in self._parsed(step, answer).iterfind("Error")}
         return [key for key in keys if key in failed]
+
+
+def _folder_vanished(method: str, refused: Refused) -> bool:
+    """Tell whether a gateway to a file system lost the folder of what is being written to whoever removed the last name in it.
+
+    An object store cannot answer NoSuchKey to who writes: nothing that we ask needs the key to be there.
+    """
+    return method in {"PUT", "POST"} and refused.code == "NoSuchKey"
 
 
 def _place(config: S3Config) -> tuple[Address, str, str]:

@@ -17,7 +17,6 @@ from engine.units import KIB, MIB
 from tests.engine.rig import RecordingReport, Rig, digest, reason, result
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.loop import loop_device
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.feature("C12")
 SIZE = 16 * MIB
@@ -303,10 +302,15 @@ def test_a_restore_that_cannot_begin_starts_the_domain_again_and_keeps_its_bitma
     """Another process holds an image of the stopped domain: nothing is written, and the next backup is an incremental."""
     server.domain.handle.destroy()
     image = str(server.disks[1].path)
-    with subprocess.Popen(["qemu-io", image], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as holder:
+    with subprocess.Popen(["qemu-io", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdin is not None
+        assert holder.stdout is not None
         try:
-            wait_until(lambda: image_in_use(image, "qcow2"), 20, "qemu-io to open the image")
+            # Asking for the lock before the other has it would keep it from getting it: it says itself that it is ready.
+            holder.stdin.write("length\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline()
+            assert image_in_use(image, "qcow2")
             assert reason(server.rig.restore(server.domain.uuid, server.made[0])) == "VM_BUSY"
         finally:
             holder.stdin.close()  # it closes the image and ends

@@ -113,6 +113,25 @@ def test_a_storm_of_slow_down_is_ridden_out(place, proxy):
     assert place.files() == []
 
 
+def test_a_folder_that_vanished_under_a_gateway_is_made_again(place, proxy):
+    """Who removes the last name in a folder takes it from whoever writes the next: that answers as if a key were missing."""
+    told: Counter[tuple[str, str]] = Counter()
+
+    def once(request: Request) -> Told | None:
+        told[request.method, request.target] += 1
+        writes = request.method in {"PUT", "POST"} and "delete" not in request.target
+        return Told(404, "NoSuchKey") if writes and told[request.method, request.target] == 1 else None
+
+    with place.open() as storage:
+        storage.promises()
+        proxy.answer(once)
+        write(storage)
+        storage.put("d/small", b"x")
+        assert storage.get("d/object") == DATA
+        assert storage.get("d/small") == b"x"
+    assert [count for (method, _), count in told.items() if method == "POST"] == [2, 2]
+
+
 def test_a_storm_without_an_end_is_named_and_leaves_nothing(place, proxy):
     with place.open() as storage:
         storage.promises()
