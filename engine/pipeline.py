@@ -24,6 +24,7 @@ from typing import Self, TypeAlias
 from engine.buffers import Buffers, capacity_of
 from engine.extents import FRAME_BYTES_MAX, FRAME_EXTENTS_MAX, Extent, FramePlan
 from engine.failpoint import reached
+from engine.format import crypto
 from engine.format.compress import ZstdCompressor
 from engine.format.crypto import SEAL_BYTES, ServerKey
 from engine.format.frames import FrameSealer, Packed, SealedFrame, pack_into
@@ -31,6 +32,7 @@ from engine.format.index import RAW, ZSTD
 from engine.format.layout import Identity, Segment, SegmentRef
 from engine.format.placement import SEGMENT_PLAIN_BYTES_MAX, Placed, PlacedFrame, PlacedZero, SegmentEnd, place
 from engine.format.writer import SegmentWriter
+from engine.memory import give_back_libraries
 from engine.ordered import run_ordered
 from engine.source.disk import Disk, Reader
 from engine.source.throttled import ThrottledReader
@@ -74,6 +76,9 @@ def store(
     Nothing stays under a final name of a segment that was not finished; finished segments stay, the caller sweeps. Raises
     what disk and storage raise, and Cancelled. After a failure both may have been interrupted: open them anew.
     """
+    if key is not None:
+        crypto.load()
+    give_back_libraries()
     ended = threading.Event()
     held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
     shared = _Shared(work, ended, held_bytes_max)

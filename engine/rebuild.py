@@ -16,13 +16,14 @@ from engine.coverage import Coverage
 from engine.errors import ChainBroken, ObjectNotFound, SegmentCorrupt
 from engine.extents import Extent
 from engine.failpoint import reached
-from engine.format import names
+from engine.format import crypto, names
 from engine.format.crypto import ServerKey
 from engine.format.frames import FrameOpener
 from engine.format.index import FrameEntry
 from engine.format.layout import SegmentRef
 from engine.format.manifest import DiskManifest
 from engine.format.reader import SegmentReader
+from engine.memory import give_back_libraries
 from engine.ordered import run_ordered
 from engine.storage.base import Storage
 from engine.target import Target, Writer
@@ -77,6 +78,9 @@ def rebuild(storage: Storage, manifest: DiskManifest, key: ServerKey | None, tar
     What lies beyond the manifest's size on a larger target becomes zeros. Raises what storage and target raise,
     FrameCorrupt, SegmentCorrupt and Cancelled; the target is then neither what it was nor what it should be.
     """
+    if key is not None:
+        crypto.load()
+    give_back_libraries()
     layers = _Layers(storage, manifest, key, target, work)
     ended = threading.Event()
     with contextlib.closing(layers), work.stop.waking(ended.set):

@@ -287,15 +287,19 @@ def identify_process() -> dict[str, Any]:
 
 def set_priority(settings: spec.Settings) -> None:
     """Set nice and ionice of this process. Before the first thread: later ones inherit, earlier ones would not."""
-    import psutil
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    wanted = {"normal": nice, "low": max(10, nice), "idle": 19}[settings.cpu_priority]
+    with contextlib.suppress(PermissionError):  # raising a priority again needs privileges; lowering never does
+        os.setpriority(os.PRIO_PROCESS, 0, wanted)
+    if settings.io_priority != "normal":
+        import psutil  # two MiB, which others can do without
 
-    own = psutil.Process()
-    with contextlib.suppress(psutil.AccessDenied):  # raising a priority again needs privileges; lowering never does
-        own.nice({"normal": own.nice(), "low": max(10, own.nice()), "idle": 19}[settings.cpu_priority])
-        if settings.io_priority == "low":
-            own.ionice(psutil.IOPRIO_CLASS_BE, 7)
-        elif settings.io_priority == "idle":
-            own.ionice(psutil.IOPRIO_CLASS_IDLE)
+        with contextlib.suppress(psutil.AccessDenied):
+            own = psutil.Process()
+            if settings.io_priority == "low":
+                own.ionice(psutil.IOPRIO_CLASS_BE, 7)
+            else:
+                own.ionice(psutil.IOPRIO_CLASS_IDLE)
 
 
 @contextlib.contextmanager

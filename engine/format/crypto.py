@@ -140,6 +140,13 @@ def nonce_of(number: int) -> bytes:
     return number.to_bytes(8, "little") + bytes(4)
 
 
+def load() -> None:
+    """Import what sealing and opening need, before memory is looked at."""
+    from cryptography.exceptions import InvalidTag  # noqa: F401 -- it is the loading that counts
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305  # noqa: F401
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: F401
+
+
 def _derive(secret: bytes, salt: bytes, info: str, length: int = KEY_BYTES) -> bytes:
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF

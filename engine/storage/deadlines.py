@@ -8,7 +8,7 @@ goes on with StorageUnreachable, the thread is left behind, and the storage is d
 over such a thread; the kernel lets its process go as soon as the call itself can be killed (NFS, CIFS and FUSE mounts can).
 
 Writes are gathered and handed over without waiting, one ahead, so that a thread's hand-over costs an upload next to nothing:
-memcpy of what is written, and 2 MiB of memory. A failed write is then reported by the next one, or at the end of the block.
+memcpy of what is written, and 1 MiB of memory. A failed write is then reported by the next one, or at the end of the block.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from engine.units import MIB
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_GATHER_BYTES = 1 * MIB
+_GATHER_BYTES = MIB // 2
 _PAGE_ENTRIES = 256  # of a listing, in one call
 _GRACE_SECONDS = 2.0  # for tidying up on a storage that was interrupted or is dead
 
