@@ -30,7 +30,7 @@ from controller.errors import (
     ServerNotFound,
 )
 from controller.jobs import Job, JobFilter
-from controller.orders import BackupOrder, RestoreOrder
+from controller.order_types import BackupOrder, RestoreOrder
 from controller.rules import portal as rules
 from controller.rules.access import Act, Resolved, allows
 from controller.rules.portal import Permit, Standing, Stay

@@ -12,7 +12,7 @@ from controller.context import Context
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.jobs import Job, get
-from controller.orders import ProbeOrder
+from controller.order_types import ProbeOrder
 from controller.proofs import PROBE
 
 TABLE = PROBE  # its secrets' table name; `outcomes.py` empties it

@@ -17,7 +17,7 @@ from controller.context import Context as OrderContext
 from controller.db import models
 from controller.db.secrets import Vault
 from controller.limits import Limits
-from controller.orders import RemovalOrder
+from controller.order_types import RemovalOrder
 from controller.prune_queue import Candidate
 from controller.retention import History
 from controller.storages import Storage
@@ -89,7 +89,7 @@ def not_in_use(history: History, going: Sequence[str]) -> list[str]:
 
 def by_maker(storage: Storage, backup_ids: Sequence[str]) -> dict[str, list[str]]:
     """Return the backups by the hypervisor that made them where that matters, in a local folder; else all under ""."""
-    if storage.type != "local":
+    if not storage.per_hypervisor:
         return {"": list(backup_ids)} if backup_ids else {}
     makers = backups.makers(backup_ids)
     found: dict[str, list[str]] = defaultdict(list)

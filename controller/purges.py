@@ -38,7 +38,7 @@ from controller.db.statements import find_row
 from controller.errors import PurgeEnded, PurgeNotFound, PurgeRunning
 from controller.jobs import Failure, Job
 from controller.limits import Limits
-from controller.orders import RemovalOrder
+from controller.order_types import RemovalOrder
 from engine.errors import BackupManagerError
 from engine.ids import new_id
 

@@ -110,7 +110,7 @@ def schedules_of(storage: Storage) -> set[str]:
 
 def _from(storage: Storage, users: "list[str] | tuple[str, ...]", online: "frozenset[str] | set[str]") -> list[str]:
     """Return from where a storage is to be read: a local folder from each hypervisor that has one."""
-    if storage.type == "local":
+    if storage.per_hypervisor:
         return sorted((set(users) | _makers(storage) | schedules_of(storage)) & set(online))
     able = sorted(set(users) & set(online)) or sorted(_makers(storage) & set(online))
     return able[:1]
@@ -123,7 +123,7 @@ def _makers(storage: Storage) -> set[str]:
 
 
 def _key(storage: Storage, hypervisor_id: str) -> str:
-    return hypervisor_id if storage.type == "local" else ""
+    return hypervisor_id if storage.per_hypervisor else ""
 
 
 def _find(storage: Storage, hypervisor_id: str) -> models.Reconciliation:

@@ -47,7 +47,7 @@ def choose(
         return hypervisors.find(asked, limits, now)
     if storage.delete_hypervisor_id:
         return hypervisors.find(storage.delete_hypervisor_id, limits, now)
-    if storage.type == "local":
+    if storage.per_hypervisor:
         return hypervisors.find(maker_id, limits, now)
     return _among_many(storage, server_id, limits, now, by_hand=by_hand)
 

@@ -22,6 +22,7 @@ from controller.errors import (
     StorageInUse,
     StorageNotFound,
 )
+from controller.rules import storage_types
 from controller.rules.retention import KEEP_LAST_DEFAULT
 from engine.errors import InvalidSpec, WrongKey
 from engine.format import keys
@@ -78,6 +79,11 @@ class Storage:
     update_time: datetime
     etag: str
     defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def per_hypervisor(self) -> bool:
+        """Tell whether each hypervisor sees a place of its own, so that a backup lies only where it was made."""
+        return storage_types.BY_TYPE[self.type].per_hypervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +223,7 @@ def has_been_used(storage: Storage, hypervisor_id: str) -> bool:
         & (job.dispatch_time > storage.update_time)
     )
     backups = backup.select().where((backup.storage_id == storage.storage_id) & backup.delete_time.is_null())
-    if storage.type == "local":
+    if storage.per_hypervisor:
         jobs = jobs.where(job.hypervisor_id == hypervisor_id)
         backups = backups.where(backup.hypervisor_id == hypervisor_id)
     return bool(backups.exists() or jobs.exists())

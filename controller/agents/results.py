@@ -85,7 +85,7 @@ def _delete(job: Job, result: dict[str, Any], now: datetime) -> None:
 
 def _reindex(job: Job, result: dict[str, Any], now: datetime) -> None:
     unreadable = result.get("unreadable", [])
-    local = storages.find(job.storage_id).type == "local"
+    local = storages.find(job.storage_id).per_hypervisor
     since = jobs.get(job.job_id).start_time or job.create_time
     if len(unreadable) < UNREADABLE_MAX:
         backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, now, local=local)

@@ -17,7 +17,7 @@ from controller.db.secrets import Vault
 from controller.errors import JobCancelled, LookTooLong
 from controller.jobs import Failure
 from controller.limits import Limits
-from controller.orders import HealthOrder
+from controller.order_types import HealthOrder
 from controller.rules import health as rules
 from controller.rules.health import Check, Intervals
 from engine.errors import BackupManagerError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from controller import orders, reconciliation
 from controller.context import Context
 from controller.db.models import proxy
-from controller.orders import ReindexOrder
+from controller.order_types import ReindexOrder
 from controller.reconciliation import Due
 from engine.errors import BackupManagerError
 

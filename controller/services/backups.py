@@ -12,7 +12,7 @@ from controller import backups, orders, previews, servers, storages
 from controller.backups import Backup, BackupFilter
 from controller.context import Context as OrderContext
 from controller.errors import InvalidField
-from controller.orders import BackupOrder, DeleteOrder, RestoreOrder, TicketOrder, VerifyOrder
+from controller.order_types import BackupOrder, DeleteOrder, Order, RestoreOrder, TicketOrder, VerifyOrder
 from controller.previews import Chain
 from controller.rules import tree
 from controller.rules.restoring import RestoreChoice
@@ -160,7 +160,7 @@ class BackupServicer(backup_service_pb2_grpc.BackupServiceServicer):
     def _context(self) -> OrderContext:
         return OrderContext(self._parts.limits, self._parts.vault, current_caller().name, self._parts.now())
 
-    async def _start(self, order: orders.Order) -> str:
+    async def _start(self, order: Order) -> str:
         return await self._parts.database.run(orders.start, order, self._context())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
 from controller.db.secrets import Vault
 from controller.errors import InvalidField, StorageImmutable
-from controller.orders import ProbeOrder
+from controller.order_types import ProbeOrder
 from controller.rules import retention, storage_types
 from controller.services import check, convert, settings_check
 from controller.services.storage_checks import settings, types

@@ -13,7 +13,7 @@ from controller.context import Context as OrderContext
 from controller.db import secrets
 from controller.db.secrets import Vault
 from controller.errors import InvalidField
-from controller.orders import HealthOrder, ReindexOrder, TestOrder
+from controller.order_types import HealthOrder, ReindexOrder, TestOrder
 from controller.rules import storage_types
 from controller.security.caller import current_caller
 from controller.services import check, convert, convert_storages, paging, standing, storage_requests

@@ -24,6 +24,7 @@ from engine.format.crypto import (
     Random,
     StorageKey,
 )
+from engine.memory import give_back_libraries
 from engine.units import MIB
 
 KIND = "key"
@@ -158,6 +159,7 @@ def _wrapping_key(passphrase: str, salt: bytes, cost: ScryptCost) -> bytes:
         raise InvalidSpec(field="passphrase", problem="is empty")
     from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+    give_back_libraries()  # the derivation's own memory is more than anything else takes before data flows
     secret = unicodedata.normalize("NFC", passphrase).encode()
     return Scrypt(salt=salt, length=KEY_BYTES, n=cost.n, r=cost.r, p=cost.p).derive(secret)
 

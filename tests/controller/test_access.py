@@ -17,7 +17,7 @@ from controller.errors import (
     ServerLocked,
     ServerNotFound,
 )
-from controller.orders import BackupOrder
+from controller.order_types import BackupOrder
 from controller.rules.access import Resolved
 from controller.servers import Server
 from controller.storages import Storage

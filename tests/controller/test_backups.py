@@ -19,7 +19,7 @@ from controller.errors import (
 )
 from controller.hypervisors import Domain
 from controller.jobs import Failure, Job
-from controller.orders import DeleteOrder, RestoreOrder
+from controller.order_types import DeleteOrder, RestoreOrder
 from engine.ids import new_id
 from tests.controller.world import Agent, World, record_of
 

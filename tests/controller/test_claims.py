@@ -6,7 +6,7 @@ import pytest
 
 from controller import claims, servers
 from controller.errors import ServerConflict
-from controller.orders import BackupOrder
+from controller.order_types import BackupOrder
 from controller.servers import Server
 from tests.controller.world import Agent, World
 

@@ -9,7 +9,7 @@ from controller import failing, health, totals
 from controller.db import models
 from controller.errors import HypervisorUnreachable, StorageDisabled
 from controller.jobs import Failure, Job
-from controller.orders import HealthOrder
+from controller.order_types import HealthOrder
 from controller.storages import Storage
 from engine.ids import new_id
 from tests.controller.world import Agent, World, record_of

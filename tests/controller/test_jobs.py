@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from controller import jobs, leases, orders
+from controller import jobs, leases, order_types, orders
 from controller.agents import outbox
 from controller.agents.convert import Accepted, Finished
 from controller.cycle import dispatch
@@ -24,7 +24,7 @@ from controller.errors import (
 )
 from controller.hypervisors import ban
 from controller.jobs import Failure, JobFilter
-from controller.orders import BackupOrder
+from controller.order_types import BackupOrder
 from controller.servers import delete as delete_server
 from tests.controller.world import World, record_of
 
@@ -55,7 +55,7 @@ def test_the_same_request_with_another_body_is_refused(world: World) -> None:
     with pytest.raises(RequestIdReused) as refused:
         world.backup(server, storage, request_id=REQUEST, type="full")
     with pytest.raises(RequestIdReused):
-        world.start(orders.TestOrder(storage.storage_id, agent.hypervisor_id, request_id=REQUEST))
+        world.start(order_types.TestOrder(storage.storage_id, agent.hypervisor_id, request_id=REQUEST))
 
     assert refused.value.facts["job_id"] == job.job_id
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from controller import orders, probes, schedules, set_back, storages
+from controller import order_types, probes, schedules, set_back, storages
 from controller.db import models, secrets
 from controller.errors import EncryptionImmutable, EncryptionUnproven, EtagMismatch, InvalidField, StorageImmutable
 from controller.jobs import Job
-from controller.orders import ProbeOrder
+from controller.order_types import ProbeOrder
 from controller.schedules import NewSchedule
 from controller.storages import Storage
 from engine.format import keys
@@ -37,7 +37,7 @@ def read(world: World, agent: Agent, storage: Storage, *found: Job, unreadable: 
 
 
 def try_out(world: World, agent: Agent, storage: Storage) -> Job:
-    job = agent.accept(world.start(orders.TestOrder(storage.storage_id, agent.hypervisor_id)))
+    job = agent.accept(world.start(order_types.TestOrder(storage.storage_id, agent.hypervisor_id)))
     return agent.finish(job)
 
 

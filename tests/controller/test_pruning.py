@@ -22,7 +22,7 @@ from controller.cycle import dispatch, prune
 from controller.db import models
 from controller.errors import DeleteBound
 from controller.jobs import Failure, Job, JobFilter
-from controller.orders import DeleteOrder
+from controller.order_types import DeleteOrder
 from controller.schedules import NewSchedule, Schedule, ScheduleChange
 from controller.servers import Server
 from controller.storages import Storage

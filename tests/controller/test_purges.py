@@ -13,7 +13,7 @@ from controller.cycle.tick import Round
 from controller.db import models
 from controller.errors import ConfirmationStale, PurgeEnded, PurgeRunning, RequestIdReused
 from controller.jobs import Failure, Job, JobFilter
-from controller.orders import DeleteOrder
+from controller.order_types import DeleteOrder
 from controller.previews import Chain
 from controller.purge_orders import Target
 from controller.purges import Purge

@@ -12,7 +12,7 @@ from controller.db import models
 from controller.errors import CannotStart, StorageUnreconciled
 from controller.files import write_json
 from controller.jobs import Job
-from controller.orders import ReindexOrder
+from controller.order_types import ReindexOrder
 from controller.schedules import NewSchedule
 from controller.servers import Server
 from controller.storages import Storage

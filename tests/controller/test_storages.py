@@ -18,7 +18,7 @@ from controller.errors import (
     StorageNotFound,
 )
 from controller.jobs import Job
-from controller.orders import TestOrder as StorageTestOrder
+from controller.order_types import TestOrder as StorageTestOrder
 from controller.storages import NewStorage, StorageChange
 from engine.format.keys import KeyObject, unwrap_key
 from engine.ids import new_id
@@ -193,7 +193,7 @@ def test_a_secret_that_is_not_given_is_kept(world: World) -> None:
 
 @pytest.mark.feature("S4", "S24")
 def test_the_first_test_learns_the_host_key_and_later_ones_do_not(world: World) -> None:
-    from controller.orders import TestOrder as Order
+    from controller.order_types import TestOrder as Order
 
     agent, storage = world.enroll("h1"), world.storage()
     first, second = (f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{letter * 43}" for letter in "AB")

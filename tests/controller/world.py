@@ -25,7 +25,7 @@ from controller.db.secrets import Vault
 from controller.hypervisors import Domain, heard
 from controller.jobs import Failure, Job
 from controller.limits import Limits
-from controller.orders import BackupOrder, DeleteOrder, Order, ReindexOrder, VerifyOrder
+from controller.order_types import BackupOrder, DeleteOrder, Order, ReindexOrder, VerifyOrder
 from controller.servers import NewServer, Server
 from controller.storages import NewStorage, Storage, StorageChange
 from engine.ids import new_id

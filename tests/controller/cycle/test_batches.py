@@ -13,7 +13,7 @@ from controller.cycle import batch_dispatch, batch_work
 from controller.db import models
 from controller.errors import BatchWaiting, DispatchPaused, NothingToRetry, RequestIdReused, ServerBusy
 from controller.jobs import Failure, Job, holds_lease, of_batch
-from controller.orders import RestoreOrder
+from controller.order_types import RestoreOrder
 from controller.rules import batch as rules
 from controller.schedules import NewSchedule, Schedule
 from controller.servers import Server
