@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clients.cli import ask, storage_questions
+from clients.cli import ask, storage_file, storage_questions
 from clients.cli.failures import Usage
 from clients.cli.options import Output, group
 from clients.cli.output import Format, Screen
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 add = group()
 
-_FILE_BYTES_MAX = 1 << 20
 _SECRETS: dict[str, tuple[str, ...]] = {
     "sftp": ("key_file", "key_passphrase_file"),
     "s3": ("secret_key_file",),
@@ -60,24 +59,34 @@ _HELP = {
 @add.callback()
 def add_file(
     context: typer.Context,
-    file: Annotated[str, typer.Option("--file", help="A CreateStorageRequest as JSON; - for stdin.")] = "",
+    file: Annotated[
+        str, typer.Option("--file", help="A storage's fields as YAML or JSON; - for stdin. Secrets may stay out of it.")
+    ] = "",
+    key_file: KeyFile = "",
+    key_passphrase_file: KeyPassphraseFile = "",
+    secret_key_file: SecretKeyFile = "",
+    password_file: PasswordFile = "",
+    passphrase_file: PassphraseFile = "",
     output: Output = "table",
 ) -> None:
-    """Add a storage: of a type, or from a JSON file. On a terminal, what is not given is asked for."""
+    """Add a storage: of a type, or from a YAML or JSON file. On a terminal, what is not given is asked for."""
+    files = SecretFiles(key_file, key_passphrase_file, passphrase_file, secret_key_file, password_file)
     if context.invoked_subcommand is not None:
         if file:
             raise Usage(field="--file", problem="describes a whole storage; give either a file, or a type and options")
+        if files != SecretFiles():
+            raise Usage(field="storage add", problem="give the files of secrets after the type and its NAME")
         return
     from clients.gen.backupmanager.v1.storage_service_pb2 import CreateStorageRequest
 
     if not file and ask.possible():
-        _add_one(storage_questions.which_type(), "", {}, SecretFiles(), Settings(), output=output)
+        _add_one(storage_questions.which_type(), "", {}, files, Settings(), output=output)
         return
     if not file:
         raise Usage(field="storage add", problem=f"give a type ({', '.join(FIELDS)}), or --file")
     request = CreateStorageRequest()
-    _read(file, request)
-    SecretFiles().new(request.secrets, request.WhichOneof("config"), encrypt=request.encryption_enabled)
+    storage_file.fill(file, request)
+    files.new(request.secrets, request.WhichOneof("config"), encrypt=request.encryption_enabled)
     _create(request, output, offer=False)
 
 
@@ -171,15 +180,3 @@ def _create(request: "CreateStorageRequest", output: Format, *, offer: bool) -> 
         screen.note(f"Try it with `bmctl storage test {reply.storage.name} --hypervisor NAME --wait`.")
 
     run(work)
-
-
-def _read(file: str, request: "CreateStorageRequest") -> None:
-    """Fill a request from a JSON file. Raises Usage, which names a field and never quotes a value: it may be a secret."""
-    from google.protobuf import json_format
-
-    text = ask.read_file(file, option="--file", bytes_max=_FILE_BYTES_MAX)
-    try:
-        json_format.Parse(text, request)
-    except json_format.ParseError as error:
-        problem = str(error).partition(": ")[0].partition("\n")[0]
-        raise Usage(field="--file", problem=f"{file} does not fit: {problem}") from None

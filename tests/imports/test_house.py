@@ -49,6 +49,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "pydantic": ("controller/config.py",),
     "typer": ("clients/cli",),
     "rich": ("clients/cli",),
+    "yaml": ("clients/cli/storage_file.py",),
     "grpc": ("agent", "clients", "controller"),
 }
 # What a verb's --help, or a spec's reader, must not pay for: milliseconds of CPU on every call of a command.
