@@ -400,7 +400,7 @@ def domain(info: "DomainInfo") -> hypervisor_pb2.Domain:
     return hypervisor_pb2.Domain(
         domain_uuid=info.uuid,
         name=cut(info.name, DETAIL_MAX),
-        state=_DOMAIN_STATES.get(info.state, hypervisor_pb2.DOMAIN_STATE_OTHER),
+        state=_domain_state(info),
         guest_agent=_GUEST_AGENTS[info.guest_agent],
         disks=[
             disk_pb2.Disk(
@@ -413,6 +413,12 @@ def domain(info: "DomainInfo") -> hypervisor_pb2.Domain:
             for disk in info.disks
         ],
     )
+
+
+def _domain_state(info: "DomainInfo") -> "hypervisor_pb2.DomainState.ValueType":
+    if info.migrating:
+        return hypervisor_pb2.DOMAIN_STATE_MIGRATING
+    return _DOMAIN_STATES.get(info.state, hypervisor_pb2.DOMAIN_STATE_OTHER)
 
 
 def inventory_parts(domains: "Iterable[DomainInfo]", version: int) -> list[event_pb2.InventoryReport]:

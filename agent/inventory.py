@@ -1,7 +1,7 @@
 """Which domains this host has, always the newest word only.
 
     thread: connect ── list ──► event loop: Inventory.domains, `changed`
-              ▲  wait for libvirt's events, for 1 s of quiet, at most 5 minutes
+              ▲  wait for libvirt's events, for 1 s of quiet, at most 5 minutes; every 10 s ask who migrates
               └─ libvirtd away or hung: capabilities empty, tried again
 
 libvirt's calls may block for as long as libvirtd likes. They stand in a thread of their own, so the agent never does.
@@ -10,6 +10,7 @@ libvirt's calls may block for as long as libvirtd likes. They stand in a thread 
 import asyncio
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 1.0
 REFRESH_SECONDS = 300.0  # what libvirt sends no event for: disks attached, a guest agent that comes up
+MIGRATION_SECONDS = 10.0  # libvirt sends no event when a migration begins; the question costs 0.2 ms a domain
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 2.0, 60.0
 
 
@@ -105,14 +107,26 @@ class Inventory:
             try:
                 while not self._lost.is_set() and not self._stopping.is_set():
                     self._stirred.clear()
-                    self._pass_on(versions, list_domains(connection))
-                    if self._stirred.wait(REFRESH_SECONDS):
-                        self._stopping.wait(QUIET_SECONDS)
+                    domains = list_domains(connection)
+                    self._pass_on(versions, domains)
+                    self._wait(connection, frozenset(one.uuid for one in domains if one.migrating))
             finally:
                 end_watch()
         if self._lost.is_set():
             log.warning("lost the connection to libvirt uri=%s", self._uri)
             self._pass_on(Versions(), None)
+
+    def _wait(self, connection: "Connection", known: frozenset[str]) -> None:
+        """Wait until there may be something new: libvirt says so, a migration has begun or ended, or it was long enough."""
+        from engine.hypervisor.domains import migrating
+
+        until = time.monotonic() + REFRESH_SECONDS
+        while time.monotonic() < until:
+            if self._stirred.wait(MIGRATION_SECONDS):
+                self._stopping.wait(QUIET_SECONDS)
+                return
+            if migrating(connection) != known:
+                return
 
     def _on_lost(self) -> None:
         self._lost.set()

@@ -9,9 +9,9 @@ from controller.errors import ClockSkew, HypervisorNotFound, StorageNotFound
 from controller.hypervisors import Hypervisor
 from controller.limits import Limits
 from controller.rules import access as levels
+from controller.rules import admission, states
 from controller.rules import diagnosis as rules
 from controller.rules import schedule as hours
-from controller.rules import states
 from controller.rules.diagnosis import Facts, Finding
 from controller.schedules import Schedule
 from controller.servers import Server
@@ -75,6 +75,7 @@ def _server(server: Server, place: Hypervisor | None, now: datetime) -> rules.Se
         last_backup_time=server.last_backup_time,
         lock_reason=lock.reason if lock else "",
         lock_expire_time=lock.expire_time if lock else None,
+        migrating=server.domain_state == admission.MIGRATING,
         level=level.level,
         level_origin=str(level.origin),
         level_scheduled=levels.allows(level.level, "scheduled"),

@@ -31,6 +31,7 @@ from controller.errors import (
 )
 from controller.jobs import Job, JobFilter
 from controller.order_types import BackupOrder, RestoreOrder
+from controller.rules import admission
 from controller.rules import portal as rules
 from controller.rules.access import Act, Resolved, allows
 from controller.rules.portal import Permit, Standing, Stay
@@ -318,7 +319,7 @@ def _permit(view: _View, act: Act, now: datetime) -> Permit:
         cooldown=cooldown,
         last_success=_last_success(server.server_id, act, now - cooldown),
         busy=bool(server.busy_job_id),
-        locked=lock is not None or server.conflict,
+        locked=lock is not None or server.conflict or server.domain_state == admission.MIGRATING,
         lock_expire_time=lock.expire_time if lock is not None and not server.conflict else None,
         possible=bool(view.storage_id) if backup else bool(view.points),
     )

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.catalog import Keys, Point
-from engine.errors import BackupManagerError, DiskMismatch, DiskNotFound, DomainNotFound, DomainState, ImageBusy
+from engine.errors import (
+    BackupManagerError,
+    DiskMismatch,
+    DiskNotFound,
+    DomainBusy,
+    DomainNotFound,
+    DomainState,
+    ImageBusy,
+)
 from engine.failpoint import reached
 from engine.format.manifest import DiskManifest
 from engine.jobs import Surroundings
@@ -73,6 +81,8 @@ class DomainRestore:
         info = domain_info(domain)
         if not info.persistent:  # to stop it would be its end
             raise DomainState(domain=info.name, state="transient", needed="a persistent domain")
+        if info.migrating:
+            raise DomainBusy(domain=info.name, holder="a migration")
         images = {disk.target: disk for disk in info.disks}
         for manifest in chosen:
             _check_fit(info, images, manifest)

@@ -56,6 +56,7 @@ _STYLES = {
     "expired": "red",
     "cancelled": "magenta",
     "locked": "yellow",
+    "migrating": "yellow",
     "conflict": "red",
     "deleted": "dim",
     "disabled": "dim",

@@ -9,18 +9,18 @@ What did not is looked at alone. `batch_dispatch.py` makes and starts batches.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from controller import backups, batches, bulk_jobs, happenings, jobs, leases
+from controller import backups, batches, bulk_jobs, happenings, jobs, leases, servers, storages
 from controller.batches import Batch
 from controller.bulk_jobs import Waiting
 from controller.db import models
-from controller.errors import JobCancelled, JobStale, ServerBusy
+from controller.errors import JobCancelled, JobStale, ServerBusy, ServerDeleted
 from controller.jobs import End, Failure
+from controller.rules import admission, states
 from controller.rules import batch as rules
-from controller.rules import states
 from engine.errors import BackupManagerError, WindowClosed
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,32 @@ def _feed(batch: Batch, sent: int, now: datetime) -> None:
             for job in chosen:
                 jobs.end(job.job_id, End(states.SKIPPED, Failure.of(WindowClosed())), now)
         else:
-            sent += _send_all(chosen, now)
+            sent += _send_all(_allowed(chosen, now), now)
+
+
+def _allowed(chosen: Sequence[Waiting], now: datetime) -> list[Waiting]:
+    """Return those that may still be done; the others are left out: much can have happened since the batch began (S20, X15)."""
+    try:
+        admission.check_storage("backup", storages.find(chosen[0].storage_id))
+    except BackupManagerError as error:
+        return _leave_out(dict.fromkeys([job.job_id for job in chosen], error), chosen, now)
+    known = {server.server_id: server for server in servers.find_all([job.server_id for job in chosen])}
+    refused: dict[str, BackupManagerError] = {}
+    for job in chosen:
+        try:
+            if job.server_id not in known:
+                raise ServerDeleted(server_id=job.server_id)
+            admission.check_server("backup", known[job.server_id], now)
+        except BackupManagerError as error:
+            refused[job.job_id] = error
+    return _leave_out(refused, chosen, now)
+
+
+def _leave_out(refused: Mapping[str, BackupManagerError], chosen: Sequence[Waiting], now: datetime) -> list[Waiting]:
+    """End the jobs that were refused, saying why; return the others."""
+    for job_id, error in refused.items():
+        jobs.end(job_id, End(states.SKIPPED, Failure.of(error)), now)
+    return [job for job in chosen if job.job_id not in refused]
 
 
 def _send_all(chosen: Sequence[Waiting], now: datetime) -> int:

@@ -14,6 +14,9 @@ from controller.storages import Storage
 WRITING = frozenset({"backup", "delete", "prune", "purge", "test"})  # refused on a read-only storage (S21, S22)
 TIMED = frozenset({"backup", "delete", "prune", "purge"})  # refused when the host's clock is wrong (N14)
 
+MIGRATING = "migrating"  # a domain's state, as its agent reports it
+MIGRATION = "its hypervisor reports that it is migrating; wait for the end of that"
+
 
 def check_storage(verb: str, storage: Storage) -> None:
     """Raise StorageDisabled or StorageReadOnly unless the storage allows it."""
@@ -41,6 +44,8 @@ def check_server(verb: str, server: Server, now: datetime, *, to_files: bool = F
         raise ServerDeleted(server_id=server.server_id)
     if server.lock is not None and server.lock.holds(now):
         raise ServerLocked(server_id=server.server_id, lock_reason=server.lock.reason)
+    if server.domain_state == MIGRATING:
+        raise ServerLocked(server_id=server.server_id, lock_reason=MIGRATION)
     if server.conflict:
         claims = ", ".join([server.hypervisor_id, *server.rival_hypervisor_ids])
         raise ServerConflict(server_id=server.server_id, hypervisor_ids=claims)

@@ -39,6 +39,7 @@ class ServerFacts:
     last_backup_time: datetime | None = None
     lock_reason: str = ""
     lock_expire_time: datetime | None = None
+    migrating: bool = False
     level: str = "scheduled_only"
     level_origin: str = ""
     level_scheduled: bool = True
@@ -313,6 +314,11 @@ def _level(server: ServerFacts) -> Finding:
 
 
 def _lock(server: ServerFacts, now: datetime) -> Finding:
+    if server.migrating:
+        return Finding(
+            "lock", "waits", f"it is migrating, as hypervisor {server.place} reports",
+            "Wait for the end of the migration", "VM_LOCKED",
+        )  # fmt: skip
     if not server.lock_reason or (server.lock_expire_time is not None and server.lock_expire_time <= now):
         return Finding("lock", "ok", "it is not locked")
     until = f" until {_when(server.lock_expire_time)}" if server.lock_expire_time else ""

@@ -37,6 +37,8 @@ _STATES: dict[int, State] = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 
+_MIGRATIONS = {libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT}
+
 
 @dataclass(frozen=True, slots=True)
 class DiskInfo:
@@ -74,6 +76,7 @@ class DomainInfo:
     persistent: bool
     disks: tuple[DiskInfo, ...]
     guest_agent: GuestAgent
+    migrating: bool = False  # to another hypervisor, or from one
 
     @property
     def active(self) -> bool:
@@ -112,7 +115,35 @@ def domain_info(domain: Domain) -> DomainInfo:
         persistent = bool(domain.handle.isPersistent())
         root = parse(domain.handle.XMLDesc())
     disks = tuple(_disk(domain, element, root) for element in root.iterfind("./devices/disk"))
-    return DomainInfo(domain.uuid, domain.name, state, persistent, disks, _guest_agent(root))
+    return DomainInfo(domain.uuid, domain.name, state, persistent, disks, _guest_agent(root), is_migrating(domain))
+
+
+def is_migrating(domain: Domain) -> bool:
+    """Tell whether a migration of the domain goes on, on either side of it. Raises DomainNotFound."""
+    if not is_active(domain):
+        return False
+    try:
+        with domain.translated("virDomainGetJobStats"):
+            if domain.handle.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE:
+                return False
+            return domain.handle.jobStats().get(libvirt.VIR_DOMAIN_JOB_OPERATION) in _MIGRATIONS
+    except DomainNotFound:
+        raise
+    except HypervisorError:  # it stopped a moment ago, or its job ended between the two questions
+        return False
+
+
+def migrating(connection: Connection) -> frozenset[str]:
+    """Return the UUIDs of the domains that migrate now."""
+    with translated("virConnectListAllDomains", uri=connection.uri):
+        handles = connection.handle.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        domains = [Domain(connection, handle.UUIDString(), handle.name(), handle) for handle in handles]
+    found = set()
+    for domain in domains:
+        with contextlib.suppress(DomainNotFound):
+            if is_migrating(domain):
+                found.add(domain.uuid)
+    return frozenset(found)
 
 
 def state_of(domain: Domain) -> State:

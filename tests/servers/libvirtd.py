@@ -12,6 +12,7 @@ import itertools
 import shutil
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -42,14 +43,17 @@ unix_sock_dir = "{sockets}"
 auth_unix_rw = "none"
 auth_unix_ro = "none"
 log_outputs = "3:stderr"
+host_uuid = "{host_uuid}"
 """
 
 
 class Libvirtd:
     """A libvirtd of our own, started at `with`. `folder` must be new or empty, and is left to its owner with the logs in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, like: "Libvirtd | None" = None) -> None:
+        """`like` is another one that has probed QEMU's abilities already."""
         self.folder = folder
+        self._like = like
         self.log = folder / "log" / "libvirtd.log"
         self._init: subprocess.Popen[str] | None = None
         self._sockets = Path()
@@ -61,13 +65,17 @@ class Libvirtd:
     def __enter__(self) -> Self:
         for name in ("run", "lib", "etc", "cache", "log"):
             (self.folder / name).mkdir(parents=True)
+        if self._like is not None:
+            shutil.copytree(self._like.folder / "cache", self.folder / "cache", dirs_exist_ok=True)
         short = self.folder / "sockets"
         self._sockets = (
             Path(tempfile.mkdtemp(prefix="bm-libvirt-")) if len(str(short)) > _SOCKET_PATH_MAX - 20 else short
         )
         self._sockets.mkdir(exist_ok=True)
         (self.folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
-        (self.folder / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(sockets=self._sockets))
+        (self.folder / "etc" / "libvirtd.conf").write_text(
+            _LIBVIRTD_CONF.format(sockets=self._sockets, host_uuid=uuid.uuid4())
+        )
         namespaces = ["unshare", "-m", "-p", "-f", "--kill-child", "--mount-proc", "--propagation", "private"]
         with (self.folder / "log" / "init.log").open("w") as log:
             self._init = subprocess.Popen(

@@ -1,19 +1,19 @@
 """Batches from the due schedule to their end, on a real database, with agents that say what agents would."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from controller import batches, leases, previews, schedules, servers, settings
+from controller import access, batches, diagnosis, leases, previews, schedules, servers, settings
 from controller.batches import Batch
 from controller.cycle import batch_dispatch, batch_work
 from controller.db import models
-from controller.errors import BatchWaiting, DispatchPaused, NothingToRetry, RequestIdReused, ServerBusy
+from controller.errors import BatchWaiting, DispatchPaused, NothingToRetry, RequestIdReused, ServerBusy, ServerLocked
 from controller.jobs import Failure, Job, holds_lease, of_batch
-from controller.order_types import RestoreOrder
+from controller.order_types import BackupOrder, RestoreOrder
 from controller.rules import batch as rules
 from controller.schedules import NewSchedule, Schedule
 from controller.servers import Server
@@ -468,3 +468,57 @@ def test_an_admins_restore_may_be_let_in_between_two_servers_of_a_batch(world: W
     house.agent.finish(restore)
     house.tick()
     assert house.batch().state == "dispatched"
+
+
+def migrating(house: House, name: str, state: str = "migrating") -> None:
+    """Let the agent report a domain that is on its way."""
+    house.agent.domains[name] = replace(house.agent.domains[name], state=state)
+    house.agent.report()
+
+
+@pytest.mark.feature("X15")
+def test_a_server_that_its_agent_reports_as_migrating_is_refused_until_it_has_arrived(world: World) -> None:
+    house = furnish(world)
+    server, storage = house.servers["h1-1"], house.storage
+    migrating(house, "h1-1")
+    house.tick()
+
+    job = house.jobs(house.batch())["h1-1"]
+    assert job.state == "skipped"
+    assert job.failure is not None
+    assert (job.failure.reason, "migrating" in job.failure.message) == ("VM_LOCKED", True)
+    house.run(house.batch())
+    with pytest.raises(ServerLocked, match="migrating"):
+        world.start(BackupOrder(server.server_id, storage.storage_id))
+    found = world.run(diagnosis.of_server, server.server_id, world.limits, world.now())
+    assert [(one.state, one.reason) for one in found.findings if one.step == "lock"] == [("waits", "VM_LOCKED")]
+
+    migrating(house, "h1-1", "running")
+    assert world.start(BackupOrder(server.server_id, storage.storage_id)).state == "dispatched"
+
+
+@pytest.mark.feature("X15", "S20", "X13")
+def test_what_a_batch_has_not_sent_yet_is_asked_again_before_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "SENT_MAX", 1)
+    house = furnish(world, count=4)
+    house.tick()
+    batch = house.batch()
+    first, locked, moving, last = sorted(house.jobs(batch), key=lambda name: house.jobs(batch)[name].job_id)
+    world.run(access.set_lock, house.servers[locked].server_id, "rescue", None, world.now())
+    migrating(house, moving)
+
+    house.finish(house.jobs(batch)[first])
+    assert {name: job.state for name, job in house.jobs(batch).items()} == {
+        first: "completed", locked: "skipped", moving: "skipped", last: "dispatched",
+    }  # fmt: skip
+
+    house.finish(house.jobs(batch)[last])
+    other = furnish(world, "h2")
+    other.tick()
+    world.change_storage(other.storage, enabled=False)
+    begun = next(job for job in other.jobs(other.batch()).values() if job.state == "dispatched")
+    other.finish(begun)
+    left = [job for job in other.jobs(other.batch()).values() if job.job_id != begun.job_id]
+    assert {(job.state, job.failure.reason if job.failure else "") for job in left} == {("skipped", "STORAGE_DISABLED")}

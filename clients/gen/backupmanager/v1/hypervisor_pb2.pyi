@@ -66,6 +66,8 @@ class _DomainStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DomainSta
     """It is shut off."""
     DOMAIN_STATE_OTHER: _DomainState.ValueType  # 4
     """Anything else: crashed, suspended by its own power management."""
+    DOMAIN_STATE_MIGRATING: _DomainState.ValueType  # 5
+    """It is on its way to or from another hypervisor: backups and restores of its server are refused with VM_LOCKED meanwhile."""
 
 class DomainState(_DomainState, metaclass=_DomainStateEnumTypeWrapper):
     """A domain's state."""
@@ -80,6 +82,8 @@ DOMAIN_STATE_SHUT_OFF: DomainState.ValueType  # 3
 """It is shut off."""
 DOMAIN_STATE_OTHER: DomainState.ValueType  # 4
 """Anything else: crashed, suspended by its own power management."""
+DOMAIN_STATE_MIGRATING: DomainState.ValueType  # 5
+"""It is on its way to or from another hypervisor: backups and restores of its server are refused with VM_LOCKED meanwhile."""
 Global___DomainState: _TypeAlias = DomainState  # noqa: Y015
 
 class _GuestAgentState:
