@@ -22,10 +22,19 @@ def share(cases: Sequence[T], name: str, n: int) -> Sequence[T]:
 
 
 def kept(items: Sequence[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests that run: of the cases of one with `@pytest.mark.share(n)` every `n`th."""
+    """Return the tests that run: of the cases of one with `@pytest.mark.share(n)` every `n`th.
+
+    Of a class with `@pytest.mark.share_class(n)`, whose tests run on another server in `make test` too, every `n`th test.
+    """
     cases: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
         mark = item.get_closest_marker("share")
         name = item.nodeid.partition("[")[0] if mark else item.nodeid
         cases.setdefault((name, mark.args[0] if mark else 1), []).append(item)
-    return {item for (name, n), those in cases.items() for item in share(those, name, n)}
+    found = {item for (name, n), those in cases.items() for item in share(those, name, n)}
+    classes: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in (one for one in items if one in found):
+        if mark := item.get_closest_marker("share_class"):
+            classes.setdefault((item.nodeid.rpartition("::")[0].partition("[")[0], mark.args[0]), []).append(item)
+    dropped = {item for (name, n), those in classes.items() for item in set(those) - set(share(those, name, n))}
+    return found - dropped

@@ -12,7 +12,7 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from engine.errors import ObjectExists, ObjectNotFound, StorageError
+from engine.errors import ObjectExists, ObjectNotFound, StorageError, StorageFull, StorageUnreachable
 from engine.storage.base import Buffer, part_name
 from engine.storage.rclone_wire import Lost, Refused, UploadStream, Wire
 from engine.units import MIB
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT_BYTES_MAX = 1 * MIB
+_ROOM_BYTES_MIN = 1 * MIB
 _REMOVE_TRIES = 2  # rclone may have ended, and is then started again
 _RACE_TRIES = 10  # a folder that rclone just made may be removed, still empty, by a delete beside us
 
@@ -37,6 +38,7 @@ class RcloneUpload:
         self._kept = bytearray()
         self._stream: UploadStream | None = None
         self._target = ""  # what the stream writes to
+        self.resent_bytes = 0  # of a small object that was sent again; ThrottledStorage counts them too
         self._sent = 0
         self._failed: StorageError | None = None
 
@@ -58,7 +60,7 @@ class RcloneUpload:
                 self._kept = bytearray()
             self._send(self._stream, view)
         except (Refused, Lost) as error:
-            self._failed = self._storage.failure(error, "write", self._name)
+            self._failed = self._explained(self._storage.failure(error, "write", self._name))
             raise self._failed from error
         except StorageError as error:
             self._failed = error
@@ -110,6 +112,8 @@ class RcloneUpload:
                 if sent_before and self._holds_ours(wire):
                     return  # the answer to the try before was lost
                 raise ObjectExists(storage=storage.label, step="create", name=self._name)
+            if sent_before:
+                self.resent_bytes += len(self._kept)
             sent_before = True
             stream = self._begin(wire)
             try:
@@ -126,6 +130,8 @@ class RcloneUpload:
             except ObjectNotFound:
                 if number == _RACE_TRIES:
                     raise
+            except StorageError as error:
+                raise self._explained(error) from error.__cause__
         self._publish()
 
     def _finish(self, stream: UploadStream) -> None:
@@ -136,9 +142,29 @@ class RcloneUpload:
                 self._refuse_taken("commit")  # the last moment: with the form's end it appears
             stream.finish(storage.patience.commit_seconds)
         except (Refused, Lost) as error:
-            raise storage.failure(error, "write", self._name) from error
+            raise self._explained(storage.failure(error, "write", self._name)) from error
         storage.attempt("write", self._name, self._check_size)
         self._publish()
+
+    def _explained(self, failed: StorageError) -> StorageError:
+        """Return why an upload failed, where rclone says that its connection was lost, or nothing but that it failed.
+
+        Who was shut out loses the connection first; the next request tells. And SFTP has no word for a disk without room, nor
+        rclone one of its own: full it was if what was sent would not fit, now that rclone has removed what it wrote of it.
+        """
+        storage = self._storage
+        try:
+            if failed.facts.get("cause") == "lost":
+                storage.attempt("look at", self._name, self._is_taken, attempts=1)
+            elif type(failed) is StorageError and not storage.interrupted:
+                room = storage.usage()
+                if room is not None and room.free_bytes < self._sent + _ROOM_BYTES_MIN:
+                    return StorageFull(storage=storage.label, step="write", name=self._name)
+        except StorageUnreachable:
+            pass
+        except StorageError as cause:
+            return cause
+        return failed
 
     def _check_size(self, wire: Wire) -> None:
         size = self._storage.size_of(wire, self._target)

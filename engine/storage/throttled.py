@@ -3,8 +3,9 @@
 A storage that collects what is written and sends it later takes from the bucket itself, when bytes leave (`Storage.pace`).
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 
 from engine.storage.base import Bucket, Buffer, Entry, ObjectReader, Sink, Storage, Usage
@@ -21,12 +22,13 @@ class ThrottledStorage(Storage):
         self.abilities, self.label = inner.abilities, inner.label
         self.host_key, self.hints = inner.host_key, inner.hints
         self._inner, self._bucket = inner, bucket
+        self._debts: deque[int] = deque()
         self._paced = inner.pace(bucket)
 
     def create(self, name: str, size_hint: int = 0) -> AbstractContextManager[Sink]:
         if self._paced:
             return self._inner.create(name, size_hint)
-        return _ThrottledUpload(self._inner.create(name, size_hint), self._bucket)
+        return _ThrottledUpload(self._inner.create(name, size_hint), self._bucket, self._debts)
 
     def open(self, name: str) -> ObjectReader:
         return self._inner.open(name)
@@ -60,9 +62,11 @@ class ThrottledStorage(Storage):
 
 
 class _ThrottledUpload:
-    def __init__(self, block: AbstractContextManager[Sink], bucket: Bucket) -> None:
+    """`debts` are bytes that uploads before this one, of any thread, have sent twice at their very end."""
+
+    def __init__(self, block: AbstractContextManager[Sink], bucket: Bucket, debts: deque[int]) -> None:
         self._block = block
-        self._bucket = bucket
+        self._bucket, self._debts = bucket, debts
         self._sink: Sink | None = None
         self._paid = 0  # bytes that were sent a second time and are taken from the bucket too
 
@@ -74,19 +78,30 @@ class _ThrottledUpload:
         assert self._sink is not None, "written outside of the block"
         view = memoryview(data).cast("B")
         done = 0
+        with suppress(IndexError):
+            self._take(self._debts.popleft())
         for count in self._bucket.portions(len(view), PIECE_BYTES_MAX):
             self._sink.write(view[done : done + count])
             done += count
-            self._pay_again(getattr(self._sink, "resent_bytes", 0))
-
-    def _pay_again(self, resent_bytes: int) -> None:
-        """Take what a resumed upload has sent twice from the bucket: it has left this host, and the rest waits for it."""
-        if resent_bytes > self._paid:
-            owed, self._paid = resent_bytes - self._paid, resent_bytes
-            for _ in self._bucket.portions(owed, PIECE_BYTES_MAX):
-                pass
+            if owed := self._owed():
+                self._take(owed)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        return self._block.__exit__(kind, error, trace)
+        try:
+            return self._block.__exit__(kind, error, trace)
+        finally:
+            # Not taken here: an object that is there must not fail because somebody ends the wait for it.
+            if owed := self._owed():
+                self._debts.append(owed)
+
+    def _owed(self) -> int:
+        """Return what a resumed upload has sent twice since this was asked last: it has left this host, and the rest waits."""
+        resent_bytes: int = getattr(self._sink, "resent_bytes", 0)
+        owed, self._paid = resent_bytes - self._paid, resent_bytes
+        return owed
+
+    def _take(self, byte_count: int) -> None:
+        for _ in self._bucket.portions(byte_count, PIECE_BYTES_MAX):
+            pass

@@ -61,6 +61,11 @@ class Juicefs(S3Server):
             self._process.wait()
             self._process = None
 
+    def reload(self) -> None:
+        """Take up a changed secret; it does that only at a start."""
+        self.stop()
+        self.start()
+
     def __enter__(self) -> Self:
         (self._folder / "data").mkdir(parents=True)
         try:

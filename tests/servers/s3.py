@@ -36,7 +36,7 @@ class S3Server:
         self.ca_path = ""  # the same as a file, for the other client
         self._numbers = itertools.count(1)
         self._shared = ""
-        self._clients: dict[tuple[float, str], S3Client] = {}
+        self._clients: dict[tuple[float, str, str], S3Client] = {}
 
     @property
     def endpoint(self) -> str:
@@ -44,7 +44,7 @@ class S3Server:
 
     def client(self, timeout_seconds: float = 30) -> "S3Client":
         """Return a client that is not ours. To make one takes long: it is kept while the server is where it was."""
-        key = (timeout_seconds, self.endpoint)
+        key = (timeout_seconds, self.endpoint, self.secret_key)
         if key not in self._clients:
             self._clients[key] = self._make_client(timeout_seconds)
         return self._clients[key]

@@ -8,6 +8,7 @@ It takes some seconds until a bucket can be written: tests share one (the fixtur
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -49,6 +50,12 @@ class Weed(S3Server):
             self._process.wait()
             self._process = None
 
+    def reload(self) -> None:
+        """Take up a changed secret: told to, it reads its settings again."""
+        assert self._process is not None
+        self._write_identity()
+        self._process.send_signal(signal.SIGHUP)
+
     def __enter__(self) -> Self:
         (self._folder / "data").mkdir(parents=True)
         try:
@@ -69,12 +76,7 @@ class Weed(S3Server):
             self._ports = free_ports(4, also=10_000)
             self.port = self._ports[3]
         master, volume, filer, gateway = self._ports
-        identity = {
-            "name": "test",
-            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        (self._folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        self._write_identity()
         self._process = subprocess.Popen(
             [
                 Path(sys.executable).parent / "weed", "-logtostderr=true", "server", f"-dir={self._folder}/data",
@@ -89,6 +91,14 @@ class Weed(S3Server):
             start_new_session=True,  # Ctrl-C is for us; we end it in `stop`
         )  # fmt: skip
         wait_until(self._answers, START_SECONDS_MAX, "SeaweedFS to take an object")
+
+    def _write_identity(self) -> None:
+        identity = {
+            "name": "test",
+            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        (self._folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
 
     def _answers(self) -> bool:
         assert self._process is not None

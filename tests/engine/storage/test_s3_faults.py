@@ -60,20 +60,6 @@ def write(storage, name="d/object", data=DATA) -> None:
 
 
 @pytest.mark.feature("C12")
-@pytest.mark.share(5)
-@pytest.mark.parametrize("mib", range(1, 17))
-def test_a_cut_at_any_megabyte_costs_no_more_than_what_was_under_way(weed, mib):
-    with Proxy(weed.port) as proxy:
-        place = weed.place(QUICK, endpoint=f"http://127.0.0.1:{proxy.port}", part_size_bytes=PART_BYTES_MIN)
-        with place.open() as storage:
-            storage.promises()
-            proxy.cut_after(mib * MIB)
-            write(storage)
-            assert storage.get("d/object") == DATA
-        assert place.files() == ["d/object"]
-
-
-@pytest.mark.feature("C12")
 def test_acknowledged_parts_are_not_sent_again(place, proxy):
     """The line is gone for good at the third part: nothing is left. With it back, the first parts are not sent twice."""
     fails = {"3": 3}

@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import Cancelled
 from engine.spec import LocalConfig, StorageSpec
+from engine.storage import local
 from engine.storage.local import LocalStorage
 from engine.storage.throttled import PIECE_BYTES_MAX, ThrottledStorage
 from engine.units import MIB
@@ -69,3 +70,24 @@ def test_a_bucket_that_ends_the_wait_ends_the_upload(tmp_path):
         with pytest.raises(Cancelled):
             storage.put("object", bytes(2 * MIB))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.feature("P8")
+def test_what_an_upload_sends_twice_at_its_end_is_taken_before_the_next_byte(tmp_path, monkeypatch):
+    """A connection lost at the end of an object: the object is there, and its second sending is owed by what comes next."""
+
+    class Resending(local._LocalUpload):
+        resent_bytes = 0
+
+        def __exit__(self, kind, error, trace):
+            super().__exit__(kind, error, trace)
+            self.resent_bytes += 3 * MIB
+
+    monkeypatch.setattr(local, "_LocalUpload", Resending)
+    bucket = Bucket()
+    with ThrottledStorage(LocalStorage(str(tmp_path)), bucket) as storage:
+        storage.put("first", bytes(1000))
+        assert sum(bucket.taken) == 1000
+        storage.put("second", b"x")
+        assert sum(bucket.taken) == 3 * MIB + 1001
+        assert max(bucket.taken) == PIECE_BYTES_MAX
