@@ -11,12 +11,12 @@ import errno
 import os
 from pathlib import Path
 
+from engine import direct_io
 from engine.errors import StorageFull, TargetError
 from engine.extents import Extent
-from engine.units import KIB, MIB
+from engine.units import MIB
 
 DIRECT_BYTES_MIN = 1 * MIB  # a smaller piece would wait for its own turn of a rotating disk
-ALIGNMENT = 4 * KIB  # of place, length and memory: what any disk asks for
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2  # linux/falloc.h
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls release the interpreter lock
@@ -30,10 +30,7 @@ class ImageFile:
         self.path = path
         self._descriptor = descriptor
         self._can_punch = True
-        try:
-            self._direct = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-        except OSError:  # a tmpfs of an old kernel, an odd network file system, no /proc
-            self._direct = -1
+        self._direct = direct_io.reopen(descriptor)
 
     def write_all(self, extents: tuple[Extent, ...], data: memoryview) -> None:
         """Write `data` to `extents`, one after the other, and let the disk begin with what lies in the page cache."""
@@ -79,19 +76,9 @@ class ImageFile:
 
     def _write_direct(self, start: int, data: memoryview) -> int:
         """Write as much of `data` as can go past the page cache, and return how many bytes that is. Raises OSError."""
-        if self._direct < 0 or len(data) < DIRECT_BYTES_MIN or data.readonly:
+        if self._direct < 0 or len(data) < DIRECT_BYTES_MIN or not direct_io.is_aligned(start, data):
             return 0
-        if start % ALIGNMENT or ctypes.addressof(ctypes.c_char.from_buffer(data)) % ALIGNMENT:
-            return 0
-        done, whole = 0, len(data) - len(data) % ALIGNMENT
-        while done < whole and done % ALIGNMENT == 0:
-            try:
-                done += os.pwrite(self._direct, data[done:whole], start + done)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # this one says: not here, not so
-                    raise
-                return done
-        return done
+        return direct_io.write(self._direct, start, data)
 
 
 def punch_hole(descriptor: int, start: int, length: int) -> bool:

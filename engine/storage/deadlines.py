@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -252,7 +253,9 @@ class _Upload:
     def __init__(self, guard: Guard, block: AbstractContextManager[Sink], name: str) -> None:
         self._guard, self._block, self._name = guard, block, name
         self._sink: Sink | None = None
-        self._gathering, self._other = bytearray(), bytearray()  # of _GATHER_BYTES each once they are needed
+        # Of _GATHER_BYTES each once they are needed; they begin at a page, as direct writes need it.
+        self._gathering: mmap | None = None
+        self._other: mmap | None = None
         self._gathered_bytes = 0
         self._writing: _Call[None] | None = None
         self._failed: BaseException | None = None
@@ -266,7 +269,8 @@ class _Upload:
         view = memoryview(data).cast("B")
         while view:
             begin = self._gathered_bytes
-            self._gathering = self._gathering or bytearray(_GATHER_BYTES)
+            if self._gathering is None:
+                self._gathering = mmap(-1, _GATHER_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
             piece = view[: _GATHER_BYTES - begin]
             self._gathering[begin : begin + len(piece)] = piece
             self._gathered_bytes += len(piece)
@@ -292,10 +296,11 @@ class _Upload:
     def _flush(self) -> None:
         """Hand over what was gathered. Its buffer is gathered into again only after the call ended, so never when that hangs."""
         self._settle()
-        sink, data = self._sink, memoryview(self._gathering)[: self._gathered_bytes]
+        sink, full, count = self._sink, self._gathering, self._gathered_bytes
         assert sink is not None, "written outside of the block"
-        self._gathering, self._other, self._gathered_bytes = self._other, self._gathering, 0
-        if data:
+        self._gathering, self._other, self._gathered_bytes = self._other, full, 0
+        if full is not None and count:
+            data = memoryview(full)[:count]
             self._writing = self._guard.begin(f"write {self._name}", lambda: sink.write(data))
 
     def _settle(self) -> None:

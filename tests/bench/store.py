@@ -19,9 +19,9 @@ from engine.format.crypto import Aead, StorageKey
 from engine.memory import keep_one_pool
 from engine.pipeline import DiskIdentity, store
 from engine.source.nbd_disk import NbdDisk
-from engine.spec import Settings
+from engine.spec import LocalConfig, Settings, StorageSpec
 from engine.storage.base import Abilities, Buffer, Entry, ObjectReader, Sink, Storage, Usage
-from engine.storage.local import LocalStorage
+from engine.storage.open import open_storage
 from engine.work import Work
 from tests.bench.process import Run, peak_mib, run
 
@@ -114,7 +114,11 @@ def main() -> None:
     server_id = str(uuid.UUID(int=1))
     key = None if options.plain else StorageKey(server_id, bytes(range(32))).server_key(server_id)
     settings = Settings(workers=options.workers, compression_threads=options.threads)
-    storage: Storage = LocalStorage(str(options.to)) if options.to else NullStorage()
+    storage = (
+        open_storage(StorageSpec(server_id, server_id, local=LocalConfig(str(options.to))))
+        if options.to
+        else NullStorage()
+    )
     if key is not None:
         Aead(bytes(32))  # loads the library, as starting the interpreter not part of the run
     begun, cpu = time.perf_counter(), time.process_time()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.direct_io import ALIGNMENT
 from engine.errors import StorageFull, TargetError
 from engine.extents import Extent
-from engine.image_file import ALIGNMENT, DIRECT_BYTES_MIN, ImageFile
+from engine.image_file import DIRECT_BYTES_MIN, ImageFile
 from engine.units import KIB, MIB
 
 pytestmark = pytest.mark.feature("C12")
