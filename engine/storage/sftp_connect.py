@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidSpec, StorageHostKeyChanged, StorageLoginFailed, StorageUnreachable
 from engine.spec import SftpConfig
+from engine.storage import sftp_library
 from engine.storage.sftp_wire import Lost, Wire
 from engine.storage.trouble import cause_of
 from engine.units import KIB, MIB
@@ -292,6 +293,7 @@ class Dialer:
 
 def load_key(config: SftpConfig, label: str) -> "PKey":
     """Return the private key of `config`: RSA, ECDSA or Ed25519, in OpenSSH's or a PEM form. Nothing of it is in an error."""
+    sftp_library.load()
     import paramiko
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa

@@ -1,22 +1,25 @@
 """Peak memory of whole engine processes, as an agent starts them: libvirt, a storage and its keys included.
 
     servers      1, 2 and 4 at once in one process, plain and encrypted, at the default settings; on a local storage
+    storages     the same, one server, encrypted, to an sshd and to a bucket on loopback
     disk         one of 4 TiB that is nearly empty, encrypted
     index        a million frames: written, verified, restored (see many_frames.py)
 
-In RAM counts what every process on the host shares one copy of, too: the pages of libvirt, Python and cryptography that were
-touched, 22 MiB plain and 29 MiB encrypted. The domains are stopped and share one image, which is exported read-only to each.
+In RAM counts what every process on the host shares one copy of, too: the pages of libvirt, Python and cryptography in use. The domains are stopped and share one image, which is exported read-only to each.
 """
 
 import contextlib
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from engine.ids import new_id
 from engine.spec import Job, Settings
+from engine.storage.s3_parts import FLIGHT_BYTES
 from engine.units import MIB
 from tests.bench import many_frames
 from tests.bench.bench import Bench
@@ -27,6 +30,8 @@ from tests.engine.engine_process import EngineProcess
 from tests.engine.rig import Rig
 from tests.servers.guest import BlankDomain, DiskFile
 from tests.servers.libvirtd import Libvirtd
+from tests.servers.sshd import Sshd
+from tests.servers.weed import Weed
 
 TIB = 1 << 40
 DATA_BYTES = 256 * MIB
@@ -39,6 +44,7 @@ def measure(bench: Bench) -> bool:
     with Libvirtd(bench.scratch("libvirtd")) as libvirtd:
         image = _image(bench, DATA_BYTES // bench.part)
         met = [_servers(bench, libvirtd.uri, image, rounds, encrypted=encrypted) for encrypted in (False, True)]
+        met.append(_storages(bench, libvirtd.uri, image, rounds))
         with image.open("r+b") as file:
             file.truncate(4 * TIB)
         large = [peak_of(bench.scratch("large"), libvirtd.uri, image, 1, encrypted=True) for _ in range(bench.rounds)]
@@ -73,12 +79,40 @@ def _servers(bench: Bench, uri: str, image: Path, rounds: int, *, encrypted: boo
     ])  # fmt: skip
 
 
+def _storages(bench: Bench, uri: str, image: Path, rounds: int) -> bool:
+    progress("memory, storages")
+    folder = bench.scratch("storages")
+    with Sshd(folder) as server:
+        peaks = [_peak_to(bench, uri, image, sftp=server.config(bench.scratch("vault"))) for _ in range(rounds)]
+        met = figure("peak memory of an engine process, encrypted, one server, over SFTP, MiB", peaks, "<= 60")
+    with Weed(folder) as gateway:
+        peaks = [_peak_to(bench, uri, image, s3=gateway.config(gateway.bucket())) for _ in range(rounds)]
+        aim = f"<= {60 + FLIGHT_BYTES // MIB}"  # with the parts in flight (S6)
+        return met & figure("peak memory of an engine process, encrypted, one server, to a bucket, MiB", peaks, aim)
+
+
+def _peak_to(bench: Bench, uri: str, image: Path, **backend: Any) -> float:
+    return peak_of(bench.scratch("storage"), uri, image, 1, encrypted=True, backend=backend)
+
+
 def peak_of(
-    folder: Path, uri: str, image: Path, count: int, *, encrypted: bool, settings: Settings | None = None
+    folder: Path,
+    uri: str,
+    image: Path,
+    count: int,
+    *,
+    encrypted: bool,
+    settings: Settings | None = None,
+    backend: Mapping[str, Any] | None = None,
 ) -> float:
-    """Return the most memory that one engine process had in RAM while it copied `count` servers side by side, in MiB."""
+    """Return the most memory that one engine process had in RAM while it copied `count` servers side by side, in MiB.
+
+    `backend` is the field of a StorageSpec with a storage that is not a local folder.
+    """
     folder.mkdir(exist_ok=True)
     rig = Rig.make(folder, uri, encrypted=encrypted)
+    if backend:
+        rig.target = replace(rig.target, local=None, **backend)
     with contextlib.ExitStack() as stack:
         disks = [DiskFile("vda", image, "raw")]
         domains = [stack.enter_context(BlankDomain(uri, disks, running=False)) for _ in range(count)]

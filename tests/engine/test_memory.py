@@ -99,3 +99,23 @@ json.dump([before, after, hashlib.sha256(b"x").hexdigest()], sys.stdout)
     before, after, digest = json.loads(done.stdout)
     assert after < before / 2
     assert digest == hashlib.sha256(b"x").hexdigest()
+
+
+@pytest.mark.feature("P10", "S4")
+def test_a_session_over_ssh_does_not_bring_along_what_it_never_uses() -> None:
+    """Of the SSH library's own imports one brings asyncio and unittest; whoever wants that one afterwards still gets it."""
+    script = """
+import json, sys, threading
+from engine.storage.sftp_library import load
+
+threads = [threading.Thread(target=load) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+json.dump(sorted(name for name in ("paramiko", "invoke", "asyncio", "unittest") if name in sys.modules), sys.stdout)
+import invoke
+assert invoke.run
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == ["paramiko"]
