@@ -11,7 +11,8 @@
 SHELL := /bin/bash
 PYTHON := build/venv/bin/python
 WORKERS ?= 3
-export PYTHONDONTWRITEBYTECODE := 1
+# Compiled modules are kept, in build/ too: the many processes that a run starts would compile them anew each.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 
 .PHONY: demo test lint unit kill storages databases bench generate format clean
 

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from tests.servers.weed import Weed
 
 _FOLDER: "pytest.StashKey[str]" = pytest.StashKey()
+# Files whose tests share a server that starts slowly.
+_SHARE_A_SERVER = (
+    "/controller/services/", "/e2e/test_stress_", "/engine/storage/test_ftp", "/engine/storage/test_sftp",
+    "/engine/storage/test_trouble.py", "/engine/storage/test_deadlines.py", "/clients/cli/test_schedules.py",
+    "/engine/test_consistency.py", "/engine/test_late_freeze.py", "/engine/test_scratch_space.py",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,7 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: "list[pytest.Ite
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file that share one world in one process, when told to mind groups.
+    """Keep the tests of a file that share one server in one process, when told to mind groups; files with many tests go first.
+
+    Otherwise every process would start the file's controller, or stress world, or sshd, for its part of the tests.
 
     Groups by mark do not arrive: xdist 3.8 writes them into a field of the tests that pytest 9.2 no longer reads.
     """
@@ -65,13 +73,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it brings no types
 
     scheduling = LoadScopeScheduling(config, log)
-    scheduling._split_scope = _world_of
+    scheduling._split_scope = _unit_of
     return scheduling
 
 
-def _world_of(nodeid: str) -> str:
+def _unit_of(nodeid: str) -> str:
     file = nodeid.partition("::")[0]
-    return file if "/e2e/test_stress_" in file else nodeid
+    return file if any(part in file for part in _SHARE_A_SERVER) else nodeid
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

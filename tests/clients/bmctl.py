@@ -56,6 +56,7 @@ class Bmctl:
             "BMCTL_CONFIG": str(self.profile),
             "TZ": "UTC",
             "PYTHONWARNINGS": "error",
+            **{name: value for name, value in os.environ.items() if name == "PYTHONPYCACHEPREFIX"},
         }
 
     def log_in(self, address: str, authority: Authority | str, token: str) -> None:
