@@ -4,6 +4,7 @@
     plain/, sealed/                two repositories as they lie on a storage: a full of several segments, an incremental
     expected.json                  what they restore to (SHA-256), and the secrets that open them
     compressed.json                what Zstandard made of each plaintext here, so that any libzstd gives the same vectors
+    chain-…/, chains…json          the same for every type of backup, see chains.py
 
 All luck is injected: salts and nonces come from `Luck`. The passphrases and keys here are public and protect nothing.
 """
@@ -20,6 +21,7 @@ from engine.format.manifest import Layer
 from engine.storage.base import Buffer
 from tests.engine.format import samples
 from tests.engine.format.samples import FULL, INCREMENTAL, SERVER, SERVER_KEY, STORAGE_KEY, TIME, Luck, Objects, Writing
+from tests.vectors import chains
 
 FOLDER = Path(__file__).parent
 PASSPHRASE = "correct horse battery staple"
@@ -85,9 +87,33 @@ def tiny(how: Writing) -> bytes:
     return objects[names.segment_name(SERVER, FULL, "vda", 0)]
 
 
-def all_files(recorded: dict[str, str]) -> dict[str, bytes]:
-    """Return every vector by its path below this folder. `recorded` grows by what had to be compressed anew."""
-    compressor = RecordedCompressor(recorded)
+def records() -> dict[str, dict[str, str]]:
+    """Return what Zstandard made of each plaintext, by the file that says so."""
+    paths = {name: FOLDER / name for name in ("compressed.json", "chains-compressed.json")}
+    return {name: json.loads(path.read_text()) if path.exists() else {} for name, path in paths.items()}
+
+
+def all_files(recorded: dict[str, dict[str, str]]) -> dict[str, bytes]:
+    """Return every vector by its path below this folder; what is not `recorded` is compressed anew."""
+    return _first_files(recorded["compressed.json"]) | _chain_files(recorded["chains-compressed.json"])
+
+
+def _chain_files(recorded: dict[str, str]) -> dict[str, bytes]:
+    compressor = RecordedCompressor(dict(recorded))
+    files: dict[str, bytes] = {}
+    for name, key in (("chain-plain", None), ("chain-sealed", SERVER_KEY)):
+        how = Writing(key, Luck(name), compressor, segment_plain_bytes=1500)
+        keys_of: Objects = {}
+        wrapped = _put_keys(keys_of, how) if key else ""
+        objects = chains.repository(how, wrapped) | keys_of
+        files |= {f"{name}/{path}": data for path, data in objects.items()}
+    files["chains.json"] = _json({step.backup_id: hashlib.sha256(step.image).hexdigest() for step in chains.steps()})
+    files["chains-compressed.json"] = _json(compressor.recorded)
+    return files
+
+
+def _first_files(recorded: dict[str, str]) -> dict[str, bytes]:
+    compressor = RecordedCompressor(dict(recorded))
     files: dict[str, bytes] = {}
     for name, key in (("plain", None), ("sealed", SERVER_KEY)):
         files[f"tiny/{name}.data"] = tiny(Writing(key, lambda _: bytes(range(64, 96)), compressor))
@@ -168,8 +194,7 @@ def with_examples(page: str, blocks: dict[str, str]) -> str:
 
 def main() -> int:
     """Write what is not there yet. A vector that exists with other bytes is an error: the format has changed."""
-    record = FOLDER / "compressed.json"
-    files = all_files(json.loads(record.read_text()) if record.exists() else {})
+    files = all_files(records())
     changed = [
         name for name, data in files.items() if (FOLDER / name).exists() and (FOLDER / name).read_bytes() != data
     ]

@@ -19,6 +19,7 @@ from engine.format.manifest import Definition, DiskManifest, Layer, ServerManife
 from engine.format.placement import PlacedFrame, PlacedZero, place
 from engine.format.reader import SegmentReader
 from engine.format.writer import SegmentWriter
+from engine.spec import BackupType
 from engine.storage.base import Buffer
 
 SERVER = "00000000-0000-7000-8000-000000000001"
@@ -122,8 +123,15 @@ def write_layer(
 
 
 def disk_manifest(
-    how: Writing, backup_id: str, disk: str, size_bytes: int, layers: tuple[Layer, ...], parent: str = ""
+    how: Writing,
+    backup_id: str,
+    disk: str,
+    size_bytes: int,
+    layers: tuple[Layer, ...],
+    parent: str = "",
+    kind: BackupType | None = None,
 ) -> DiskManifest:
+    kind = kind or ("incremental" if parent else "full")
     own = layers[-1].segments
     return DiskManifest(
         repository_id=REPOSITORY,
@@ -131,13 +139,13 @@ def disk_manifest(
         server_id=how.server_id,
         backup_id=backup_id,
         disk=disk,
-        type="incremental" if parent else "full",
+        type=kind,
         chain_id=layers[0].backup_id,
         parent_backup_id=parent,
         create_time=TIME,
         size_bytes=size_bytes,
         checkpoint="",
-        reason="" if parent else "first",
+        reason="first" if kind == "full" else "",
         compression_level=3,
         key_id=how.key.key_id if how.key else "",
         key_check=how.key.check.hex() if how.key else "",

@@ -15,7 +15,7 @@ from engine.format import keys, manifest, names
 from engine.format.markers import Deleted, Intent, Repository
 from tests import independent_reader
 from tests.engine.format import samples
-from tests.vectors import generate
+from tests.vectors import chains, generate
 
 EXPECTED: dict[str, Any] = json.loads((generate.FOLDER / "expected.json").read_text())
 IMAGES = [
@@ -30,14 +30,13 @@ def objects_of(kind: str) -> samples.Objects:
 
 @pytest.mark.feature("T12", "T13", "T14", "T16")
 def test_generating_again_gives_the_same_bytes():
-    recorded = json.loads((generate.FOLDER / "compressed.json").read_text())
     committed = {
         str(path.relative_to(generate.FOLDER)): path.read_bytes()
         for path in generate.FOLDER.rglob("*")
         if path.is_file() and path.suffix in {".data", ".json"}
     }
 
-    assert generate.all_files(dict(recorded)) == committed
+    assert generate.all_files(generate.records()) == committed
 
 
 @pytest.mark.feature("T12", "T13", "T14", "T16")
@@ -60,6 +59,33 @@ def test_the_independent_reader_restores_every_vector(kind, backup_id, disk, dig
     image = independent_reader.restore(generate.FOLDER / kind, EXPECTED["server_id"], backup_id, disk, passphrase)
 
     assert hashlib.sha256(image).hexdigest() == digest
+
+
+@pytest.mark.feature("T1", "T2", "T3", "T4")
+@pytest.mark.parametrize("kind", ["chain-plain", "chain-sealed"])
+@pytest.mark.parametrize("step", chains.steps(), ids=lambda step: step.type)
+def test_both_readers_restore_every_type_of_backup(kind, step):
+    key = samples.SERVER_KEY if kind == "chain-sealed" else None
+    passphrase = EXPECTED["passphrases"][1] if key else ""
+    expected = json.loads((generate.FOLDER / "chains.json").read_text())[step.backup_id]
+
+    ours = samples.restore(objects_of(kind), step.backup_id, "vda", key)
+    theirs = independent_reader.restore(generate.FOLDER / kind, samples.SERVER, step.backup_id, "vda", passphrase)
+
+    assert ours == theirs == step.image
+    assert hashlib.sha256(ours).hexdigest() == expected
+
+
+@pytest.mark.feature("T3", "R19")
+@pytest.mark.parametrize("kind", ["chain-plain", "chain-sealed"])
+def test_a_differential_is_restored_without_what_lies_between_it_and_the_full(kind):
+    key = samples.SERVER_KEY if kind == "chain-sealed" else None
+    between = f"servers/{samples.SERVER}/{samples.INCREMENTAL}/"
+    objects = {name: data for name, data in objects_of(kind).items() if not name.startswith(between)}
+    images = {step.backup_id: step.image for step in chains.steps()}
+
+    for backup_id in (chains.DIFFERENTIAL, chains.LATER):
+        assert samples.restore(objects, backup_id, "vda", key) == images[backup_id]
 
 
 @pytest.mark.feature("N12", "S25")
@@ -104,7 +130,8 @@ def test_the_independent_reader_imports_nothing_of_ours():
 
 @pytest.mark.feature("N12", "S26", "S29", "T25")
 def test_every_object_of_the_vectors_is_known_and_loads():
-    for kind, key in (("plain", None), ("sealed", samples.SERVER_KEY)):
+    for kind in ("plain", "sealed", "chain-plain", "chain-sealed"):
+        key = samples.SERVER_KEY if kind.endswith("sealed") else None
         for name, data in objects_of(kind).items():
             load(name, data, key)
 
