@@ -34,11 +34,11 @@ from engine.storage.ftp_reader import FtpReader
 from engine.storage.ftp_upload import FtpUpload
 from engine.storage.ftp_wire import Control, Lost, Refused
 from engine.storage.sftp_connect import BRIEF, Patience, reason_of
+from engine.storage.walk import Walk
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FOLDERS_MAX = 100_000  # of one listing: a tree without end is a server's joke, or a link that leads back into it
 _ZONES_SECONDS = 14 * 3600.0  # how far a clock on a wall may be from UTC
 _QUARTER_SECONDS = 900.0
 _FULL_WORDS = ("no space", "disk full", "quota", "insufficient", "exceeded", "writing to local file")
@@ -95,19 +95,15 @@ class FtpStorage(Storage):
         return size
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        waiting: list[tuple[str, tuple[str, ...]]] = [(prefix and check_name(prefix), ())]
-        count = 0
-        while waiting:
-            folder, above = waiting.pop()
-            count += 1
-            if count > FOLDERS_MAX:
-                detail = f"more than {FOLDERS_MAX} folders below {prefix or 'the folder'}"
-                raise StorageError(storage=self.label, step="list", detail=detail)
+        above: tuple[str, ...] = ()
+        walk = Walk(self.label, (prefix and check_name(prefix), above))
+        for folder, above in walk:
             for one in self._entries(folder):
                 path = f"{folder}/{one.name}".lstrip("/")
                 if one.folder and (not one.identity or one.identity not in above):
-                    waiting.append((path, (*above, one.identity)))
+                    walk.add((path, (*above, one.identity)))
                 elif one.file:
+                    walk.found()
                     yield Entry(path, one.size, one.time or 0.0)
 
     def folders(self, prefix: str = "") -> Iterator[str]:

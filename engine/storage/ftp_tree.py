@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from engine.storage.base import is_name
 from engine.storage.ftp_list import ENTRIES_MAX, Listed, parse_list, parse_mlsd, parse_time
 from engine.storage.ftp_wire import Control, Lost, Refused
+from engine.storage.walk import SweepBudget
 from engine.units import KIB, MIB
 
 LISTING_BYTES_MAX = 64 * MIB
@@ -189,8 +190,14 @@ def remove(control: Control, path: str) -> None:
             raise
 
 
-def sweep(control: Control, folder: str, keep: Collection[str] = ()) -> None:
-    """Remove a folder with everything in it but the paths in `keep`; a link is removed, never followed."""
+def sweep(control: Control, folder: str, keep: Collection[str] = (), budget: SweepBudget | None = None) -> None:
+    """Remove a folder with everything in it but the paths in `keep`; a link is removed, never followed.
+
+    Raises Refused for folders without an end; `budget` is for those further down.
+    """
+    budget = budget or SweepBudget(folder.encode())
+    if not budget.allows(folder.encode()):
+        raise Refused(451, "folders without an end")
     for one in entries(control, folder):
         if one.name in {"", ".", ".."} or any(character in one.name for character in "/\r\n\0"):
             continue  # a hostile server; the folder then does not become empty
@@ -199,7 +206,7 @@ def sweep(control: Control, folder: str, keep: Collection[str] = ()) -> None:
             continue
         holds_kept = any(name.startswith(path + "/") for name in keep)
         if one.folder and (holds_kept or not _is_removed_as_file(control, path)):
-            sweep(control, path, keep)
+            sweep(control, path, keep, budget)
         elif not one.folder:
             remove(control, path)
     if not any(path.startswith(folder + "/") for path in keep) and exists(control, folder):

@@ -21,6 +21,7 @@ from engine.errors import BackupManagerError, InvalidSpec, ObjectNotFound, Stora
 from engine.spec import S3Config
 from engine.storage.base import Abilities, Bucket, Entry, Storage, check_name, is_name
 from engine.storage.s3_api import DELETES_MAX, S3Api
+from engine.storage.s3_cleanup import PROBE, remove_stale
 from engine.storage.s3_errors import Refused
 from engine.storage.s3_parts import PART_BYTES_MAX, PART_BYTES_MIN, parts_of
 from engine.storage.s3_reader import S3Reader
@@ -29,7 +30,7 @@ from engine.storage.s3_wire import BRIEF, Patience
 
 log = logging.getLogger(__name__)
 
-PROBE = ".probe-"  # no name of ours begins so: it is in no listing
+SWEEP_KEYS_MAX = 2_000_000  # of one folder, as engine/listing.py has it
 SWEEPS_MAX = 8  # servers on file systems list a folder as soon as it is empty, and then the one above it
 CONCURRENCY_MAX = 64
 _STATUS_NOT_UNDERSTOOD = {400, 405, 501}
@@ -120,15 +121,17 @@ class S3Storage(Storage):
             self.api.abort_upload(upload.key, upload.upload_id)
         for _ in range(SWEEPS_MAX):
             keys = (one.key for page in self.api.list(folder) for one in page.keys)
-            doomed = [key for key in keys if key.startswith(folder) and key not in kept]
+            found = (key for key in keys if key.startswith(folder) and key not in kept)
+            doomed = [*islice(found, SWEEP_KEYS_MAX + 1)]
             if not doomed:
                 return
+            if len(doomed) > SWEEP_KEYS_MAX:
+                detail = f"it has more than {SWEEP_KEYS_MAX} names, as no backup has"
+                raise StorageError(storage=self.label, step=f"sweep {prefix}", detail=detail)
             for start in range(0, len(doomed), DELETES_MAX):
                 self.api.delete_many("sweep", doomed[start : start + DELETES_MAX])
 
     def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
-        from engine.storage.s3_cleanup import remove_stale
-
         return [one.name for one in remove_stale(self, age_seconds, dry_run=dry_run)]
 
     def usage(self) -> None:

@@ -24,6 +24,7 @@ from xml.sax.saxutils import escape
 from engine.errors import BackupManagerError, StorageError, StorageUnreachable, StorageUntrusted
 from engine.spec import S3Config
 from engine.storage.s3_errors import Refused, error_of
+from engine.storage.s3_parts import PARTS_MAX
 from engine.storage.s3_sign import EMPTY_SHA256, Signer, path_text, query_text
 from engine.storage.s3_wire import Address, Answer, Body, Lost, Oversized, Patience, Untrusted, Wire
 from engine.storage.s3_xml import Listing, Upload, document, listing, parse, uploads
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 ANSWER_BYTES_MAX = 8 * MIB  # a page of a listing has 1,000 keys of 1,024 bytes at most, quoted threefold
 ERROR_BYTES_MAX = 256 * KIB
 DELETES_MAX = 1000  # of one request
+PAGES_MAX = 100_000  # of one listing: as many keys as a whole repository may have (engine/listing.py), at 1,000 a page
 # A success may turn into a failure after its status was sent, when a completion takes long.
 _ERROR = re.compile(rb"\s*(<\?xml[^>]*\?>)?\s*<Error[\s>]")
 NONE_YET = {"if-none-match": "*"}
@@ -91,10 +93,11 @@ class S3Api:
             "read", key, "GET", key, headers=headers, answer_bytes_max=max(length, ERROR_BYTES_MAX), enduring=True
         )
 
-    def put(self, step: str, key: str, body: Body, token: str, *, exclusive: bool, again: Callable[[], None]) -> None:
-        """Write an object whole. Raises Refused, which with 412 says that the name is taken (`exclusive`)."""
+    def put(self, step: str, key: str, body: Body, token: str, *, exclusive: bool, again: Callable[[], None]) -> str:
+        """Write an object whole, and return its ETag. Raises Refused, with 412 if the name is taken (`exclusive`)."""
         headers = {"x-amz-meta-writer": token, **(NONE_YET if exclusive else {})}
-        self.call(step, key, "PUT", key, headers=headers, body=body, enduring=True, again=again)
+        answer = self.call(step, key, "PUT", key, headers=headers, body=body, enduring=True, again=again)
+        return answer.headers.get("etag", "").strip('"')
 
     def delete(self, step: str, key: str) -> None:
         """Remove an object; one that is not there is no error."""
@@ -118,7 +121,7 @@ class S3Api:
     def list(self, prefix: str, delimiter: str = "", limit: int = 1000) -> Iterator[Listing]:
         """Yield pages of the keys that begin with `prefix`."""
         token = ""
-        while True:
+        for _ in range(PAGES_MAX):
             query = {"list-type": "2", "prefix": prefix, "max-keys": str(limit), "encoding-type": "url"}
             query |= ({"delimiter": delimiter} if delimiter else {}) | ({"continuation-token": token} if token else {})
             page = listing(self._document("list", prefix or "the bucket", "GET", "", query))
@@ -130,6 +133,7 @@ class S3Api:
                     storage=self.label, step="list", detail="the server answers with the same page again"
                 )
             token = page.next_token
+        raise self._endless("list")
 
     # ---- uploads in parts -----------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class S3Api:
     def uploads(self, prefix: str) -> Iterator[Upload]:
         """Yield the uploads in parts that are not complete, of keys that begin with `prefix`."""
         markers: tuple[str, str] = ("", "")
-        while True:
+        for _ in range(PAGES_MAX):
             query = {"uploads": "", "prefix": prefix, "encoding-type": "url"}
             query |= {"key-marker": markers[0], "upload-id-marker": markers[1]} if markers[0] else {}
             found, following = uploads(self._document("list uploads", prefix or "the bucket", "GET", "", query))
@@ -200,11 +204,12 @@ class S3Api:
             if not following[0] or following == markers:
                 return
             markers = following
+        raise self._endless("list uploads")
 
     def last_part_time(self, upload: Upload) -> float | None:
         """Return when the youngest part of an upload came, Unix seconds, or when it began if it has none; None if it is gone."""
         newest, marker = upload.initiated_time, ""
-        while True:
+        for _ in range(PARTS_MAX):
             query = {"uploadId": upload.upload_id} | ({"part-number-marker": marker} if marker else {})
             try:
                 page = self._document("list parts", upload.key, "GET", upload.key, query)
@@ -216,6 +221,7 @@ class S3Api:
             if page.findtext("IsTruncated") != "true" or not following or following == marker:
                 return newest
             marker = following
+        return None  # more parts than an upload can have: nothing that such a server says of ages is to be believed
 
     # ---- any request ----------------------------------------------------------------------------------------------------
 
@@ -301,6 +307,9 @@ class S3Api:
         signed = self._signer.sign(method, path, query, {"host": self._host_header, **headers}, body_sha256, now)
         target = path + ("?" + query_text(query) if query else "")
         return self.wire.exchange(method, target, signed, body, answer_bytes_max=answer_bytes_max, seconds=seconds)
+
+    def _endless(self, step: str) -> StorageError:
+        return StorageError(storage=self.label, step=step, detail=f"the answer has more than {PAGES_MAX} pages")
 
     def _given_up(self, problem: Exception, step: str, name: str) -> BackupManagerError:
         if self.interrupted.is_set():

@@ -77,7 +77,7 @@ class S3Upload:
         try:
             if kind is None:
                 self._finish()
-                self._upload_id = ""
+                self._upload_id, self._repeated = "", False
         finally:
             self._end()
 
@@ -167,16 +167,24 @@ class S3Upload:
                 self.resent_bytes += self._filled
 
             try:
-                self._api.put(
+                etag = self._api.put(
                     "create", self._key, body, self._token, exclusive=self._promises.exclusive_put, again=again
                 )
             except Refused as refused:
                 if refused.status not in _TAKEN:
                     raise self._api.error(refused, "create", self._name) from refused
                 head = self._look()
-                etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
-                if head is None or not self._is_ours(head, self._filled, etag):
+                wanted = hashlib.md5(body, usedforsecurity=False).hexdigest()
+                if head is None or not self._is_ours(head, self._filled, wanted):
                     raise self._taken() from refused
+                etag = head.etag
+            if not etag and (head := self._look()) is not None:
+                etag = head.etag
+            try:
+                self._check(etag, body)
+            except StorageError:
+                self._remove_ours()
+                raise
 
     def _complete(self) -> None:
         if not self._promises.exclusive_complete and self._look() is not None:
@@ -193,9 +201,22 @@ class S3Upload:
                 raise self._taken() from refused
         head = self._look()
         if head is None or head.size_bytes != self._sent:
+            self._remove_ours()
             found = "nothing is" if head is None else f"{head.size_bytes} bytes are"
             detail = f"{found} there, {self._sent} bytes were sent"
             raise StorageError(storage=self._storage.label, step=f"commit {self._name}", detail=detail)
+
+    def _remove_ours(self) -> None:
+        """Remove what lies under the name and is not what was sent, unless it bears another writer's token.
+
+        A server that keeps no tokens has just told us that it took our object for this name, which was free.
+        """
+        try:
+            head = self._look()
+            if head is not None and head.token in {"", self._token}:
+                self._api.delete("remove", self._key)
+        except BackupManagerError as error:
+            log.warning("a wrong object stays storage=%s name=%s error=%s", self._storage.label, self._name, error)
 
     def _look(self) -> Head | None:
         return self._api.head("look at", self._key)
@@ -232,9 +253,10 @@ class S3Upload:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
         self._buffer = None
-        if self._upload_id and not self._api.interrupted.is_set():
+        if (self._upload_id or self._repeated) and not self._api.interrupted.is_set():
             try:
-                self._api.abort_upload(self._key, self._upload_id)
+                if self._upload_id:
+                    self._api.abort_upload(self._key, self._upload_id)
                 if self._repeated:
                     self._abort_others()
             except BackupManagerError as error:

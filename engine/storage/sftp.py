@@ -30,6 +30,7 @@ from engine.storage.sftp_tree import is_file, make_folder, remove_empty, suppres
 from engine.storage.sftp_upload import SftpUpload
 from engine.storage.sftp_wire import Attributes, Code, Lost, Refused, Wire
 from engine.storage.trouble import cause_of
+from engine.storage.walk import Walk
 from engine.units import MIB
 
 log = logging.getLogger(__name__)
@@ -86,16 +87,16 @@ class SftpStorage(Storage):
         return attributes.size
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        waiting = [prefix and check_name(prefix)]
-        while waiting:
-            folder = waiting.pop()
+        walk = Walk(self.label, prefix and check_name(prefix))
+        for folder in walk:
             for raw, attributes in self.attempt("list", folder or "the folder", self._lister(folder)):
                 path = f"{folder}/{raw.decode('ascii', 'replace')}".lstrip("/")
                 if not is_name(path):
                     continue
                 if stat.S_ISDIR(attributes.mode):
-                    waiting.append(path)
+                    walk.add(path)
                 elif is_file(attributes):
+                    walk.found()
                     yield Entry(path, attributes.size, float(attributes.modified_time))
 
     def folders(self, prefix: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 
 from engine.storage.sftp_wire import Attributes, Code, Refused, Wire
+from engine.storage.walk import SweepBudget
 
 _RACE_TRIES = 5
 
@@ -78,15 +79,21 @@ def remove_empty(wire: Wire, root: bytes, parts: Sequence[str]) -> None:
                 return
 
 
-def sweep(wire: Wire, folder: bytes, keep: Collection[bytes] = ()) -> None:
-    """Remove a folder with everything in it but the paths in `keep`; a link is removed, never followed."""
+def sweep(wire: Wire, folder: bytes, keep: Collection[bytes] = (), budget: "SweepBudget | None" = None) -> None:
+    """Remove a folder with everything in it but the paths in `keep`; a link is removed, never followed.
+
+    Raises Refused for folders without an end; `budget` is for those further down.
+    """
+    budget = budget or SweepBudget(folder)
+    if not budget.allows(folder):
+        raise Refused(Code.FAILURE, "folders without an end")
     with suppress_code(Code.NO_SUCH_FILE):
         for name, attributes in wire.entries(folder):
             if b"/" in name or b"\0" in name:  # a hostile server; the folder then does not become empty
                 continue
             path = folder + b"/" + name
             if stat.S_ISDIR(attributes.mode):
-                sweep(wire, path, keep)
+                sweep(wire, path, keep, budget)
             elif path not in keep:
                 with suppress_code(Code.NO_SUCH_FILE):
                     wire.remove(path)

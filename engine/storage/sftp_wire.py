@@ -208,7 +208,9 @@ class Wire:
         handle = self._call(_OPENDIR, _string(path), _HANDLE).string()
         found: list[tuple[bytes, Attributes]] = []
         try:
-            while len(found) <= FOLDER_ENTRIES_MAX:
+            for _ in range(FOLDER_ENTRIES_MAX):  # answers that name nothing count too
+                if len(found) > FOLDER_ENTRIES_MAX:
+                    break
                 try:
                     fields = self._call(_READDIR, _string(handle), _NAME)
                 except Refused as refused:

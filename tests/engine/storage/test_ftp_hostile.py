@@ -96,11 +96,18 @@ class TestListings:
         assert server.said("DELE") == []
 
     def test_a_tree_without_end_ends(self, server, monkeypatch):
-        monkeypatch.setattr("engine.storage.ftp.FOLDERS_MAX", 30)
+        monkeypatch.setattr("engine.storage.walk.BARREN_MAX", 30)
         server.answers["CWD"] = "250 of course"
         server.listings["LIST"] = (list_line("d", "d") + "\r\n" + list_line("e", "d") + "\r\n").encode()
         with opened(server) as storage, pytest.raises(StorageError):
             list(storage.list())
+
+    def test_a_sweep_of_a_tree_without_end_ends(self, server, monkeypatch):
+        monkeypatch.setattr("engine.storage.walk.DEPTH_MAX", 10)
+        server.answers |= {"CWD": "250 of course", "DELE": "550 it is a folder", "RMD": "550 it is not empty"}
+        server.listings["LIST"] = (list_line("d", "d") + "\r\n").encode()
+        with opened(server) as storage, pytest.raises(StorageError, match="without an end"):
+            storage.sweep("d")
 
     def test_a_listing_without_end_ends(self, server, monkeypatch):
         monkeypatch.setattr("engine.storage.ftp_tree.LISTING_BYTES_MAX", 1 * MIB)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.feature("S5"), pytest.mark.feature("C12")]
 
 SHORT = Patience(
-    connect_seconds=2, stall_seconds=1, complete_seconds=5, attempts=4, pause_seconds=0.05, pause_seconds_max=0.5,
+    connect_seconds=2, stall_seconds=3, complete_seconds=5, attempts=4, pause_seconds=0.05, pause_seconds_max=0.5,
     enduring_attempts=5, enduring_seconds=20,
 )  # fmt: skip
+PATIENT = replace(SHORT, attempts=100, enduring_attempts=100, enduring_seconds=60)
 DEFAULT = (
     Patience()
 )  # its complete_seconds are no wait for a dead peer: that one the kernel notices after stall_seconds
@@ -36,9 +38,11 @@ def expose(server: Any, line: Proxy) -> Exposed:
                               endpoint=f"http://127.0.0.1:{line.port}")  # fmt: skip
     return Exposed(
         open=lambda: S3Storage(over_line, SHORT),
+        patient=lambda: S3Storage(over_line, PATIENT),
         honest=honest.open,
         everything=honest.files,
         line=line,
+        give_up_seconds=120.0,
         stop=server.stop,
         start=server.start,
         waits={"connect": DEFAULT.connect_seconds, "stall": DEFAULT.stall_seconds, "pause": DEFAULT.pause_seconds_max},
