@@ -50,7 +50,7 @@ class FtpStorage(Storage):
     `patience` and `sleep` (which waits between attempts) are for tests.
     """
 
-    # Exclusive it is on servers whose MKD has shown that it refuses what is there (see ftp_lock): asked before the first change.
+    # Exclusive it is on servers whose MKD has shown that it refuses what is there (see ftp_lock): asked before the first object gets its name.
     abilities = Abilities(atomic_rename=True, exclusive_create=False, resume=True, usage=False, bind_address=True)
 
     def __init__(
@@ -81,8 +81,8 @@ class FtpStorage(Storage):
             self.close()
             raise
 
-    def create(self, name: str, size_hint: int = 0) -> FtpUpload:  # noqa: ARG002 -- a file grows by itself
-        return FtpUpload(self, check_name(name))
+    def create(self, name: str, size_hint: int = 0) -> FtpUpload:
+        return FtpUpload(self, check_name(name), size_hint)
 
     def open(self, name: str) -> FtpReader:
         return FtpReader(self, name, self.size(name))
@@ -152,7 +152,7 @@ class FtpStorage(Storage):
         return f"{self.root}/{name}"
 
     def learn_manners(self, control: Control) -> Manners:
-        """Return what the server's commands for folders really do, tried once before the first change. Raises Refused, Lost."""
+        """Return what the server's commands for folders really do, tried once, before the first object gets its name. Raises Refused, Lost."""
         with self._manners_lock:
             if self._manners is None:
                 self._manners = probe(control, self.root)
@@ -226,7 +226,7 @@ class FtpStorage(Storage):
 
     def _find_root(self, control: Control, *, make: bool) -> None:
         root = self.root or "/"
-        if ftp_tree.is_folder(control, root):
+        if ftp_tree.is_folder(control, root, leave=False):
             return
         try:
             if ftp_tree.exists(control, root):

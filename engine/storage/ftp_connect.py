@@ -303,6 +303,19 @@ class Pool:
             log.debug("no second connection storage=%s reason=%s", self._label, error)
             return None
 
+    def take_free(self) -> Control | None:
+        """Return a connection that nobody uses and that lives as far as can be told, None if there is none."""
+        while True:
+            with self._state:
+                if self._interrupted or not self._free:
+                    return None
+                control = self._free.pop()
+                self._lent.add(control)
+            if self._lives(control):
+                return control
+            control.broken = True
+            self.release(control)
+
     def release(self, control: Control) -> None:
         with self._state:
             self._lent.discard(control)
@@ -346,21 +359,15 @@ class Pool:
             control.close()
 
     def _take(self) -> Control | None:
-        while True:
-            with self._state:
-                if self._interrupted:
-                    raise StorageUnreachable(storage=self._label, step="connect", detail="interrupted")
-                if not self._free:
-                    if len(self._lent) + self._dialing >= self._max:
-                        return None
-                    self._dialing += 1
-                    break
-                control = self._free.pop()
-                self._lent.add(control)
-            if self._lives(control):
-                return control
-            control.broken = True
-            self.release(control)
+        control = self.take_free()
+        if control is not None:
+            return control
+        with self._state:
+            if self._interrupted:
+                raise StorageUnreachable(storage=self._label, step="connect", detail="interrupted")
+            if len(self._lent) + self._dialing >= self._max:
+                return None
+            self._dialing += 1
         return self._dial_one()
 
     def _dial_one(self) -> Control | None:

@@ -38,13 +38,15 @@ def exists(control: Control, path: str) -> bool:
     return True
 
 
-def is_folder(control: Control, path: str) -> bool:
+def is_folder(control: Control, path: str, *, leave: bool = True) -> bool:
+    """Tell whether there is a folder by the name `path`; the session is left in it unless it is to `leave` it."""
     try:
         control.command(f"CWD {path}")
     except Refused:
         return False
-    with suppress(Refused):  # some servers cannot remove the folder that a session is in
-        control.command("CWD /")
+    if leave:
+        with suppress(Refused):  # some servers cannot remove the folder that a session is in
+            control.command("CWD /")
     return True
 
 

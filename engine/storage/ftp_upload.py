@@ -1,7 +1,7 @@
 """An object on an FTP server being written, for `FtpStorage`; a lost connection is replaced, and the upload goes on.
 
     <name>.<random>.part  ◄── STOR ── kept until the server has it, KEPT_BYTES_MAX at most ◄── write
-         │                     │  └── SIZE of the .part, asked on a second connection as we go: what the server has
+         │                     │  └── SIZE of the .part, asked on a second connection as we go (ftp_onlooker): what the server has
          │                     └── connection lost: a new one, SIZE, and STOR from there on with what was kept
          └──► last reply, SIZE as sent? ──► lock, RNFR, RNTO to <name>
 
@@ -21,6 +21,7 @@ from engine.errors import ObjectExists, StorageError
 from engine.storage import ftp_tree
 from engine.storage.base import Buffer, part_name
 from engine.storage.ftp_lock import NameLock, Taken
+from engine.storage.ftp_onlooker import Onlooker
 from engine.storage.ftp_wire import Control, Lost, Refused, Transfer
 from engine.storage.sftp_connect import reason_of
 from engine.units import KIB, MIB
@@ -48,7 +49,7 @@ STUCK_MAX = 5  # resumes in a row that brought nothing forward: then it is the u
 class FtpUpload:
     """A file being written under its temporary name; the `with` block's end publishes or removes it."""
 
-    def __init__(self, storage: "FtpStorage", name: str) -> None:
+    def __init__(self, storage: "FtpStorage", name: str, size_hint: int) -> None:
         self._storage, self._name = storage, name
         self._parents = name.split("/")[:-1]
         self._final = storage.path(name)
@@ -56,7 +57,8 @@ class FtpUpload:
         self._lock = NameLock(self._final, storage.sleep)
         self._control: Control | None = None
         self._transfer: Transfer | None = None
-        self._asker: Control | None = None  # a second connection whose answer to SIZE is awaited
+        self._onlooker = Onlooker(storage, self._part)
+        self._size_hint = size_hint
         self._small = bytearray()  # writes smaller than a block wait here for more
         self._kept: deque[memoryview] = deque()
         self._sent = self._settled = 0  # bytes sent, and known to be there
@@ -98,16 +100,17 @@ class FtpUpload:
         finally:
             if not published:
                 self._remove()
-            self._release(self._asker)
+            self._onlooker.drop()
             self._release(self._control)
-            self._asker = self._control = None
+            self._control = None
             self._kept.clear()
 
     # ---- beginning ------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         control = self._connect()
-        self._storage.learn_manners(control)
+        if self._size_hint > _ASK_BYTES:
+            self._onlooker.prepare()
         if ftp_tree.exists(control, self._final):
             raise ObjectExists(storage=self._storage.label, step="create", name=self._name)
         self._begun = True
@@ -124,8 +127,8 @@ class FtpUpload:
 
     def _release(self, control: Control | None) -> None:
         if control is not None:
-            if control is self._asker or (control is self._control and self._transfer is not None):
-                control.broken = True  # an answer or a transfer is still under way on it
+            if control is self._control and self._transfer is not None:
+                control.broken = True  # a transfer is still under way on it
             self._storage.pool.release(control)
 
     def _store(self, control: Control) -> Transfer:
@@ -188,50 +191,23 @@ class FtpUpload:
 
     def _learn(self) -> None:
         """Take in an answer to SIZE if there is one, ask again if it is time, and come to an end with what is kept."""
-        if self._asker is not None and self._asker.reply_waits():
+        if self._onlooker.answers:
             self._take_answer()
         if self._sent - self._settled >= KEPT_BYTES_MAX:
             self._wait_for_room()
-        elif self._asker is None and self._sent - max(self._asked, self._settled) >= _ASK_BYTES:
+        elif not self._onlooker.asked and self._sent - max(self._asked, self._settled) >= _ASK_BYTES:
             self._ask()
 
-    def _ask(self) -> bool:
+    def _ask(self, *, patient: bool = False) -> bool:
         """Ask how large the file is by now; False where there is no connection for it."""
-        if self._storage.tells_growth:
-            self._asker = self._storage.pool.try_acquire()
-        if self._asker is None:
-            return False
         self._asked = self._sent
-        try:
-            self._asker.send_command(f"SIZE {self._part}")
-        except Lost:
-            self._drop_asker()
-            return False
-        return True
+        return self._onlooker.ask(patient=patient)
 
     def _take_answer(self) -> None:
         """Wait for the answer to SIZE, and keep no longer what the server has."""
-        asker, self._asker = self._asker, None
-        assert asker is not None
-        try:
-            text = asker.reply()[4:].strip()
-        except Lost:
-            asker.broken = True
-            self._storage.pool.release(asker)
-            return
-        except Refused:
-            self._storage.tells_growth = False
-            self._storage.pool.release(asker)
-            return
-        self._storage.pool.release(asker)
-        if text.isascii() and text.isdigit():
-            self._settle(int(text))
-
-    def _drop_asker(self) -> None:
-        asker, self._asker = self._asker, None
-        if asker is not None:
-            asker.broken = True
-            self._storage.pool.release(asker)
+        size = self._onlooker.answer()
+        if size is not None:
+            self._settle(size)
 
     def _settle(self, size: int) -> None:
         """Drop what the server has from what is kept. A size that is less than it was is old, or a lie: the end tells."""
@@ -251,7 +227,7 @@ class FtpUpload:
         begin = time.monotonic()
         settled = self._settled
         while self._sent - self._settled >= KEPT_BYTES_MAX:
-            if self._asker is None and not self._ask():
+            if not self._onlooker.asked and not self._ask(patient=True):
                 break
             self._take_answer()
             if self._settled > settled:
@@ -302,7 +278,7 @@ class FtpUpload:
         )  # fmt: skip
 
     def _give_up_connection(self) -> None:
-        self._drop_asker()
+        self._onlooker.drop()
         self._transfer = None
         if self._control is not None:
             self._control.cut()
@@ -353,6 +329,7 @@ class FtpUpload:
         if self._small:
             self._send(bytes(self._small))
             self._small.clear()
+        self._onlooker.learn_manners()
         try:
             while True:
                 try:
@@ -384,6 +361,7 @@ class FtpUpload:
         Only our own rename takes our temporary name away. So: it is gone and the final name is there, then we did it.
         """
         control = self._connect()
+        self._storage.learn_manners(control)
         try:
             self._lock.acquire(control)
             if ftp_tree.exists(control, self._final):
