@@ -2,28 +2,27 @@
 
     S3Storage ─► s3_upload, s3_reader ─► s3_api (requests, repeated) ─► s3_wire (connections)      s3_sign, s3_parts, s3_xml: pure
 
-What servers that call themselves S3 really do differs. What matters is tried out, once, before the first object is written: does the
-server refuse a second object under a name (`If-None-Match`), for single objects and for those in parts, and does it refuse a body that
-is not what was signed? Where it does not, we look before we write, and compare ETags.
+What servers that call themselves S3 really do differs. What matters is tried out, once, before the first object gets its name (`s3_promises`):
+does the server refuse a second object under a name (`If-None-Match`), for single objects and for those in parts, and does it refuse
+a body that is not what was signed? Where it does not, we look before we write, and compare ETags.
 """
 
-import hashlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, wait
+from dataclasses import replace
 from itertools import islice
 
-from engine.errors import BackupManagerError, InvalidSpec, ObjectNotFound, StorageError
+from engine.errors import InvalidSpec, ObjectNotFound, StorageError
 from engine.spec import S3Config
 from engine.storage.base import Abilities, Bucket, Entry, Storage, check_name, is_name
 from engine.storage.s3_api import DELETES_MAX, S3Api
 from engine.storage.s3_cleanup import PROBE, remove_stale
-from engine.storage.s3_errors import Refused
 from engine.storage.s3_parts import PART_BYTES_MAX, PART_BYTES_MIN, parts_of
+from engine.storage.s3_promises import Promises, probe
 from engine.storage.s3_reader import S3Reader
 from engine.storage.s3_upload import S3Upload
 from engine.storage.s3_wire import BRIEF, Patience
@@ -33,19 +32,7 @@ log = logging.getLogger(__name__)
 SWEEP_KEYS_MAX = 2_000_000  # of one folder, as engine/listing.py has it
 SWEEPS_MAX = 8  # servers on file systems list a folder as soon as it is empty, and then the one above it
 CONCURRENCY_MAX = 64
-_STATUS_NOT_UNDERSTOOD = {400, 405, 501}
-
-
-@dataclass(frozen=True, slots=True)
-class Promises:
-    """What a server was seen to do.
-
-    `etag_is_md5` is only asked of one that does not check bodies itself, and says that an ETag can do it instead.
-    """
-
-    exclusive_put: bool
-    exclusive_complete: bool
-    etag_is_md5: bool
+TRIAL_SECONDS = 5.0  # what a trial under way gets to end when nobody waits for what it finds
 
 
 class S3Storage(Storage):
@@ -76,6 +63,7 @@ class S3Storage(Storage):
         self._config = config
         self._probing = threading.Lock()
         self._promises: Promises | None = None
+        self._trial: Future[Promises] | None = None  # under way, or done and not looked at
         try:
             self._look()
         except BaseException:
@@ -84,7 +72,7 @@ class S3Storage(Storage):
 
     def create(self, name: str, size_hint: int = 0) -> S3Upload:
         parts = parts_of(size_hint, self._config.part_size_bytes, self._config.concurrency)
-        return S3Upload(self, check_name(name), parts)
+        return S3Upload(self, check_name(name), parts, large=size_hint > parts.size_bytes)
 
     def open(self, name: str) -> S3Reader:
         return S3Reader(self, name, self.size(name))
@@ -145,6 +133,7 @@ class S3Storage(Storage):
         self.api.interrupt()
 
     def close(self) -> None:
+        self.end_trial()
         self.api.close()
 
     # ---- used by the uploads and readers --------------------------------------------------------------------------------
@@ -157,11 +146,27 @@ class S3Storage(Storage):
         name = key[len(self._prefix) :]
         return name if key.startswith(self._prefix) and is_name(name) else ""
 
+    def try_out(self) -> None:
+        """Begin to find out what `promises` tells, beside the caller, unless that is known or was begun."""
+        with self._probing:
+            if self._promises is None and self._trial is None:
+                self._trial = Future()
+                threading.Thread(target=self._probe, args=(self._trial,), name="s3-trial", daemon=True).start()
+
+    def end_trial(self) -> None:
+        """Let a trial under way remove its object, as long as that takes a moment only."""
+        trial = self._trial
+        if trial is not None and not self.api.interrupted.is_set():
+            wait([trial], TRIAL_SECONDS)
+
     def promises(self) -> Promises:
-        """Return what the server was seen to do; the first call tries it out, with an object of its own."""
+        """Return what the server was seen to do; the first call waits until it was tried out, with an object of its own."""
+        self.try_out()
         with self._probing:
             if self._promises is None:
-                self._promises = self._probe()
+                trial, self._trial = self._trial, None
+                assert trial is not None
+                self._promises = trial.result()
                 self.abilities = replace(self.abilities, exclusive_create=self._promises.exclusive_put)
                 log.info("storage was tried out storage=%s promises=%s", self.label, self._promises)
             return self._promises
@@ -176,51 +181,11 @@ class S3Storage(Storage):
         for _ in islice(self.api.list(self._prefix, limit=1), 1):
             pass
 
-    def _probe(self) -> Promises:
-        key = self.key(f"{PROBE}{os.urandom(8).hex()}")
-        body = os.urandom(16)
+    def _probe(self, trial: "Future[Promises]") -> None:
         try:
-            understood = self._put(key, body, exclusive=True)
-            if not understood:
-                self._put(key, body, exclusive=False)
-            head = self.api.head("try out", key)
-            md5 = head is not None and head.etag == hashlib.md5(body, usedforsecurity=False).hexdigest()
-            exclusive_put = understood and not self._put(key, body, exclusive=True)
-            return Promises(
-                exclusive_put,
-                exclusive_put and self._refuses_complete(key),
-                md5 and not self.api.refuses_wrong_body(key),
-            )
-        finally:
-            with suppress(BackupManagerError):  # the failure that brought us here is the one to tell
-                self.api.delete("try out", key)
-
-    def _put(self, key: str, body: bytes, *, exclusive: bool) -> bool:
-        """Tell whether an object could be written; False if the server refuses that because of the condition."""
-        try:
-            self.api.put("try out", key, body, "", exclusive=exclusive, again=lambda: None)
-        except Refused as refused:
-            if exclusive and (refused.status in _STATUS_NOT_UNDERSTOOD or refused.status in {409, 412}):
-                return False
-            raise self.api.error(refused, "create", "an object to try the storage out") from refused
-        return True
-
-    def _refuses_complete(self, key: str) -> bool:
-        """Tell whether an upload in parts cannot be completed under a name that is taken."""
-        upload_id = ""
-        try:
-            upload_id = self.api.begin_upload(key, "")
-            etag = self.api.upload_part(key, upload_id, 1, b"part", again=lambda: None)
-            self.api.complete_upload(key, upload_id, [etag], exclusive=True)
-        except Refused as refused:
-            self.api.abort_upload(key, upload_id)
-            return refused.status in {409, 412}
-        except StorageError:
-            if upload_id:
-                with suppress(StorageError):
-                    self.api.abort_upload(key, upload_id)
-            raise
-        return False
+            trial.set_result(probe(self.api, self.key(f"{PROBE}{os.urandom(8).hex()}")))
+        except BaseException as error:  # for whoever waits for the result
+            trial.set_exception(error)
 
 
 def _check(config: S3Config) -> None:

@@ -1,5 +1,6 @@
 """An object being written into a bucket: by one request if it is small, in parts that go up side by side if not.
 
+    begun: what the server promises is tried out, beside a large object (s3_promises.py)
     write ──► part being filled ──full──► worker: PUT of the part, repeated while the connection is lost or the server busy
                     ▲                        │
                     └── the part's memory ◄──┘      at most `parts.in_flight` of them (s3_parts.py); then `write` waits
@@ -36,7 +37,8 @@ _TAKEN = {412, 409}
 class S3Upload:
     """An object being written; the `with` block's end publishes it, or gives it up."""
 
-    def __init__(self, storage: "S3Storage", name: str, parts: Parts) -> None:
+    def __init__(self, storage: "S3Storage", name: str, parts: Parts, *, large: bool) -> None:
+        """`large`: it is known to be more than a part."""
         self.resent_bytes = 0  # sent again after a lost connection; ThrottledStorage counts them too
         self._storage, self._api, self._name, self._parts = storage, storage.api, name, parts
         self._key = storage.key(name)
@@ -52,9 +54,13 @@ class S3Upload:
         self._lock = threading.Lock()
         self._failed: BaseException | None = None
         self._ended = False
+        self._large = large
 
     def __enter__(self) -> Self:
-        self._promises = self._storage.promises()
+        if self._large:
+            self._storage.try_out()  # beside us: what it finds is needed in the end
+        else:
+            self._storage.promises()
         return self
 
     def write(self, data: Buffer) -> None:
@@ -98,6 +104,7 @@ class S3Upload:
         if self._pool is None:
             self._begin()
             self._pool = ThreadPoolExecutor(self._parts.in_flight - 1, "s3-part")
+            self._pool.submit(self._look_first)
         assert self._buffer is not None
         self._etags.append("")
         self._sent += self._filled
@@ -105,13 +112,19 @@ class S3Upload:
         self._buffer, self._filled = None, 0
 
     def _begin(self) -> None:
-        if self._look() is not None:
-            raise self._taken()
-
         def again() -> None:
             self._repeated = True
 
         self._upload_id = self._api.begin_upload(self._key, self._token, again)
+
+    def _look_first(self) -> None:
+        """Let the upload fail as soon as can be seen that the name is taken. Runs in a worker, beside the first part."""
+        try:
+            if not self._ended and self._look() is not None:
+                raise self._taken()
+        except BaseException as error:
+            with self._lock:
+                self._failed = self._failed or error
 
     def _send(self, number: int, buffer: mmap.mmap, size_bytes: int) -> None:
         """Send a part and note its ETag, or the first failure. Runs in a worker."""
@@ -137,7 +150,7 @@ class S3Upload:
 
     def _check(self, etag: str, body: memoryview) -> None:
         """Compare what the server says it has of a part with what was sent, if it did not do so itself."""
-        if self._promises.etag_is_md5 and etag != hashlib.md5(body, usedforsecurity=False).hexdigest():
+        if self._storage.promises().etag_is_md5 and etag != hashlib.md5(body, usedforsecurity=False).hexdigest():
             detail = "what arrived is not what was sent"
             raise StorageError(storage=self._storage.label, step=f"write {self._name}", detail=detail)
 
@@ -160,16 +173,15 @@ class S3Upload:
 
     def _put(self) -> None:
         with memoryview(self._buffer or b"") as whole, whole[: self._filled] as body:
-            if not self._promises.exclusive_put and self._look() is not None:
+            exclusive = self._storage.promises().exclusive_put
+            if not exclusive and self._look() is not None:
                 raise self._taken()
 
             def again() -> None:
                 self.resent_bytes += self._filled
 
             try:
-                etag = self._api.put(
-                    "create", self._key, body, self._token, exclusive=self._promises.exclusive_put, again=again
-                )
+                etag = self._api.put("create", self._key, body, self._token, exclusive=exclusive, again=again)
             except Refused as refused:
                 if refused.status not in _TAKEN:
                     raise self._api.error(refused, "create", self._name) from refused
@@ -187,12 +199,11 @@ class S3Upload:
                 raise
 
     def _complete(self) -> None:
-        if not self._promises.exclusive_complete and self._look() is not None:
+        exclusive = self._storage.promises().exclusive_complete
+        if not exclusive and self._look() is not None:
             raise self._taken()
         try:
-            self._api.complete_upload(
-                self._key, self._upload_id, self._etags, exclusive=self._promises.exclusive_complete
-            )
+            self._api.complete_upload(self._key, self._upload_id, self._etags, exclusive=exclusive)
         except Refused as refused:
             head = self._look()
             if head is None:
@@ -253,6 +264,7 @@ class S3Upload:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
         self._buffer = None
+        self._storage.end_trial()
         if (self._upload_id or self._repeated) and not self._api.interrupted.is_set():
             try:
                 if self._upload_id:
