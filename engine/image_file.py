@@ -15,10 +15,10 @@ from engine import direct_io
 from engine.errors import StorageFull, TargetError
 from engine.extents import Extent
 from engine.units import MIB
+from engine.writeback import begin_writeback
 
 DIRECT_BYTES_MIN = 1 * MIB  # a smaller piece would wait for its own turn of a rotating disk
 _FALLOC_KEEP_SIZE, _FALLOC_PUNCH_HOLE = 1, 2  # linux/falloc.h
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _libc = ctypes.CDLL(None, use_errno=True)  # its calls release the interpreter lock
 
 
@@ -85,14 +85,6 @@ def punch_hole(descriptor: int, start: int, length: int) -> bool:
     """Deallocate a part of a file or block device, so that it reads as zeros; tell whether that could be done. Linux only."""
     mode = _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE
     return bool(_libc.fallocate(descriptor, mode, ctypes.c_int64(start), ctypes.c_int64(length)) == 0)
-
-
-def begin_writeback(descriptor: int, start: int, end: int) -> None:
-    """Let the disk begin to write, and do not wait for it: else all of a restore lies in memory until the flush at its end.
-
-    Not posix_fadvise(DONTNEED), which begins the same and then waits for every core of the host. Advice: failures are none.
-    """
-    _libc.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(end - start), _SYNC_FILE_RANGE_WRITE)
 
 
 def failure(path: Path, error: OSError) -> TargetError | StorageFull:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from engine.errors import TargetError
 from engine.extents import Extent
-from engine.image_file import ImageFile, begin_writeback, failure
+from engine.image_file import ImageFile, failure
 from engine.units import KIB, MIB
+from engine.writeback import begin_writeback
 
 CLUSTER_BYTES = 64 * KIB
 L2_ENTRIES = CLUSTER_BYTES // 8

@@ -31,7 +31,8 @@ from engine.errors import (
 )
 from engine.storage.base import Abilities, Buffer, Entry, Storage, Usage, check_name, is_name, part_name
 from engine.storage.trouble import cause_of
-from engine.units import KIB
+from engine.units import KIB, MIB
+from engine.writeback import begin_writeback
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ _PART_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 # Less is not worth a wait for the disk. 256 MiB in pieces of 512 KiB cost 0.06 s of CPU time and, with the fsync at the end, half the
 # time that they take through the page cache, for 0.21 s.
 _DIRECT_BYTES_MIN = 256 * KIB
+# What goes through the page cache (a NAS, btrfs): told of so much at a time, the disk writes while we compress. The flush in the
+# end of 128 MiB took 0.01 instead of 0.14 s.
+_WRITEBACK_BYTES = 4 * MIB
 _RACE_TRIES = 10  # a folder we just made may be removed, still empty, by a delete beside us
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -289,6 +293,7 @@ class _LocalUpload:
             None  # the same file's descriptor for direct writes, once it is known whether there is one
         )
         self._position = 0
+        self._told = 0  # of bytes in the page cache before this one the disk was told to begin with them
         self._failed = False
 
     def __enter__(self) -> Self:
@@ -307,10 +312,14 @@ class _LocalUpload:
         self._failed = True  # until the write is through: whoever swallows its error gets no object
         with self._storage.failures("write", self._name):
             view = view[self._write_direct(view) :]
+            cached = bool(view)
             while view:
                 count = os.write(self._handle, view)
                 self._position += count
                 view = view[count:]
+            if cached and self._position - self._told >= _WRITEBACK_BYTES:
+                begin_writeback(self._handle, self._told, self._position)
+                self._told = self._position
         self._failed = False
 
     def __exit__(
