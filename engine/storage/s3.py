@@ -149,9 +149,8 @@ class S3Storage(Storage):
     def try_out(self) -> None:
         """Begin to find out what `promises` tells, beside the caller, unless that is known or was begun."""
         with self._probing:
-            if self._promises is None and self._trial is None:
-                self._trial = Future()
-                threading.Thread(target=self._probe, args=(self._trial,), name="s3-trial", daemon=True).start()
+            if self._promises is None:
+                self._begin_trial()
 
     def end_trial(self) -> None:
         """Let a trial under way remove its object, as long as that takes a moment only."""
@@ -161,11 +160,9 @@ class S3Storage(Storage):
 
     def promises(self) -> Promises:
         """Return what the server was seen to do; the first call waits until it was tried out, with an object of its own."""
-        self.try_out()
         with self._probing:
             if self._promises is None:
-                trial, self._trial = self._trial, None
-                assert trial is not None
+                trial, self._trial = self._begin_trial(), None
                 self._promises = trial.result()
                 self.abilities = replace(self.abilities, exclusive_create=self._promises.exclusive_put)
                 log.info("storage was tried out storage=%s promises=%s", self.label, self._promises)
@@ -180,6 +177,12 @@ class S3Storage(Storage):
         """Ask for one key: so the way in, the credentials and the bucket are known to be right."""
         for _ in islice(self.api.list(self._prefix, limit=1), 1):
             pass
+
+    def _begin_trial(self) -> "Future[Promises]":
+        if self._trial is None:
+            self._trial = Future()
+            threading.Thread(target=self._probe, args=(self._trial,), name="s3-trial", daemon=True).start()
+        return self._trial
 
     def _probe(self, trial: "Future[Promises]") -> None:
         try:
