@@ -36,7 +36,7 @@ from engine.repository import read_keys
 from engine.spec import Job, Operation, Settings, StorageSpec
 from engine.storage.base import Storage
 from engine.storage.open import open_storage
-from engine.work import Stop, Work
+from engine.work import Stop, Work, in_background
 
 CANCELLED = 8
 _EXIT_BY_REASON = {
@@ -119,13 +119,6 @@ def known(storage: Storage, target: StorageSpec) -> StorageSpec:
     )  # fmt: skip
 
 
-def storage_key(options: argparse.Namespace, storage: Storage, target: StorageSpec) -> StorageKey | None:
-    """Return the storage's key, opened by the passphrase; None for a plain repository. Raises WrongKey."""
-    if not target.key_id:
-        return None
-    return unwrap_key(read_keys(storage)[target.key_id], passphrase(options, target.key_id))
-
-
 def passphrase(options: argparse.Namespace, key_id: str) -> str:
     if options.passphrase_file:
         try:
@@ -171,10 +164,25 @@ def find_server(storage: Storage, name: str) -> str:
 
 def open_target(options: argparse.Namespace, *, want_key: bool = True) -> tuple[StorageSpec, StorageKey | None]:
     """Return the storage's spec with its repository's ids, and its key, which is opened before anything else is done."""
+    target, opened = open_target_meanwhile(options, want_key=want_key)
+    return target, opened()
+
+
+def open_target_meanwhile(
+    options: argparse.Namespace, *, want_key: bool = True
+) -> tuple[StorageSpec, Callable[[], StorageKey | None]]:
+    """As `open_target`, but the key is opened by a thread of its own, which takes 0.1 s; what is returned waits for it.
+
+    The passphrase has been asked for then. The call raises WrongKey.
+    """
     target = load_storage_file(options.storage)
     with open_storage(target) as storage:
         target = known(storage, target)
-        return target, storage_key(options, storage, target) if want_key else None
+        if not target.key_id or not want_key:
+            return target, lambda: None
+        wrapped = read_keys(storage)[target.key_id]
+    words = passphrase(options, target.key_id)
+    return target, in_background(lambda: unwrap_key(wrapped, words), "open-key").result
 
 
 def make_job(**verb: Any) -> Job:

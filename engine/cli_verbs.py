@@ -4,6 +4,7 @@ import argparse
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from engine.cli_common import (
     find_server,
     make_job,
     open_target,
+    open_target_meanwhile,
     passphrase,
     run_verb,
     server_keys,
@@ -82,7 +84,10 @@ def backup(options: argparse.Namespace) -> int:
     now = datetime.now(UTC)
     with open_connection(options.libvirt) as connection:
         domain_uuid = connection.domain(options.domain).uuid
-    target, key = open_target(options)
+    target, opened_key = open_target_meanwhile(options)
+    for module in ("engine.backup", "engine.source.running"):  # meanwhile what the job loads first: it takes as long
+        import_module(module)
+    key = opened_key()
     types = {disk: kind for disk, _, kind in (one.partition("=") for one in options.disk)}
     for disk, kind in types.items():
         if kind and kind not in BACKUP_TYPES:

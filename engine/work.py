@@ -85,16 +85,22 @@ class Stop:
 
         Raises Cancelled as soon as the end is asked for; what is made after that goes to `give_up`.
         """
-        made: Future[T] = Future()
         arrived = threading.Event()
-        made.add_done_callback(lambda _: arrived.set())
         with self.waking(arrived.set):
-            threading.Thread(target=_make, args=(made, make), name="obtain", daemon=True).start()
+            made = in_background(make, "obtain")
+            made.add_done_callback(lambda _: arrived.set())
             arrived.wait()
             if self.event.is_set():
                 made.add_done_callback(partial(_give_up, give_up))
                 raise Cancelled
             return made.result()
+
+
+def in_background(make: Callable[[], T], name: str) -> "Future[T]":
+    """Run `make` in a daemon thread of its own, called `name`, and return what it will return or raise."""
+    made: Future[T] = Future()
+    threading.Thread(target=_make, args=(made, make), name=name, daemon=True).start()
+    return made
 
 
 def _make(made: "Future[T]", make: Callable[[], T]) -> None:

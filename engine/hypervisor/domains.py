@@ -9,7 +9,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -17,7 +17,9 @@ import libvirt
 from engine.errors import DomainNotFound, HypervisorError
 from engine.hypervisor.connection import Connection, Domain, translated
 from engine.units import MIB
-from engine.work import Stop
+
+if TYPE_CHECKING:  # it brings all settings along, which a thaw guard would wait for
+    from engine.work import Stop
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 NVRAM_BYTES_MAX = 64 * MIB  # OVMF's is 64 KiB to 4 MiB; anything of this size is a mistake in the definition
@@ -389,12 +391,14 @@ def _guest_agent(root: ET.Element) -> GuestAgent:
 # ---- stopping, starting, defining --------------------------------------------------------------------------------------
 
 
-def shut_down(domain: Domain, grace_seconds: float, stop: Stop | None = None) -> bool:
+def shut_down(domain: Domain, grace_seconds: float, stop: "Stop | None" = None) -> bool:
     """Stop a domain: ask the guest, and after `grace_seconds` without success end it. True if the guest did it itself.
 
     A paused guest cannot hear the wish and is ended at once. A stopped domain is no error, one that vanishes neither.
     Raises Cancelled as soon as `stop` is set; a guest that was asked may then still shut down.
     """
+    from engine.work import Stop
+
     stop = stop or Stop()
     if not is_active(domain):
         return True
@@ -418,7 +422,7 @@ def start(domain: Domain) -> None:
         domain.handle.create()
 
 
-def wait_settled(domain: Domain, stop: Stop) -> None:
+def wait_settled(domain: Domain, stop: "Stop") -> None:
     """Wait until a start that is under way is over, one way or the other, for a minute at most, or until `stop` is set.
 
     Meanwhile libvirt calls the domain stopped, and QEMU has its images already. Raises nothing: what the domain is then
@@ -454,7 +458,7 @@ def _asked(domain: Domain) -> bool:
     return True
 
 
-def _wait_stopped(domain: Domain, seconds: float, stop: Stop) -> bool:
+def _wait_stopped(domain: Domain, seconds: float, stop: "Stop") -> bool:
     deadline = time.monotonic() + seconds
     while is_active(domain):
         stop.check()

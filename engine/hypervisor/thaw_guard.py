@@ -349,4 +349,4 @@ def _undo_once(uri: str, domain_uuid: str, deeds: set[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    os._exit(main(sys.argv[1:]))  # nothing is left to be written, and the engine waits for this end
