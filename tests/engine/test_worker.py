@@ -22,6 +22,7 @@ from engine.worker import Events, Worker
 from tests.engine.engine_process import EngineProcess, Meter, bytes_below, bytes_read, io_priority, priorities
 from tests.engine.rig import Rig, digest
 from tests.servers.guest import BlankDomain, DiskFile
+from tests.servers.programs import older_qemu_nbd
 from tests.waiting import wait_until
 
 NOBODY = "01a20693-bb1d-7000-8000-00000000dead"
@@ -149,7 +150,8 @@ def test_both_limits_hold_at_the_disk_and_at_the_storage_for_two_servers_togethe
     rig = Rig.make(tmp_path, libvirtd.uri)
     jobs = [backup_of(rig, domain.uuid) for domain in domains]
     settings = Settings(read_limit=rate, upload_limit=rate)
-    with EngineProcess(tmp_path / "process", operation(rig, settings, 2), jobs) as engine:
+    plain = older_qemu_nbd(tmp_path)  # the kernel does not count what is read by io_uring
+    with EngineProcess(tmp_path / "process", operation(rig, settings, 2), jobs, PATH=plain) as engine:
         servers = wait_until(
             lambda: engine.children("qemu-nbd") if len(engine.children("qemu-nbd")) == 2 else [], 30, "both"
         )
@@ -165,7 +167,7 @@ def test_both_limits_hold_at_the_disk_and_at_the_storage_for_two_servers_togethe
     assert stored.samples[-1][1] >= 2 * size
     assert took >= 2 * size / rate * 0.95
     assert stored.most(10) <= rate * 10 * 1.05
-    assert read.most(10) <= rate * 10 * 1.05
+    assert rate * 10 * 0.5 <= read.most(10) <= rate * 10 * 1.05
     assert stored.most(10) >= rate * 10 * 0.9  # it is used, too
 
 
