@@ -14,10 +14,10 @@ import pytest
 
 from engine import worker as worker_module
 from engine.ids import new_id
-from engine.jobs import Outcome
+from engine.jobs import Outcome, run_job
 from engine.spec import Job, Operation, Settings
 from engine.units import MB, MIB
-from engine.work import Work
+from engine.work import Pool, Work
 from engine.worker import Events, Worker
 from tests.engine.engine_process import EngineProcess, Meter, bytes_below, bytes_read, io_priority, priorities
 from tests.engine.rig import Rig, digest
@@ -222,3 +222,31 @@ def test_the_share_granted_before_the_start_holds_from_the_first_byte(
         assert bytes_below(tmp_path / "storage") < 100_000
         engine.grant()
         assert [one["state"] for one in engine.wait()] == ["completed"]
+
+
+@pytest.mark.feature("P1")
+def test_a_new_number_of_workers_is_obeyed_within_a_second(tmp_path: Path, libvirtd: Any, blank_domain: Any) -> None:
+    """How many work on frames while a real disk is read, slowly enough that each is in the middle of one."""
+    rig = Rig.make(tmp_path, libvirtd.uri)
+    settings = Settings(workers=4, compression_threads=2, read_limit=6 * MB)  # so that four frames are in memory
+    pool, job = Pool(settings), backup_of(rig, stopped(blank_domain, tmp_path / "a.raw", 48 * MIB).uuid)
+    ended: list[Outcome] = []
+
+    def run() -> None:
+        ended.append(run_job(job, rig.operation(job), Work(rig.report, settings, None, pool)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        with Meter(lambda: len(pool.workers._inside)) as working:
+            wait_until(lambda: len(pool.workers._inside) == 4, 30, "four workers")
+            for count in (1, 3):
+                pool.grant(count, settings.read_limit, 0)
+                changed = time.monotonic()
+                wait_until(lambda: time.monotonic() >= changed + 1.5, 5, "half a second beyond the first")  # noqa: B023  # it ends here
+                seen = [value for at, value in working.samples if at >= changed + 1]
+                assert max(seen) == count
+    finally:
+        pool.grant(4, 0, 0)
+        thread.join(60)
+    assert [one.state for one in ended] == ["completed"]

@@ -12,6 +12,7 @@ from engine.errors import StorageError, StorageFull, StorageHostKeyChanged, Stor
 from engine.storage.sftp import SftpStorage
 from engine.storage.sftp_connect import Patience
 from engine.storage.sftp_upload import KEPT_BYTES_MAX, STUCK_MAX
+from engine.storage.throttled import ThrottledStorage
 from engine.units import KIB, MIB
 from tests.engine.storage.test_sftp import QUICK, SHORT, WAIT_SECONDS, behind, first_error, raised
 from tests.servers.proxy import Proxy
@@ -46,6 +47,29 @@ def test_a_cut_anywhere_costs_one_connection(server, tmp_path, mib):
         assert storage.get("d/object") == data
         assert [path.name for path in (tmp_path / "storage/d").iterdir()] == ["object"]
         assert proxy.bytes["up"] < len(data) + KEPT_BYTES_MAX + 1 * MIB  # it went on, it did not begin anew
+
+
+@pytest.mark.feature("P8")
+def test_what_is_sent_again_counts_against_the_upload_limit(server, tmp_path):
+    """Nothing leaves this host that the limit has not granted, but for the envelope: requests, SSH, logins."""
+    data, granted = os.urandom(8 * MIB), []
+
+    class Counting:
+        def portions(self, total: int, bytes_max: int) -> Iterator[int]:
+            while total > 0:
+                granted.append(min(total, bytes_max))
+                total -= granted[-1]
+                yield granted[-1]
+
+    with Proxy(server.port) as proxy, behind(proxy, server.config(tmp_path / "storage")) as inner:
+        begun = proxy.bytes["up"]
+        with ThrottledStorage(inner, Counting()) as storage:
+            for mib in (1, 2, 2):
+                proxy.cut_after(int(mib * MIB))
+                storage.put(f"d/object{len(granted)}", data[: 3 * MIB])
+            storage.put("d/last", b"x")  # which pays what was sent twice at the end of the one before
+        assert sum(granted) > 9 * MIB + 1
+        assert proxy.bytes["up"] - begun <= sum(granted) + 256 * KIB
 
 
 @pytest.mark.parametrize(("direction", "extra"), [("up", 600 * KIB), ("up", 300 * KIB), ("down", 400)])
