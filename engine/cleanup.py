@@ -4,7 +4,8 @@
               uploads in parts that nothing came to for a week go                (storage/s3_cleanup.py)
     domain    checkpoints and bitmaps of this repository without a backup go: nothing can be counted from them
 
-An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing.
+An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing; and for one
+who wants a domain without any of our checkpoints, to take an internal snapshot for example.
 """
 
 from pathlib import Path
@@ -61,3 +62,22 @@ def _without_backup(storage: Storage, checkpoints: list["Checkpoint"]) -> list["
     found = (one for one, _ in listing.objects(storage, names.SERVERS, listing.ENTRIES_MAX))
     there = {one.backup_id for one in found if one.kind == "backup"}
     return [one for one in checkpoints if one.backup_id not in there]
+
+
+def forget_domain(libvirt_uri: str, domain_uuid: str, lock_folder: Path) -> list[str]:
+    """Remove all our checkpoints and bitmaps of a domain, whatever their repository; return sentences of what was done.
+
+    The next backup to each storage is a full. For whom they are in the way: an internal snapshot, another tool, a last farewell.
+    Raises DomainBusy while an engine works on the domain, HypervisorError.
+    """
+    from engine.hypervisor.checkpoints import delete_checkpoint, list_checkpoints
+    from engine.hypervisor.connection import open_connection
+    from engine.hypervisor.lock import DomainLock
+
+    done = []
+    with DomainLock(lock_folder, domain_uuid, "forget"), open_connection(libvirt_uri) as connection:
+        domain = connection.domain(domain_uuid)
+        for checkpoint in list_checkpoints(domain):
+            delete_checkpoint(domain, checkpoint.name)
+            done.append(f"removed checkpoint {checkpoint.name} of domain {domain.name}")
+    return done

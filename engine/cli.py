@@ -10,6 +10,7 @@
     prune      what rules given by hand would delete, and then delete it
     estimate   what the next backup would read
     cleanup    thaw, end leftover jobs, remove leftover files, orphans and checkpoints      heal   the first half of it
+    forget     our checkpoints of a domain: its next backups are fulls
 
 The storage file is JSON: {"type": "local", "path": …}, or of the type sftp, s3, ftp or rclone; see cli_storage.py.
 The passphrase comes from --passphrase-file, the variable BM_PASSPHRASE, or the terminal; never from an argument.
@@ -38,6 +39,7 @@ VERBS = {
     "estimate": "engine.cli_host:estimate_domain",
     "cleanup": "engine.cli_host:cleanup",
     "heal": "engine.cli_host:cleanup",
+    "forget": "engine.cli_host:forget",
     "s3-cleanup": "engine.cli_host:remove_stale",
 }
 
@@ -177,12 +179,10 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = _verb(verbs, "heal", "thaw guests and end leftover backup jobs, no more", storage=None)
     verb.add_argument("--domain", default="", help="only this domain; all of this host if left out")
-    verb.add_argument(
-        "--storage",
-        default="",
-        metavar="FILE",
-        help="also what dead backups left there, and checkpoints without a backup",
-    )
+    _host(verb)
+
+    verb = _verb(verbs, "forget", "remove all our checkpoints of a domain; its next backups are fulls", storage=None)
+    verb.add_argument("domain", help="name or UUID")
     _host(verb)
     return parser
 

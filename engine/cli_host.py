@@ -1,4 +1,4 @@
-"""bm-engine's verbs that look after a host: prune, estimate, inventory, cleanup, heal."""
+"""bm-engine's verbs that look after a host: prune, estimate, inventory, cleanup, heal, forget."""
 
 import argparse
 import os
@@ -247,6 +247,25 @@ def cleanup(options: argparse.Namespace) -> int:
         print("\n".join([*done, *(f"not done: {one}" for one in failed)]) or "nothing to tidy up")
     if stop.event.is_set():
         return CANCELLED
+    return 1 if failed else 0
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Remove all our checkpoints and bitmaps of one domain, after what a dead engine left open there."""
+    from engine.cleanup import forget_domain
+    from engine.heal import HealSpec, heal
+    from engine.hypervisor.connection import open_connection
+
+    with open_connection(options.libvirt) as connection:
+        uuid = connection.domain(options.domain).uuid
+    healed = heal(HealSpec(options.libvirt, uuid, options.scratch, options.locks), stopped_by_signals())
+    done, failed = healed.done, healed.failed
+    if not failed:  # bitmaps cannot be seen while a leftover job runs
+        done += forget_domain(options.libvirt, uuid, Path(options.locks))
+    if options.output == "json":
+        print_json({"done": done, "failed": failed})
+    else:
+        print("\n".join([*done, *(f"not done: {one}" for one in failed)]) or "there is no checkpoint of ours")
     return 1 if failed else 0
 
 

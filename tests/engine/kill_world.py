@@ -178,7 +178,7 @@ class World:
                 if parse_name(bitmap.get("name", "")):  # of a raw disk, or without libvirt's note
                     self.domain.qmp("block-dirty-bitmap-remove", node=node["node-name"], name=bitmap["name"])
         for disk in () if self._running else self.domain.disks:
-            for name in _bitmaps_in(disk):
+            for name in bitmaps_in(disk):
                 subprocess.run(["qemu-img", "bitmap", "--remove", "-f", "qcow2", disk.path, name], check=True)
 
     def scribble(self) -> None:
@@ -355,7 +355,7 @@ class World:
                 names |= {bitmap.get("name", "") for bitmap in node.get("dirty-bitmaps", ())}
         else:
             for disk in self.domain.disks:
-                names |= _bitmaps_in(disk)
+                names |= bitmaps_in(disk)
         return {parsed[1] for name in names if (parsed := parse_name(name))}
 
     def _open_nodes(self) -> Counter[str]:
@@ -374,7 +374,8 @@ class World:
         return found
 
 
-def _bitmaps_in(disk: DiskFile) -> set[str]:
+def bitmaps_in(disk: DiskFile) -> set[str]:
+    """Return the names of the bitmaps that an image holds."""
     if disk.format != "qcow2":
         return set()
     shown = subprocess.run(["qemu-img", "info", "--output=json", disk.path], check=True, capture_output=True).stdout

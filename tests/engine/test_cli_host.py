@@ -44,7 +44,11 @@ class Host:
 
     def run(self, verb: str, *arguments: str, status: int = 0, storage: bool = True, **environment: str) -> Any:
         where = ["--storage", str(self.storage)] if storage else []
-        host = self.host if verb in {"backup", "restore", "delete", "prune", "estimate", "cleanup", "heal"} else ()
+        host = (
+            self.host
+            if verb in {"backup", "restore", "delete", "prune", "estimate", "cleanup", "heal", "forget"}
+            else ()
+        )
         command = [sys.executable, "-m", "engine.cli", verb, "--json", *where, *host, *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**self.environment, **environment}
@@ -233,3 +237,5 @@ def test_cleanup_leaves_nothing_of_an_engine_that_died(host: Host) -> None:
     assert [one.getName()[-36:] for one in host.domain.handle.listAllCheckpoints()] == [made]
     assert host.run("cleanup")["done"] == []
     assert host.run("backup", host.domain.name)["result"]["disks"][0]["type"] == "incremental"
+    assert len(host.run("forget", host.domain.name, storage=False)["done"]) == 1
+    assert host.domain.handle.listAllCheckpoints() == []
