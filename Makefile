@@ -40,7 +40,8 @@ kill:
 
 storages:
 	@.ci/bootstrap storages
-	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py
+	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py \
+		tests/e2e/test_storage_types.py
 
 databases:
 	@.ci/bootstrap test

@@ -31,6 +31,7 @@ class Proxy:
         self.port = 0
         self.host = host
         self.connections = 0  # accepted so far
+        self.peers: set[str] = set()  # addresses that these came from
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}  # forwarded so far
         self._target_ports = (target_port, *same_ports)
         self._limits: dict[Direction, int | None] = {"up": None, "down": None}
@@ -132,6 +133,7 @@ class Proxy:
 
     async def _serve(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.peers.add(str(writer.get_extra_info("peername")[0]))
         self._writers.add(writer)
         try:
             if self._refusing:
