@@ -10,14 +10,13 @@ never timed out by themselves, since that would cancel the whole stream (grpc.ai
 
 import asyncio
 import logging
-import shutil
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from agent import convert, convert_results
+from agent import convert, convert_results, storage_means
 from agent.commands import Commands
 from agent.errors import SessionEnded
 from agent.host import Host
@@ -48,13 +47,6 @@ LEASE_SECONDS = 10.0
 IDLE_SECONDS = 1.0
 HEARTBEAT_SECONDS_MIN, HEARTBEAT_SECONDS_DEFAULT, HEARTBEAT_SECONDS_MAX = 0.05, 10.0, 300.0
 GOOD_SECONDS = 10.0
-STORAGE_TYPES = ("local", "sftp", "s3", "ftp")
-NEEDS_PROGRAM = ("rclone",)  # types of storage that a program of the same name gives
-
-
-def storage_types() -> list[str]:
-    """Return the types of storage that this host can use now."""
-    return [*STORAGE_TYPES, *(name for name in NEEDS_PROGRAM if shutil.which(name))]
 
 
 @dataclass(slots=True)
@@ -90,6 +82,7 @@ class Session:
         self._sending = _Sending()
         self._position = Position("", 0, 0)
         self._versions = Versions()
+        self._means = storage_means.StorageMeans()
         self._began = host.clock.uptime()
         self._call: Any = None  # of the generated stub, whose type says less than it can
 
@@ -231,6 +224,7 @@ class Session:
         journal = self._host.journal
         self._position = await journal.position()
         self._versions = self._inventory.versions
+        self._means = await self._look()
         operations = [one for one in await journal.operations() if one.state != "waiting"]
         return session_service_pb2.Hello(
             agent_version=AGENT_VERSION,
@@ -248,12 +242,17 @@ class Session:
             capabilities=hypervisor_pb2.HypervisorCapabilities(
                 libvirt_version=self._versions.libvirt,
                 qemu_version=self._versions.qemu,
-                storage_types=storage_types(),
+                storage_types=self._means.types,
                 protocol_version=PROTOCOL_VERSION,
+                rclone_remotes=self._means.rclone_remotes,
+                rclone_remotes_known=self._means.remotes_known,
             ),
             time=convert_results.stamp(self._host.clock.now()),
             command_ids=await journal.open_command_ids(),
         )
+
+    async def _look(self) -> storage_means.StorageMeans:
+        return await asyncio.to_thread(storage_means.look, self._host.config.rclone_config_file)
 
     async def _next(self) -> Request | None:
         """Return the most urgent of what there is to say; None when there is nothing."""
@@ -262,6 +261,8 @@ class Session:
             return self._urgent.popleft()
         if uptime - self._sending.heartbeat_uptime >= self._sending.heartbeat_seconds:
             self._sending.heartbeat_uptime = uptime
+            if await self._look() != self._means:
+                self.end("the host's means for storages changed")  # only a Hello tells them
             return Request(heartbeat=self._heartbeat())
         return (
             await self._next_events(uptime) or self._next_inventory() or self._next_progress(uptime) or self._next_log()

@@ -335,6 +335,14 @@ class ScheduleDeleted(ControllerError):
     remedy = "Undelete it first"
 
 
+class StorageOutOfReach(ControllerError):
+    """A hypervisor has no way to a storage, as its agent said of the host: `problem` names what is missing there."""
+
+    reason = "STORAGE_OUT_OF_REACH"
+    template = "hypervisor {hypervisor_id} cannot use storage {storage_id}: {problem}"
+    remedy = "Put it right there, wait some seconds until the agent has seen it, and try again"
+
+
 class BindAddressUnsupported(ControllerError):
     """The source address of its connections cannot be chosen, for the reason that `problem` gives (D19)."""
 

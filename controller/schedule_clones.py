@@ -6,7 +6,7 @@ from datetime import datetime
 
 import peewee
 
-from controller import schedules, storages
+from controller import reach, schedules, storages
 from controller.db import models
 from controller.errors import HypervisorNotFound, ScheduleExists
 from controller.schedules import NewSchedule, Schedule
@@ -43,6 +43,7 @@ def clone(schedule_id: str, hypervisors: Sequence[str], now: datetime) -> Cloned
         for row in Row.select().where(Row.hypervisor_id.in_(wanted) & Row.delete_time.is_null())
     }
     free = [one for one in wanted if one not in taken]
+    reach.check(storage, free)
     for hypervisor_id in free:
         schedules.check_encryption(storage, hypervisor_id, resolved, now, before=storage.encryption_enabled)
     rows = [schedules.new_row(new_id(now), one, storage.storage_id, new, resolved, now) for one in free]

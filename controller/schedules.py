@@ -19,7 +19,7 @@ from typing import Any
 
 import peewee
 
-from controller import happenings, settings, storages
+from controller import happenings, reach, settings, storages
 from controller.db import models
 from controller.db.statements import find_row, find_rows
 from controller.errors import (
@@ -209,10 +209,12 @@ def runs_of(resolved: Resolved, due_time: datetime, count: int, now: datetime) -
 def create(new: NewSchedule, now: datetime) -> Schedule:
     """Make a schedule; an enabled one is due at once (D28).
 
-    Raises HypervisorNotFound, StorageNotFound, ScheduleExists, BindAddressUnsupported, EncryptionImmutable, InvalidField.
+    Raises HypervisorNotFound, StorageNotFound, ScheduleExists, StorageOutOfReach, BindAddressUnsupported, EncryptionImmutable,
+    InvalidField.
     """
     schedule_id, hypervisor_id = new_id(now), hypervisor_id_of(new.hypervisor)
     storage = storages.find(new.storage)
+    reach.check(storage, [hypervisor_id])
     resolved = check_overrides(storage, new.overrides, new.time_zone)
     check_encryption(storage, hypervisor_id, resolved, now, before=storage.encryption_enabled)
     row = new_row(schedule_id, hypervisor_id, storage.storage_id, new, resolved, now)
@@ -229,8 +231,8 @@ def create(new: NewSchedule, now: datetime) -> Schedule:
 def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -> Schedule:
     """Change a schedule. Another interval counts from where the old one did.
 
-    Raises ScheduleNotFound, ScheduleDeleted, EtagMismatch, StorageNotFound, BindAddressUnsupported, EncryptionImmutable,
-    InvalidField.
+    Raises ScheduleNotFound, ScheduleDeleted, EtagMismatch, StorageNotFound, StorageOutOfReach, BindAddressUnsupported,
+    EncryptionImmutable, InvalidField.
     """
     present = get_live(schedule_id)
     storage = storages.find(present.storage_id if change.storage is None else change.storage)
@@ -239,6 +241,8 @@ def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -
     time_zone = present.own_time_zone if change.time_zone is None else change.time_zone
     same_place = storage.storage_id == present.storage_id
     before = present.resolved.encryption.value if same_place else storage.encryption_enabled
+    if not same_place:
+        reach.check(storage, [present.hypervisor_id])
     resolved = check_overrides(storage, overrides, time_zone)
     check_encryption(storage, present.hypervisor_id, resolved, now, before=before)
     values = {
@@ -253,10 +257,15 @@ def update(schedule_id: str, change: ScheduleChange, etag: str, now: datetime) -
 
 
 def set_enabled(schedule_id: str, now: datetime, *, enabled: bool) -> Schedule:
-    """Switch a schedule on, which makes it due at once, or off; again changes nothing. Raises ScheduleNotFound, ScheduleDeleted."""
+    """Switch a schedule on, which makes it due at once, or off; again changes nothing.
+
+    Raises ScheduleNotFound, ScheduleDeleted, and StorageOutOfReach for one to be switched on.
+    """
     present = get_live(schedule_id)
     if present.enabled == enabled:
         return present
+    if enabled:
+        reach.check(storages.find(present.storage_id), [present.hypervisor_id])
     due_time = _first_due(present.resolved, now) if enabled else None
     values = {"enabled": enabled, "due_time": due_time, "anchor_time": None}
     _save(present, values, present.etag, "schedule.enabled" if enabled else "schedule.disabled", now)

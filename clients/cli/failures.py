@@ -91,6 +91,7 @@ _HINTS = {
     "SCHEDULE_EXISTS": "Change that one with `bmctl schedule set {schedule_id}`, or delete it first.",
     "SCHEDULE_DELETED": "Bring it back with `bmctl schedule undelete {schedule_id}`.",
     "PRESET_NOT_FOUND": "`bmctl preset list` shows the presets there are.",
+    "STORAGE_OUT_OF_REACH": "Put that right on hypervisor {hypervisor_id}, wait some seconds until its agent has seen it, and try again.",
     "BIND_ADDRESS_UNSUPPORTED": "Leave `--bind-address` out, or drop the override with `--bind-address inherit`.",
     "DELETE_BOUND": "Leave `--hypervisor` out, or let another one delete: `bmctl storage set {storage_id} --delete-from NAME`.",
     "PURGE_NOT_FOUND": "`bmctl purge list --all` shows the purges there are.",

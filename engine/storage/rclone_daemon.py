@@ -33,7 +33,7 @@ VERSION_MIN = (1, 57)  # operations/stat came with it
 _POLL_SECONDS = 0.01
 _ENDING_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 5.0  # from the end of a connection to that of the process
-_PLACES = "/usr/local/bin:/usr/bin:/bin"  # a service's PATH may be empty
+PLACES = "/usr/local/bin:/usr/bin:/bin"  # beside PATH: a service's PATH may be empty
 _PORT = re.compile(r"http://127\.0\.0\.1:(\d+)/")
 # Of the host's settings for rclone only what opens an encrypted configuration is passed on: others could undo ours.
 _KEPT_VARIABLES = ("RCLONE_CONFIG_PASS", "RCLONE_PASSWORD_COMMAND")
@@ -120,7 +120,7 @@ class Daemon:
 
     def _start(self) -> None:
         check_config_file(self._config.config_path, self._label)
-        program = shutil.which("rclone", path=f"{os.environ.get('PATH', '')}:{_PLACES}")
+        program = shutil.which("rclone", path=f"{os.environ.get('PATH', '')}:{PLACES}")
         if program is None:
             raise RcloneMissing(storage=self._label, detail="it is not installed")
         password, folder = secrets.token_urlsafe(24), private_folder()

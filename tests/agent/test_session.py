@@ -1,5 +1,6 @@
 """The stream: cut, refused, flooded, renewed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,8 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from agent import identity
-from agent.session import storage_types
+from agent import identity, storage_means
 from clients.gen.backupmanager.agent.v1 import session_service_pb2
 from clients.gen.backupmanager.v1 import hypervisor_pb2, job_pb2
 from tests.agent.conftest import ENGINE, KEY, Scene
@@ -22,6 +22,24 @@ FINISH = {"do": "finish", "state": "completed"}
 WAIT = {"do": "wait", "file": "go"}
 
 
+@pytest.mark.feature("S14", "S15")
+def test_a_remote_that_was_configured_is_told_by_a_new_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    config = tmp_path / "rclone.conf"
+    monkeypatch.setenv("BM_AGENT_RCLONE_CONFIG_FILE", str(config))
+    scene: Scene = request.getfixturevalue("scene")  # its agent reads the environment when it starts
+    scene.connected()
+    assert scene.controller.hellos[0].capabilities.rclone_remotes_known
+    assert not scene.controller.hellos[0].capabilities.rclone_remotes
+
+    config.write_text("[box]\ntype = local\npass = hunter2\n")
+
+    scene.controller.until(lambda: scene.controller.hellos[-1].capabilities.rclone_remotes, "another hello")
+    assert list(scene.controller.hellos[-1].capabilities.rclone_remotes) == [hashlib.sha256(b"box").hexdigest()]
+    assert b"hunter2" not in scene.controller.hellos[-1].SerializeToString()
+
+
 @pytest.mark.feature("N9", "N14")
 def test_hello_heartbeats_and_inventory(scene: Scene) -> None:
     scene.connected()
@@ -30,7 +48,9 @@ def test_hello_heartbeats_and_inventory(scene: Scene) -> None:
     scene.controller.until(lambda: scene.controller.inventories, "the inventory")
 
     assert hello.protocol_version == 1
-    assert list(hello.capabilities.storage_types) == storage_types()
+    assert list(hello.capabilities.storage_types) == list(
+        storage_means.look(Path("/etc/backup-manager/rclone.conf")).types
+    )
     assert hello.capabilities.libvirt_version.count(".") == 2
     assert hello.boot_id == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert abs(hello.time.ToDatetime(UTC) - datetime.now(UTC)) < timedelta(seconds=60)

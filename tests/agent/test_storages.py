@@ -1,15 +1,17 @@
 """A storage's access becomes the engine's settings of it, type by type, and its secrets are known to the scrubber."""
 
+import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent import convert, session
+from agent import convert, storage_means
 from agent.config import Config, load
 from agent.errors import CommandUnsupported, ConfigInvalid
 from agent.scrub import MASK, Scrubber, secrets_of, storage_secrets
+from agent.storage_means import StorageMeans
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import storage_pb2
 from engine import spec
@@ -120,11 +122,33 @@ def test_where_rclones_configuration_lies_is_a_setting_of_the_host(tmp_path: Pat
         load(file, {})
 
 
-@pytest.mark.feature("S14")
+def digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+@pytest.mark.feature("S14", "S15")
 def test_rclone_is_offered_only_where_its_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_means, "PLACES", "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert session.storage_types() == ["local", "sftp", "s3", "ftp"]
+    config = tmp_path / "rclone.conf"
+    config.write_text("[box]\ntype = local\n")
+    assert storage_means.look(config) == StorageMeans(("local", "sftp", "s3", "ftp"))
     program = tmp_path / "rclone"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert session.storage_types() == ["local", "sftp", "s3", "ftp", "rclone"]
+    offered = ("local", "sftp", "s3", "ftp", "rclone")
+    assert storage_means.look(config) == StorageMeans(offered, (digest("box"),), remotes_known=True)
+    assert storage_means.look(tmp_path / "absent") == StorageMeans(offered, (), remotes_known=True)
+    assert storage_means.look(tmp_path) == StorageMeans(offered), "what cannot be read says nothing"
+
+
+@pytest.mark.feature("S15")
+def test_of_rclones_configuration_only_digests_of_names_are_told(tmp_path: Path) -> None:
+    config = tmp_path / "rclone.conf"
+    config.write_text("# mine\n[box]\ntype = sftp\npass = hunter2\n\n[b2 east]  \r\nkey = [not one]\n[box]\n")
+    told = storage_means.look(config)
+    assert set(told.rclone_remotes) == {digest("box"), digest("b2 east")}
+    config.write_text("# Encrypted rclone configuration File\n\nRCLONE_ENCRYPT_V0:\nAAAA[box]\n")
+    assert storage_means.look(config) == StorageMeans(told.types)
+    config.write_text("".join(f"[r{number}]\n" for number in range(storage_means.REMOTES_MAX + 1)))
+    assert not storage_means.look(config).remotes_known

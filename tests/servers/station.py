@@ -141,7 +141,7 @@ class Session:
             capabilities=hypervisor_pb2.HypervisorCapabilities(
                 libvirt_version="9.0.0",
                 qemu_version="7.2.0",
-                storage_types=["local", "sftp"],
+                storage_types=["local", "sftp", "s3", "ftp", "rclone"],
                 protocol_version=PROTOCOL_VERSION,
             ),
             time=now(),

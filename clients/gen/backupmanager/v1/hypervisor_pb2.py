@@ -27,23 +27,23 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!backupmanager/v1/hypervisor.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x03\n\nHypervisor\x12\x15\n\rhypervisor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.backupmanager.v1.HypervisorState\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x35\n\x11last_contact_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x17\x63\x65rtificate_expire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x63lock_offset\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x0c\x63\x61pabilities\x18\t \x01(\x0b\x32(.backupmanager.v1.HypervisorCapabilities\x12\x1a\n\x12scratch_free_bytes\x18\n \x01(\x03\x12\x0c\n\x04load\x18\x0b \x01(\x01\"x\n\x16HypervisorCapabilities\x12\x17\n\x0flibvirt_version\x18\x01 \x01(\t\x12\x14\n\x0cqemu_version\x18\x02 \x01(\t\x12\x15\n\rstorage_types\x18\x03 \x03(\t\x12\x18\n\x10protocol_version\x18\x04 \x01(\x05\"\xcb\x01\n\x06\x44omain\x12\x13\n\x0b\x64omain_uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.backupmanager.v1.DomainState\x12%\n\x05\x64isks\x18\x04 \x03(\x0b\x32\x16.backupmanager.v1.Disk\x12\x36\n\x0bguest_agent\x18\x05 \x01(\x0e\x32!.backupmanager.v1.GuestAgentState\x12\x11\n\tserver_id\x18\x06 \x01(\t*\x8b\x01\n\x0fHypervisorState\x12 \n\x1cHYPERVISOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17HYPERVISOR_STATE_ONLINE\x10\x01\x12\x1c\n\x18HYPERVISOR_STATE_OFFLINE\x10\x02\x12\x1b\n\x17HYPERVISOR_STATE_BANNED\x10\x03*\xad\x01\n\x0b\x44omainState\x12\x1c\n\x18\x44OMAIN_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44OMAIN_STATE_RUNNING\x10\x01\x12\x17\n\x13\x44OMAIN_STATE_PAUSED\x10\x02\x12\x19\n\x15\x44OMAIN_STATE_SHUT_OFF\x10\x03\x12\x16\n\x12\x44OMAIN_STATE_OTHER\x10\x04\x12\x1a\n\x16\x44OMAIN_STATE_MIGRATING\x10\x05*\x97\x01\n\x0fGuestAgentState\x12!\n\x1dGUEST_AGENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18GUEST_AGENT_STATE_ABSENT\x10\x01\x12\"\n\x1eGUEST_AGENT_STATE_DISCONNECTED\x10\x02\x12\x1f\n\x1bGUEST_AGENT_STATE_CONNECTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!backupmanager/v1/hypervisor.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1b\x62\x61\x63kupmanager/v1/disk.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x03\n\nHypervisor\x12\x15\n\rhypervisor_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x05state\x18\x03 \x01(\x0e\x32!.backupmanager.v1.HypervisorState\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x35\n\x11last_contact_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x17\x63\x65rtificate_expire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0c\x63lock_offset\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x0c\x63\x61pabilities\x18\t \x01(\x0b\x32(.backupmanager.v1.HypervisorCapabilities\x12\x1a\n\x12scratch_free_bytes\x18\n \x01(\x03\x12\x0c\n\x04load\x18\x0b \x01(\x01\"\xae\x01\n\x16HypervisorCapabilities\x12\x17\n\x0flibvirt_version\x18\x01 \x01(\t\x12\x14\n\x0cqemu_version\x18\x02 \x01(\t\x12\x15\n\rstorage_types\x18\x03 \x03(\t\x12\x18\n\x10protocol_version\x18\x04 \x01(\x05\x12\x16\n\x0erclone_remotes\x18\x05 \x03(\t\x12\x1c\n\x14rclone_remotes_known\x18\x06 \x01(\x08\"\xcb\x01\n\x06\x44omain\x12\x13\n\x0b\x64omain_uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x05state\x18\x03 \x01(\x0e\x32\x1d.backupmanager.v1.DomainState\x12%\n\x05\x64isks\x18\x04 \x03(\x0b\x32\x16.backupmanager.v1.Disk\x12\x36\n\x0bguest_agent\x18\x05 \x01(\x0e\x32!.backupmanager.v1.GuestAgentState\x12\x11\n\tserver_id\x18\x06 \x01(\t*\x8b\x01\n\x0fHypervisorState\x12 \n\x1cHYPERVISOR_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17HYPERVISOR_STATE_ONLINE\x10\x01\x12\x1c\n\x18HYPERVISOR_STATE_OFFLINE\x10\x02\x12\x1b\n\x17HYPERVISOR_STATE_BANNED\x10\x03*\xad\x01\n\x0b\x44omainState\x12\x1c\n\x18\x44OMAIN_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44OMAIN_STATE_RUNNING\x10\x01\x12\x17\n\x13\x44OMAIN_STATE_PAUSED\x10\x02\x12\x19\n\x15\x44OMAIN_STATE_SHUT_OFF\x10\x03\x12\x16\n\x12\x44OMAIN_STATE_OTHER\x10\x04\x12\x1a\n\x16\x44OMAIN_STATE_MIGRATING\x10\x05*\x97\x01\n\x0fGuestAgentState\x12!\n\x1dGUEST_AGENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18GUEST_AGENT_STATE_ABSENT\x10\x01\x12\"\n\x1eGUEST_AGENT_STATE_DISCONNECTED\x10\x02\x12\x1f\n\x1bGUEST_AGENT_STATE_CONNECTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.gen.backupmanager.v1.hypervisor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HYPERVISORSTATE']._serialized_start=923
-  _globals['_HYPERVISORSTATE']._serialized_end=1062
-  _globals['_DOMAINSTATE']._serialized_start=1065
-  _globals['_DOMAINSTATE']._serialized_end=1238
-  _globals['_GUESTAGENTSTATE']._serialized_start=1241
-  _globals['_GUESTAGENTSTATE']._serialized_end=1392
+  _globals['_HYPERVISORSTATE']._serialized_start=978
+  _globals['_HYPERVISORSTATE']._serialized_end=1117
+  _globals['_DOMAINSTATE']._serialized_start=1120
+  _globals['_DOMAINSTATE']._serialized_end=1293
+  _globals['_GUESTAGENTSTATE']._serialized_start=1296
+  _globals['_GUESTAGENTSTATE']._serialized_end=1447
   _globals['_HYPERVISOR']._serialized_start=150
   _globals['_HYPERVISOR']._serialized_end=592
-  _globals['_HYPERVISORCAPABILITIES']._serialized_start=594
-  _globals['_HYPERVISORCAPABILITIES']._serialized_end=714
-  _globals['_DOMAIN']._serialized_start=717
-  _globals['_DOMAIN']._serialized_end=920
+  _globals['_HYPERVISORCAPABILITIES']._serialized_start=595
+  _globals['_HYPERVISORCAPABILITIES']._serialized_end=769
+  _globals['_DOMAIN']._serialized_start=772
+  _globals['_DOMAIN']._serialized_end=975
 # @@protoc_insertion_point(module_scope)

@@ -196,15 +196,27 @@ class HypervisorCapabilities(_message.Message):
     QEMU_VERSION_FIELD_NUMBER: _builtins.int
     STORAGE_TYPES_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    RCLONE_REMOTES_FIELD_NUMBER: _builtins.int
+    RCLONE_REMOTES_KNOWN_FIELD_NUMBER: _builtins.int
     libvirt_version: _builtins.str
     """libvirt's version, such as "9.0.0"; empty when libvirt cannot be reached."""
     qemu_version: _builtins.str
     """QEMU's version, such as "7.2.22"."""
     protocol_version: _builtins.int
     """Version of the agent's protocol."""
+    rclone_remotes_known: _builtins.bool
+    """Whether the remotes could be told: not of an encrypted configuration, nor of more than 50, nor by an
+    agent that does not look.
+    """
     @_builtins.property
     def storage_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Storage types that the agent can use: "local", "sftp", "s3", "ftp", "rclone"."""
+
+    @_builtins.property
+    def rclone_remotes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SHA-256 in hex of the name of each remote in rclone's configuration there: whoever knows a name can look whether it is there,
+        and nothing else of that file leaves the host. At most 50.
+        """
 
     def __init__(
         self,
@@ -213,10 +225,12 @@ class HypervisorCapabilities(_message.Message):
         qemu_version: _builtins.str = ...,
         storage_types: _abc.Iterable[_builtins.str] | None = ...,
         protocol_version: _builtins.int = ...,
+        rclone_remotes: _abc.Iterable[_builtins.str] | None = ...,
+        rclone_remotes_known: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["libvirt_version", b"libvirt_version", "protocol_version", b"protocol_version", "qemu_version", b"qemu_version", "storage_types", b"storage_types"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["libvirt_version", b"libvirt_version", "protocol_version", b"protocol_version", "qemu_version", b"qemu_version", "rclone_remotes", b"rclone_remotes", "rclone_remotes_known", b"rclone_remotes_known", "storage_types", b"storage_types"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,7 @@ class ScheduleServiceServicer:
 
     def CreateSchedule(self, request, context):
         """Makes a schedule. An enabled one is due at once. Scope: admin. Errors: SCHEDULE_EXISTS, HYPERVISOR_NOT_FOUND,
-        STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +117,8 @@ class ScheduleServiceServicer:
 
     def UpdateSchedule(self, request, context):
         """Changes a schedule. Another interval counts from where the old one did. Scope: admin. Errors: SCHEDULE_NOT_FOUND,
-        SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE,
+        INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +126,7 @@ class ScheduleServiceServicer:
 
     def EnableSchedule(self, request, context):
         """Switches a schedule on, which makes it due at once. One that is on stays as it is. Scope: operator.
-        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED.
+        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, STORAGE_OUT_OF_REACH.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,7 @@ class ScheduleServiceServicer:
 
     def CloneSchedule(self, request, context):
         """Gives other hypervisors the same schedule, all or none of them; those that have one already are left out. Scope: admin.
-        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

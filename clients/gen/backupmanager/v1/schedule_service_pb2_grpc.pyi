@@ -20,7 +20,7 @@ class ScheduleServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.CreateScheduleRequest, _schedule_service_pb2.CreateScheduleResponse]
     """Makes a schedule. An enabled one is due at once. Scope: admin. Errors: SCHEDULE_EXISTS, HYPERVISOR_NOT_FOUND,
-    STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+    STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
     """
     ListSchedules: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.ListSchedulesRequest, _schedule_service_pb2.ListSchedulesResponse]
     """Lists schedules, oldest first. Scope: viewer. Errors: HYPERVISOR_NOT_FOUND, STORAGE_NOT_FOUND."""
@@ -28,11 +28,12 @@ class ScheduleServiceStub:
     """Returns one schedule, also a deleted one. Scope: viewer. Errors: SCHEDULE_NOT_FOUND."""
     UpdateSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.UpdateScheduleRequest, _schedule_service_pb2.UpdateScheduleResponse]
     """Changes a schedule. Another interval counts from where the old one did. Scope: admin. Errors: SCHEDULE_NOT_FOUND,
-    SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+    SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE,
+    INVALID_FIELD.
     """
     EnableSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.EnableScheduleRequest, _schedule_service_pb2.EnableScheduleResponse]
     """Switches a schedule on, which makes it due at once. One that is on stays as it is. Scope: operator.
-    Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED.
+    Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, STORAGE_OUT_OF_REACH.
     """
     DisableSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.DisableScheduleRequest, _schedule_service_pb2.DisableScheduleResponse]
     """Switches a schedule off. What runs goes on; backups by hand are still made. Scope: operator.
@@ -44,7 +45,7 @@ class ScheduleServiceStub:
     """Brings a deleted schedule back, disabled. Scope: admin. Errors: SCHEDULE_NOT_FOUND, SCHEDULE_EXISTS, STORAGE_NOT_FOUND."""
     CloneSchedule: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.CloneScheduleRequest, _schedule_service_pb2.CloneScheduleResponse]
     """Gives other hypervisors the same schedule, all or none of them; those that have one already are left out. Scope: admin.
-    Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+    Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
     """
     PreviewNextRuns: _aio.UnaryUnaryMultiCallable[_schedule_service_pb2.PreviewNextRunsRequest, _schedule_service_pb2.PreviewNextRunsResponse]
     """Shows the next runs of a schedule, or of settings that are not saved yet, exactly as they will be dispatched.
@@ -63,7 +64,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_schedule_service_pb2.CreateScheduleRequest, _abc.Awaitable[_schedule_service_pb2.CreateScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_service_pb2.CreateScheduleResponse]:
         """Makes a schedule. An enabled one is due at once. Scope: admin. Errors: SCHEDULE_EXISTS, HYPERVISOR_NOT_FOUND,
-        STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
@@ -89,7 +90,8 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_schedule_service_pb2.UpdateScheduleRequest, _abc.Awaitable[_schedule_service_pb2.UpdateScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_service_pb2.UpdateScheduleResponse]:
         """Changes a schedule. Another interval counts from where the old one did. Scope: admin. Errors: SCHEDULE_NOT_FOUND,
-        SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        SCHEDULE_DELETED, ETAG_MISMATCH, STORAGE_NOT_FOUND, STORAGE_OUT_OF_REACH, BIND_ADDRESS_UNSUPPORTED, ENCRYPTION_IMMUTABLE,
+        INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
@@ -99,7 +101,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_schedule_service_pb2.EnableScheduleRequest, _abc.Awaitable[_schedule_service_pb2.EnableScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_service_pb2.EnableScheduleResponse]:
         """Switches a schedule on, which makes it due at once. One that is on stays as it is. Scope: operator.
-        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED.
+        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, STORAGE_OUT_OF_REACH.
         """
 
     @_abc_1.abstractmethod
@@ -135,7 +137,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_schedule_service_pb2.CloneScheduleRequest, _abc.Awaitable[_schedule_service_pb2.CloneScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_service_pb2.CloneScheduleResponse]:
         """Gives other hypervisors the same schedule, all or none of them; those that have one already are left out. Scope: admin.
-        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
+        Errors: SCHEDULE_NOT_FOUND, SCHEDULE_DELETED, HYPERVISOR_NOT_FOUND, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
