@@ -36,12 +36,12 @@ unit:
 kill:
 	@.ci/bootstrap test
 	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py tests/engine/test_resume.py \
-		tests/engine/storage tests/e2e/test_stress_engine.py
+		tests/engine/storage tests/engine/test_interrupted_backups.py tests/e2e/test_stress_engine.py
 
 storages:
 	@.ci/bootstrap storages
 	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py \
-		tests/e2e/test_storage_types.py
+		tests/engine/test_interrupted_backups.py tests/e2e/test_storage_types.py
 
 databases:
 	@.ci/bootstrap test

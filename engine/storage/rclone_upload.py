@@ -80,7 +80,7 @@ class RcloneUpload:
                     self._finish(self._stream)
                 published = True
         finally:
-            if not published:
+            if not published or self._parts:  # a small object that was sent again, by another temporary name each time
                 self._remove()
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ class RcloneUpload:
                     raise
 
         storage.attempt("commit", self._name, move)
-        self._parts.discard(part)
+        self._parts.discard(part)  # what is left of them is of tries that were lost
 
     def _move(self, wire: Wire, part: str) -> None:
         storage = self._storage

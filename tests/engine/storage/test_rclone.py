@@ -31,7 +31,7 @@ from engine.storage.rclone import RcloneStorage
 from engine.storage.rclone_daemon import Patience, environment
 from engine.storage.rclone_errors import failure
 from engine.storage.rclone_remote import Remote, hints_for, why_impossible, why_refused
-from engine.storage.rclone_wire import Refused
+from engine.storage.rclone_wire import Lost, Refused, UploadStream
 from engine.units import MIB
 from tests.engine.rig import Rig, digest, reason
 from tests.servers.guest import DiskFile
@@ -459,3 +459,23 @@ def test_a_server_is_backed_up_and_restored(tmp_path, remotes, libvirtd, blank_d
     restored = rig.restore_to(tmp_path / "out", domain.uuid, second["backup_id"])
     assert digest(restored["vda"]) == expected
     assert reason(rig.verify(domain.uuid)) == ""
+
+
+@pytest.mark.feature("C12", "P8")
+def test_a_small_object_whose_answer_was_lost_is_sent_again_and_there_once(remotes, tmp_path, monkeypatch):
+    real, lost = UploadStream.finish, []
+
+    def lose_once(stream, seconds):
+        real(stream, seconds)
+        if not lost:
+            lost.append(stream)
+            raise Lost("the answer")
+
+    monkeypatch.setattr(UploadStream, "finish", lose_once)
+    with RcloneStorage(remotes.config("disk", tmp_path / "storage"), QUICK) as storage:
+        upload = storage.create("d/object")
+        with upload as sink:
+            sink.write(b"content")
+        assert upload.resent_bytes == len(b"content")
+        assert storage.get("d/object") == b"content"
+    assert [path.name for path in (tmp_path / "storage" / "d").iterdir()] == ["object"]

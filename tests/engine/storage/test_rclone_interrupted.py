@@ -58,7 +58,7 @@ def revoke_key(server: Sshd) -> Callable[[], object]:
     return lambda: authorized.write_text(before)
 
 
-@pytest.mark.share_class(6)  # what SFTP and FTP go through too
+@pytest.mark.share_class(8)  # what SFTP and FTP go through too
 class TestRcloneOnSshInterrupted(StorageInterruptions):
     @pytest.fixture
     def exposed(self, sshd: Sshd, tmp_path: Path) -> Iterator[Exposed]:

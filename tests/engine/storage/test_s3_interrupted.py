@@ -62,7 +62,7 @@ def revoke(server: Any) -> Callable[[], object]:
     return lambda: change(before)
 
 
-@pytest.mark.share_class(5)  # what SFTP and FTP go through too
+@pytest.mark.share_class(8)  # what SFTP and FTP go through too
 class TestS3Interrupted(StorageInterruptions):
     @pytest.fixture(params=SERVERS)
     def exposed(self, request: pytest.FixtureRequest) -> Iterator[Exposed]:
