@@ -463,7 +463,8 @@ def test_a_server_is_backed_up_and_restored(tmp_path, remotes, libvirtd, blank_d
 
 @pytest.mark.feature("C12", "P8")
 def test_a_small_object_whose_answer_was_lost_is_sent_again_and_there_once(remotes, tmp_path, monkeypatch):
-    real, lost = UploadStream.finish, []
+    real = UploadStream.finish
+    lost: list[UploadStream] = []
 
     def lose_once(stream, seconds):
         real(stream, seconds)
