@@ -2,7 +2,8 @@
 
 By default each thread gets a pool of its own, and what it frees is given back to the kernel and faulted in again. One pool
 that is kept until the end took 58 instead of 69 MiB for four workers. Large blocks come from the kernel and go back at once:
-frames have buffers that are kept (see buffers.py), so what else is large is rare, and in the pool it would leave holes.
+frames have buffers that are kept (see buffers.py), so what else is large is rare, and in the pool it would leave holes. It is
+not rare where frames are read: a restore keeps those blocks too.
 
 Loading libvirt, cryptography and what they link touches some 18 MiB of libraries that nothing looks at again: symbol tables,
 initializers, what lies beside them. Before data flows these pages are let go; what is needed after all comes back from the
@@ -20,6 +21,7 @@ _MMAP_THRESHOLD = -3
 _ARENA_MAX = -8
 KEPT_BYTES = 64 << 20
 LARGE_BYTES = 1 << 20
+READ_BYTES = 8 << 20  # more than any frame
 
 _DONT_NEED = 4  # madvise's advice, from bits/mman-linux.h
 _MAPPING = re.compile(
@@ -36,6 +38,17 @@ def keep_one_pool() -> None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def keep_read_blocks() -> None:
+    """From now on also keep the memory of frames that were read: each read has a block of its own, used once.
+
+    Blocks fresh from the kernel are cleared page by page: four threads that read 677 MiB in frames of 0.6 to 4 MiB from the page
+    cache took 0.65 s of CPU time with them and 0.17 s without, and the same 17 MiB at most. Any thread may call it at any time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, READ_BYTES)
 
 
 def give_back_libraries() -> None:

@@ -23,7 +23,7 @@ from engine.format.index import FrameEntry
 from engine.format.layout import SegmentRef
 from engine.format.manifest import DiskManifest
 from engine.format.reader import SegmentReader
-from engine.memory import give_back_libraries
+from engine.memory import give_back_libraries, keep_read_blocks
 from engine.ordered import run_ordered
 from engine.storage.base import Storage
 from engine.target import Target, Writer
@@ -36,6 +36,7 @@ def open_segment(
 ) -> Iterator[SegmentReader]:
     """Open one segment that `manifest` needs, checked against it. Raises ChainBroken if it is not there, SegmentCorrupt."""
     name = names.segment_name(manifest.server_id, backup_id, manifest.disk, segment.number)
+    keep_read_blocks()
     try:
         source = storage.open(name)
     except ObjectNotFound as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import spec
+from engine.memory import keep_one_pool, keep_read_blocks
 from engine.spec import Settings, StorageSpec
 from engine.storage.open import open_storage
 from engine.units import MIB
@@ -32,6 +33,7 @@ def transfer(direction: str, target: StorageSpec, name: str, file: Path) -> floa
 
 
 def main() -> None:
+    keep_one_pool()
     words: dict[str, Any] = json.load(sys.stdin)
     target = spec.load(StorageSpec, words["spec"])
     for kind in ("local", "sftp", "s3", "ftp", "rclone"):
@@ -57,6 +59,7 @@ def _up(target: StorageSpec, name: str, file: Path) -> None:
 
 
 def _down(target: StorageSpec, name: str, file: Path) -> None:
+    keep_read_blocks()
     with open_storage(target) as storage, file.open("wb", buffering=0) as sink:
         reader = storage.open(name)
         try:
