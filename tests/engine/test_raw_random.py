@@ -45,6 +45,7 @@ class Scribbler:
 @pytest.mark.feature("T8")
 @pytest.mark.feature("T11")
 @pytest.mark.feature("T28")
+@pytest.mark.share(2)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_writes_before_at_and_after_each_instant(
     tmp_path: Path, libvirtd: Any, domain: BlankDomain, monkeypatch: pytest.MonkeyPatch, seed: int

@@ -71,6 +71,7 @@ def run(rig: Rig, domain: BlankDomain, act: Callable[[], object], **options: Any
     return report, outcome
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("kind", ["full", "incremental"])
 @pytest.mark.parametrize("formats", [("qcow2",), ("raw",), ("qcow2", "raw")], ids="+".join)
 def test_a_start_wins_and_the_job_goes_on(
