@@ -3,6 +3,7 @@
 Command(run: BackupWork, …) ──► engine.spec.Operation (secrets and all) + records.Operation (what the journal may keep)
 """
 
+import base64
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -178,6 +179,7 @@ def _job(command: command_pb2.Command, config: "Config") -> spec.Job:
         test=spec.TestJob() if verb == "test" else None,
         health=spec.HealthJob() if verb == "health" else None,
         ticket=_ticket(command, config) if verb == "ticket" else None,
+        bundle=_bundle(run.bundle) if verb == "bundle" else None,
     )
 
 
@@ -230,6 +232,11 @@ def _ticket(command: command_pb2.Command, config: "Config") -> spec.TicketJob:
         manifest_digest=work.manifest_digest,
         server_keys=_keys(work.server_keys),
     )
+
+
+def _bundle(work: command_pb2.BundleWork) -> spec.BundleJob:
+    data = base64.b64encode(work.data).decode()
+    return spec.BundleJob(work.bundle_id, work.number, work.count, data, work.keep)
 
 
 def _delete(work: command_pb2.DeleteWork) -> spec.DeleteJob:

@@ -193,6 +193,11 @@ def _add_result(end: event_pb2.OperationFinished, operation: Operation, data: An
         case "ticket":
             ticket: results.TicketResult = from_json(results.TicketResult, data, "result")
             end.result.ticket.CopyFrom(_ticket_result(ticket))
+        case "bundle":
+            part: results.BundleResult = from_json(results.BundleResult, data, "result")
+            end.result.bundle.CopyFrom(
+                job_pb2.BundleResult(name=part.name, stored_bytes=part.stored_bytes, removed_count=part.removed_count)
+            )
 
 
 def _backup_result(result: results.BackupResult) -> job_pb2.BackupResult:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["waiting", "running", "finished"]
-Verb: TypeAlias = Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]
+Verb: TypeAlias = Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket", "bundle"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -289,6 +289,19 @@ class StorageInUse(ControllerError):
     remedy = "Delete the backups and the schedules first"
 
 
+class StorageOfBundles(StorageInUse):
+    template = "storage {storage_id} is the one that recovery bundles are written to"
+    remedy = "Choose another one first: bmctl settings set bundle-storage-id=NAME, or none with an empty name"
+
+
+class RecoveryKeyMissing(ControllerError):
+    """No bundle can be sealed: a key that nobody was shown would be of no use."""
+
+    reason = "RECOVERY_KEY_MISSING"
+    template = "this controller has no recovery key, so no bundle can be written"
+    remedy = "Run bm-controller backup once where the controller runs, and keep the key that it prints"
+
+
 class EncryptionImmutable(ControllerError):
     reason = "ENCRYPTION_IMMUTABLE"
     template = "encryption of storage {storage_id} cannot be changed while it holds backups"

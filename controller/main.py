@@ -41,7 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     serve = verbs.add_parser("serve", help="run until SIGTERM")
     check = verbs.add_parser("check", help="look at settings and state, and change nothing")
     backup = verbs.add_parser("backup", help="write an encrypted bundle of what storages cannot give back")
-    backup.add_argument("--to", type=Path, required=True, metavar="FILE", help="the bundle; replaced when whole")
+    backup.add_argument(
+        "--to",
+        type=Path,
+        metavar="FILE",
+        help="the bundle; replaced when whole. Left out: only make the recovery key, for the bundles that a storage gets",
+    )
     backup.add_argument("--new-key", action="store_true", help="make another recovery key, and show it once")
     restore = verbs.add_parser("restore", help="make a controller of a bundle, in an empty place")
     restore.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -99,7 +104,10 @@ def _backup(options: argparse.Namespace) -> int:
     from controller import config, rescue
 
     written = rescue.backup(config.load(options.config), options.to, new_key=options.new_key)
-    print(f"bundle: {written.file} ({written.server_count} servers, {written.storage_count} storages)")
+    if written.file is not None:
+        print(f"bundle: {written.file} ({written.server_count} servers, {written.storage_count} storages)")
+    elif not written.key:
+        print("There is a recovery key already; nothing was changed. Another one: --new-key", file=sys.stderr)
     if written.key:
         print(f"recovery key: {written.key}")
         print("The recovery key is shown this once. Keep it away from the bundle: both together are the installation.",

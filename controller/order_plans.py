@@ -3,6 +3,7 @@
 Sync functions, run by `Database.run`. Nothing is changed here.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,7 @@ from controller.backups import Backup
 from controller.batches import Batch
 from controller.context import Context
 from controller.errors import (
+    ControllerError,
     DiskNotFound,
     HypervisorNotFound,
     HypervisorUnreachable,
@@ -35,6 +37,7 @@ from controller.errors import (
 from controller.hypervisors import Hypervisor
 from controller.order_types import (
     BackupOrder,
+    BundleOrder,
     DeleteOrder,
     HealthOrder,
     Order,
@@ -51,6 +54,8 @@ from controller.rules import health as rules
 from controller.servers import Server
 from controller.storages import Storage
 from engine.ids import new_id
+
+BUNDLES_KEPT = 10  # on a storage: a change that was a mistake can be gone behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ def plan_of(order: Order, context: Context) -> Plan:
             return _plan_storage("health", replace(order, hypervisor_id=_looker(order, context)), context)
         case ProbeOrder():
             return _plan_probe(order, context)
+        case BundleOrder():
+            return _plan_bundle(order, context)
 
 
 def _plan_backup(order: BackupOrder, context: Context) -> Plan:
@@ -287,6 +294,19 @@ def _plan_probe(order: ProbeOrder, context: Context) -> Plan:
         raise StorageImmutable(field="config")
     hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
     return Plan(type="health", hypervisor=hypervisor, storage=storage, spec={proofs.PROBE: dict(order.config)})
+
+
+def _plan_bundle(order: BundleOrder, context: Context) -> Plan:
+    """Return the plan of writing a part; the last one removes old bundles, where backups could be deleted too (N11, N16)."""
+    storage = storages.find(order.storage_id)
+    spec = {"bundle_id": order.bundle_id, "number": order.number, "count": order.count, "keep": 0}
+    if order.number == order.count:
+        with contextlib.suppress(ControllerError):
+            removals.check_binding("prune", storage, order.hypervisor_id)
+            reconciliation.check("prune", storage, order.hypervisor_id)
+            spec["keep"] = BUNDLES_KEPT
+    hypervisor = hypervisors.find(order.hypervisor_id, context.limits, context.now)
+    return Plan(type="bundle", hypervisor=hypervisor, storage=storage, spec=spec)
 
 
 def _worker(reference: str, backup: Backup, storage: Storage, context: Context) -> Hypervisor:

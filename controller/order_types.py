@@ -119,6 +119,18 @@ class ProbeOrder:
     request_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BundleOrder:
+    """A part of a recovery bundle that lies in the database; see bundles.py."""
+
+    storage_id: str
+    hypervisor_id: str
+    bundle_id: str
+    number: int
+    count: int
+    request_id: str = ""
+
+
 Order: TypeAlias = (
     BackupOrder
     | RestoreOrder
@@ -130,4 +142,5 @@ Order: TypeAlias = (
     | TestOrder
     | HealthOrder
     | ProbeOrder
+    | BundleOrder
 )

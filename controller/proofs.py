@@ -19,7 +19,7 @@ from controller.rules import storage_types
 
 PROOF_TIME_MAX = timedelta(hours=1)  # a reading, or a look, is proof for so long
 PROBE = "probe"  # in the spec of a look at another place: the config that was looked at
-WRITERS = ("backup", "test")  # jobs that may make the repository
+WRITERS = ("backup", "test", "bundle")  # jobs that may make the repository
 _WELL = ("completed", "completed_with_warnings")
 
 

@@ -52,6 +52,15 @@ def check(verb: str, storage: Storage, hypervisor_id: str) -> None:
         raise StorageUnreconciled(storage_id=storage.storage_id, epoch=epoch)
 
 
+def blocked_at(storage: Storage) -> list[str]:
+    """Return where nothing is deleted on a storage: hypervisors of a local folder, [""] for the whole of another, [] for nowhere."""
+    epoch = installation.get().epoch
+    if epoch == FIRST_EPOCH:
+        return []
+    places = sorted(_makers(storage) | schedules_of(storage)) if storage.per_hypervisor else [""]
+    return [one for one in places if _find(storage, one).epoch != epoch]
+
+
 def reconciled(reading: Reading, now: datetime) -> None:
     """Note that a storage was read as a whole, and that the catalog says what lies there."""
     key = _key(storages.find(reading.storage_id), reading.hypervisor_id)

@@ -9,6 +9,8 @@ new epoch refuses their old work, and deletes on each storage until it is reconc
 """
 
 import contextlib
+import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,6 +46,22 @@ TABLES: tuple[type[models.Table], ...] = (
     models.Webhook,
 )
 """What storages cannot give back. Jobs, logs, events, open purges and unused enrollment tokens are not among it."""
+PASSING: dict[str, frozenset[str]] = {
+    "installation": frozenset({"mark"}),
+    "access_token": frozenset({"last_use_time"}),
+    "hypervisor": frozenset(
+        {
+            "boot_id", "session_id", "session_count", "last_contact_time", "clock_offset_microseconds", "capabilities",
+            "scratch_free_bytes", "greeted_epoch", "load", "inventory_time", "agent_version", "protocol_version",
+        }
+    ),
+    "server": frozenset({"place_state"}),
+    "schedule": frozenset({"due_time", "anchor_time", "last_start_time"}),
+    "webhook": frozenset(
+        {"cursor", "delivered_count", "missed_count", "success_time", "failure_time", "failure"}
+    ),
+}  # fmt: skip
+"""Columns that change by themselves, and are worth no bundle of their own."""
 EVENTS_SKIPPED = (
     1_000_000  # numbers that may have been given since the bundle was written; whoever knows one reads anew
 )
@@ -58,7 +76,7 @@ _NEWEST_EVENT = """
 class Written:
     """A bundle that was written; `key` is its recovery key in words where it was made just now, else ""."""
 
-    file: Path
+    file: Path | None
     server_count: int
     storage_count: int
     key: str = field(repr=False)
@@ -74,15 +92,16 @@ class Restored:
     storages: tuple[str, ...]
 
 
-def backup(settings: Settings, file: Path, *, new_key: bool = False) -> Written:
-    """Write a bundle in place of an earlier one. Raises CannotStart."""
+def backup(settings: Settings, file: Path | None, *, new_key: bool = False) -> Written:
+    """Write a bundle in place of an earlier one; without a file only see to it that there is a key. Raises CannotStart."""
     kept = None if new_key else bundle.load_key(settings.recovery_key_file)
-    value = _collect(settings, SystemClock().now())
+    value = collect(settings, SystemClock().now())
     try:
         key = kept or bundle.make_key(settings.recovery_key_file)
-        write_atomic(file, bundle.seal(value, key))
+        if file is not None:
+            write_atomic(file, bundle.seal(value, key))
     except OSError as error:
-        raise CannotStart(f"cannot write {file}: {error.strerror}") from error
+        raise CannotStart(f"cannot write {file or settings.recovery_key_file}: {error.strerror}") from error
     tables = value["tables"]
     return Written(file, len(tables["server"]), len(tables["storage"]), "" if kept else bundle.shown(key))
 
@@ -121,7 +140,22 @@ def restore(settings: Settings, file: Path, key: bytes) -> Restored:
 # ---- reading ------------------------------------------------------------------------------------------------------------
 
 
-def _collect(settings: Settings, now: datetime) -> dict[str, Any]:
+def digest(value: dict[str, Any]) -> str:
+    """Return what tells whether anything worth a bundle has changed; what every heartbeat changes is not."""
+    tables = {
+        name: [
+            {key: text for key, text in row.items() if key not in PASSING.get(name, ())}
+            for row in rows
+            if row.get("scope") != "portal"  # made for each visit of a customer
+        ]
+        for name, rows in value["tables"].items()
+    }
+    lasting = [value["authority"], value["master_key"], tables]
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def collect(settings: Settings, now: datetime) -> dict[str, Any]:
+    """Return what a bundle holds, everything as at one instant. Raises CannotStart. Any thread."""
     Vault.load(settings.master_key_file)  # refuses one that is damaged: a bundle without the key is worth nothing
     try:
         if not read_roots(settings.authority_folder):

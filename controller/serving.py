@@ -77,6 +77,7 @@ from controller.addresses import join_address, split_address
 from controller.agents.ownership import Ownership
 from controller.agents.sessions import Sessions
 from controller.audit import Audit
+from controller.bundler import Bundler
 from controller.changes import Changes
 from controller.clock import Clock, SystemClock
 from controller.config import Settings
@@ -238,6 +239,9 @@ class Controller:
 
         stack.push_async_callback(tick.stop)
         tick.start()
+        bundler = Bundler(settings, database, vault, clock, lambda: limits)
+        bundling = asyncio.create_task(bundler.run(settings.tick_seconds), name="bundle")
+        stack.push_async_callback(_cancel, bundling)
         stack.push_async_callback(courier.stop)
         courier.start()
         mark = asyncio.create_task(set_back.keep_mark(database, settings.mark_file), name="mark")

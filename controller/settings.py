@@ -51,6 +51,7 @@ class Settings:
     backup_cooldown_minutes: int = 60
     restore_cooldown_minutes: int = 60
     time_zone: str = "UTC"
+    bundle_storage_id: str = ""
 
     @property
     def batch_time_max(self) -> timedelta:
@@ -119,6 +120,8 @@ def update(values: dict[str, Any], etag: str, now: datetime) -> Stored:
     """Choose settings by name and return all of them. Raises InvalidField, EtagMismatch."""
     for name, value in values.items():
         check(name, value)
+    if values.get("bundle_storage_id"):
+        values = {**values, "bundle_storage_id": _storage_id(values["bundle_storage_id"])}
     Row.insert(number=1, chosen={}, version=0).on_conflict_ignore().execute()
     row = Row.get_by_id(1)
     same = etag in {"", str(row.version)}
@@ -131,6 +134,15 @@ def update(values: dict[str, Any], etag: str, now: datetime) -> Stored:
         raise EtagMismatch(etag=str(row.version))
     happenings.record("settings.updated", now, body={"changed": sorted(values)})
     return read()
+
+
+def _storage_id(reference: str) -> str:
+    """Return the id of a storage that is given by id or name. Raises InvalidField."""
+    table = models.Storage
+    row = find_row(table.storage_id, reference) or find_row(table.name, reference)
+    if row is None:
+        raise InvalidField(field="settings.bundle_storage_id", problem="names no storage")
+    return str(row.storage_id)
 
 
 def check(name: str, value: Any) -> None:

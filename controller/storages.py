@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, health, proofs, totals
+from controller import happenings, health, proofs, settings, totals
 from controller.db import models, secrets
 from controller.db.secrets import Vault
 from controller.db.statements import find_row
@@ -21,6 +21,7 @@ from controller.errors import (
     StorageExists,
     StorageInUse,
     StorageNotFound,
+    StorageOfBundles,
 )
 from controller.rules import storage_types
 from controller.rules.retention import KEEP_LAST_DEFAULT
@@ -312,6 +313,8 @@ def delete(storage_id: str, now: datetime) -> None:
     """Forget a storage, its secrets and keys; what lies there stays. Raises StorageNotFound, StorageInUse."""
     find(storage_id)
     schedules = _schedule_count(storage_id)
+    if settings.get().bundle_storage_id == storage_id:
+        raise StorageOfBundles(storage_id=storage_id)
     if schedules or _use_count(storage_id):
         there = totals.of_storages([storage_id]).get(storage_id, totals.NONE)
         raise StorageInUse(storage_id=storage_id, backup_count=there.backup_count, schedule_count=schedules)

@@ -41,6 +41,7 @@ VERBS = {
     "heal": "engine.cli_host:cleanup",
     "forget": "engine.cli_host:forget",
     "s3-cleanup": "engine.cli_host:remove_stale",
+    "bundle": "engine.cli_bundle:fetch",
 }
 
 EXIT_CODES = """exit status: 0 done, 1 failed, 2 wrong usage or settings, 3 not found, 4 refused by the present state,
@@ -160,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "estimate", "show what the next backup of a domain would read", storage=None)
     verb.add_argument("domain", help="name or UUID")
     _host(verb)
+
+    verb = _verb(verbs, "bundle", "fetch the newest of the controller's recovery bundles")
+    verb.add_argument("--to", required=True, metavar="FILE", help="where it is put; a file that is there is left alone")
+    verb.add_argument("--id", default="", metavar="ID", help="another than the newest")
 
     verb = _verb(verbs, "cleanup", "tidy up after engines that died", storage=False)
     verb.add_argument("--domain", default="", help="only this domain; all of this host if left out")

@@ -188,6 +188,8 @@ def _verb(job: Job) -> Callable[[Surroundings], dict[str, Any]]:
         return _health
     if job.ticket is not None:
         return _ticket
+    if job.bundle is not None:
+        return _bundle
     return _test
 
 
@@ -316,3 +318,13 @@ def _ticket(around: Surroundings) -> dict[str, Any]:
     from engine.ticket_issue import leave_ticket
 
     return asdict(leave_ticket(around))
+
+
+def _bundle(around: Surroundings) -> dict[str, Any]:
+    from engine.bundles import write
+
+    spec = around.job.bundle
+    assert spec is not None
+    around.work.report.stage("write")
+    with around.repository() as storage:
+        return asdict(write(storage, spec))

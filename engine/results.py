@@ -129,6 +129,15 @@ class TicketResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleResult:
+    """A part of a recovery bundle that was written and read back, and how many older bundles were removed."""
+
+    name: str
+    stored_bytes: int
+    removed_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class HealthResult:
     """A storage that let us in. `initialized`: its repository is there; both sizes are 0 where the backend cannot tell."""
 

@@ -237,6 +237,17 @@ class TicketJob:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleJob:
+    """Write part `number` of `count` of a recovery bundle; `data` is base64. Of older ones the newest `keep` stay, 0: all do."""
+
+    bundle_id: str
+    number: int
+    count: int
+    data: str = field(repr=False)
+    keep: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One job; exactly one of the verbs is set. `restarts`: how many engines died on this attempt before.
 
@@ -255,6 +266,7 @@ class Job:
     test: TestJob | None = None
     health: HealthJob | None = None
     ticket: TicketJob | None = None
+    bundle: BundleJob | None = None
 
 
 @dataclass(frozen=True, slots=True)

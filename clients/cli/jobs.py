@@ -55,6 +55,7 @@ class Type(StrEnum):
     TEST = "test"
     HEALTH = "health"
     TICKET = "ticket"
+    BUNDLE = "bundle"
 
 
 app = group()

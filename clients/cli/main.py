@@ -50,6 +50,7 @@ app = typer.Typer(
 app.command()(login.login)
 app.command()(login.logout)
 app.command()(system.version)
+app.command()(system.recovery)
 app.command()(overview.overview)
 app.command()(overview.diagnose)
 app.command()(events.events)

@@ -57,6 +57,7 @@ _STYLES = {
     "cancelled": "magenta",
     "locked": "yellow",
     "migrating": "yellow",
+    "deletes blocked": "yellow",
     "conflict": "red",
     "deleted": "dim",
     "disabled": "dim",

@@ -150,6 +150,8 @@ def _result_facts(job: Job, now: datetime) -> list[tuple[str, str]]:
                 ("Ticket", result.ticket.path),
                 ("Expires", words.long_time(expire_time, now)),
             ]
+        case "bundle":
+            return [("Bundle", f"{result.bundle.name}, {words.size(result.bundle.stored_bytes)}")]
     return []
 
 

@@ -135,6 +135,8 @@ def _particulars(storage: "Storage") -> list[tuple[str, Cell]]:
 
 
 def _state(storage: "Storage") -> "Text":
+    if storage.deletes_blocked and storage.enabled and not storage.read_only:
+        return state("deletes blocked")
     return state("disabled" if not storage.enabled else "read-only" if storage.read_only else "enabled")
 
 
@@ -164,6 +166,12 @@ def _card(screen: Screen, storage: "Storage") -> "RenderableType":
         (
             "Backups",
             f"{storage.backup_count}, {words.size(storage.stored_bytes)} stored" if storage.backup_count else "none",
+        ),
+        (
+            "Deletes",
+            f"blocked until it is reconciled: bmctl storage reconcile {storage.name}"
+            if storage.deletes_blocked
+            else "",
         ),
         ("Health", storage_health.sentence(storage, screen.now)),
         ("Usage", storage_health.usage_line(storage.usage)),

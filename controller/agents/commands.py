@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import disk_pb2
-from controller import batches, installation, probes, schedules, storages
+from controller import batches, bundles, installation, probes, schedules, storages
 from controller import settings as chosen
 from controller.agents.outbox import Pending
 from controller.batches import Batch
@@ -255,6 +255,11 @@ def _ticket(run: command_pb2.RunCommand, job: Job, keys: list[command_pb2.Server
     run.ticket.CopyFrom(work)
 
 
+def _bundle(run: command_pb2.RunCommand, job: Job, _keys: list[command_pb2.ServerKey]) -> None:
+    work = command_pb2.BundleWork(data=bundles.part(job.spec["bundle_id"], job.spec["number"]), **job.spec)
+    run.bundle.CopyFrom(work)
+
+
 _WORK: dict[str, Any] = {
     "backup": _backup,
     "restore": _restore,
@@ -266,6 +271,7 @@ _WORK: dict[str, Any] = {
     "test": _test,
     "health": _health,
     "ticket": _ticket,
+    "bundle": _bundle,
 }
 
 

@@ -11,7 +11,9 @@ from controller.hypervisors import Hypervisor
 from controller.servers import Server
 from controller.storages import Storage
 
-WRITING = frozenset({"backup", "delete", "prune", "purge", "test"})  # refused on a read-only storage (S21, S22)
+WRITING = frozenset(
+    {"backup", "delete", "prune", "purge", "test", "bundle"}
+)  # refused on a read-only storage (S21, S22)
 TIMED = frozenset({"backup", "delete", "prune", "purge"})  # refused when the host's clock is wrong (N14)
 
 MIGRATING = "migrating"  # a domain's state, as its agent reports it

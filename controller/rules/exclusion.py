@@ -56,6 +56,7 @@ GROUPS: dict[str, Group] = {
     "purge": Group.REMOVAL,
     "verify": Group.CHECK,
     "ticket": Group.CHECK,
+    "bundle": Group.CHECK,
     "mount": Group.CHECK,
     "copy": Group.CHECK,
     "reindex": Group.CHECK,

@@ -141,6 +141,7 @@ RULES: dict[str, Rule] = {
     f"{_V1}AccessTokenService/RevokeAccessToken": Rule("admin", "access_token_id"),
     f"{_V1}SystemService/GetVersion": Rule("any"),
     f"{_V1}SystemService/GetCapabilities": Rule("any"),
+    f"{_V1}SystemService/GetRecovery": Rule("viewer"),
     f"{_V1}PortalService/ListPortalServers": Rule("portal"),
     f"{_V1}PortalService/GetPortalServer": Rule("portal"),
     f"{_V1}PortalService/ListPortalDrives": Rule("portal"),

@@ -24,8 +24,13 @@ STORAGE_CAPABILITIES = {
 }
 
 
-def storage(record: Storage, total: Total = totals.NONE, found: Health = health_records.NEVER) -> storage_pb2.Storage:
-    """Return a storage with what lies there and how it is."""
+def storage(
+    record: Storage,
+    total: Total = totals.NONE,
+    found: Health = health_records.NEVER,
+    blocked: bool = False,  # the last of `standing.Standing`, which is passed as it is
+) -> storage_pb2.Storage:
+    """Return a storage with what lies there, how it is, and whether deletes there are blocked."""
     # The field of a config is named by the type.
     config: dict[str, Any] = {record.type: convert.from_json(types.BY_TYPE[record.type].message, record.config)}
     return storage_pb2.Storage(
@@ -52,6 +57,7 @@ def storage(record: Storage, total: Total = totals.NONE, found: Health = health_
         usage=storage_usage(total, found),
         last_backup_time=convert.time(total.last_backup_time),
         upload_memory=_upload_memory(record),
+        deletes_blocked=blocked,
         **config,
     )
 

@@ -2,7 +2,9 @@
 
 from clients.gen.backupmanager.v1 import access_token_pb2, system_service_pb2_grpc
 from clients.gen.backupmanager.v1 import system_service_pb2 as messages
+from controller import bundles, installation, storages
 from controller.agents.hello import PROTOCOL_VERSION
+from controller.db import models
 from controller.security.caller import current_caller
 from controller.services import convert, convert_storages
 from controller.services.parts import Context, Parts
@@ -30,3 +32,34 @@ class SystemServicer(system_service_pb2_grpc.SystemServiceServicer):
             for name, capabilities in sorted(convert_storages.STORAGE_CAPABILITIES.items())
         ]
         return messages.GetCapabilitiesResponse(storage_types=types)
+
+    async def GetRecovery(self, request: messages.GetRecoveryRequest, context: Context) -> messages.GetRecoveryResponse:
+        return await self._parts.database.run(_recovery)
+
+
+def _recovery() -> messages.GetRecoveryResponse:
+    found = bundles.standing()
+    chosen = storages.find(found.storage_id) if found.storage_id else None
+    return messages.GetRecoveryResponse(
+        storage_id=found.storage_id,
+        storage_name=chosen.name if chosen else "",
+        newest=_bundle(found.newest),
+        writing=found.writing,
+        failure=convert.failure(found.failure) if found.failure else None,
+        epoch=installation.get().epoch,
+        blocked_storages=[
+            messages.BlockedStorage(storage_id=storage.storage_id, name=storage.name, hypervisor_ids=places)
+            for storage, places in bundles.blocked()
+        ],
+    )
+
+
+def _bundle(row: models.Bundle | None) -> messages.RecoveryBundle | None:
+    if row is None:
+        return None
+    return messages.RecoveryBundle(
+        bundle_id=row.bundle_id,
+        create_time=convert.time(row.create_time),
+        hypervisor_id=row.hypervisor_id,
+        stored_bytes=row.stored_bytes,
+    )

@@ -40,6 +40,9 @@ class System(system_service_pb2_grpc.SystemServiceServicer):
     async def GetCapabilities(self, request: Any, context: Any) -> Any:  # noqa: N802  # the RPC's name
         raise NotImplementedError
 
+    async def GetRecovery(self, request: Any, context: Any) -> Any:  # noqa: N802  # the RPC's name
+        raise NotImplementedError
+
     async def GetVersion(self, request: Any, context: Any) -> Any:  # noqa: N802  # the RPC's name
         self.calls += 1
         if self.refusals:

@@ -26,7 +26,7 @@ from controller.db.models.events import (
 )
 from controller.db.models.hosts import Domain, EnrollmentToken, Hypervisor
 from controller.db.models.records import AccessToken, Audit, Installation
-from controller.db.models.recovery import Reconciliation
+from controller.db.models.recovery import Bundle, BundlePart, Reconciliation
 from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
@@ -48,6 +48,8 @@ __all__ = [
     "BackupNeed",
     "BackupTotal",
     "Batch",
+    "Bundle",
+    "BundlePart",
     "Domain",
     "EnrollmentToken",
     "Event",

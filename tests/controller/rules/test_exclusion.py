@@ -8,7 +8,7 @@ from controller.rules.exclusion import CHAIN_USES, GROUPS, ChainUse, Outcome, Wo
 
 TRANSFERS = ("backup", "restore")
 REMOVALS = ("delete", "prune", "purge")
-CHECKS = ("verify", "reindex", "estimate", "health", "test", "inventory", "mount", "copy", "ticket")
+CHECKS = ("verify", "reindex", "estimate", "health", "test", "inventory", "mount", "copy", "ticket", "bundle")
 READERS = ("restore", "verify", "mount", "copy")
 
 

@@ -294,6 +294,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
     is too old; `hypervisor_id`, `storage_id`, `problem`.
     """
+    ERROR_REASON_RECOVERY_KEY_MISSING: _ErrorReason.ValueType  # 290
+    """Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -577,4 +579,6 @@ ERROR_REASON_STORAGE_OUT_OF_REACH: ErrorReason.ValueType  # 300
 """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
 is too old; `hypervisor_id`, `storage_id`, `problem`.
 """
+ERROR_REASON_RECOVERY_KEY_MISSING: ErrorReason.ValueType  # 290
+"""Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -51,6 +51,8 @@ class _JobTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobType.Value
     """Looks at a storage without writing to it."""
     JOB_TYPE_TICKET: _JobType.ValueType  # 11
     """Leaves a restore ticket on the hypervisor."""
+    JOB_TYPE_BUNDLE: _JobType.ValueType  # 12
+    """Writes a part of the controller's recovery bundle."""
 
 class JobType(_JobType, metaclass=_JobTypeEnumTypeWrapper):
     """What a job does."""
@@ -77,6 +79,8 @@ JOB_TYPE_HEALTH: JobType.ValueType  # 9
 """Looks at a storage without writing to it."""
 JOB_TYPE_TICKET: JobType.ValueType  # 11
 """Leaves a restore ticket on the hypervisor."""
+JOB_TYPE_BUNDLE: JobType.ValueType  # 12
+"""Writes a part of the controller's recovery bundle."""
 Global___JobType: _TypeAlias = JobType  # noqa: Y015
 
 class _JobState:
@@ -303,6 +307,7 @@ class JobResult(_message.Message):
     TEST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def backup(self) -> Global___BackupResult:
         """Of a backup."""
@@ -335,6 +340,10 @@ class JobResult(_message.Message):
     def ticket(self) -> Global___TicketResult:
         """Of a restore ticket."""
 
+    @_builtins.property
+    def bundle(self) -> Global___BundleResult:
+        """Of a part of a recovery bundle."""
+
     def __init__(
         self,
         *,
@@ -346,16 +355,47 @@ class JobResult(_message.Message):
         test: Global___StorageTestResult | None = ...,
         health: Global___HealthResult | None = ...,
         ticket: Global___TicketResult | None = ...,
+        bundle: Global___BundleResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "bundle", b"bundle", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "bundle", b"bundle", "delete", b"delete", "health", b"health", "reindex", b"reindex", "restore", b"restore", "result", b"result", "test", b"test", "ticket", b"ticket", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket", "bundle"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___JobResult: _TypeAlias = JobResult  # noqa: Y015
+
+@_typing.final
+class BundleResult(_message.Message):
+    """A part of a recovery bundle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    REMOVED_COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name on the storage."""
+    stored_bytes: _builtins.int
+    """Its bytes."""
+    removed_count: _builtins.int
+    """Older bundles that were removed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        stored_bytes: _builtins.int = ...,
+        removed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "removed_count", b"removed_count", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleResult: _TypeAlias = BundleResult  # noqa: Y015
 
 @_typing.final
 class BackupResult(_message.Message):

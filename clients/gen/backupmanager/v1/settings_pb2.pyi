@@ -47,6 +47,7 @@ class Settings(_message.Message):
     BACKUP_COOLDOWN_MINUTES_FIELD_NUMBER: _builtins.int
     RESTORE_COOLDOWN_MINUTES_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    BUNDLE_STORAGE_ID_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     dispatch_paused: _builtins.bool
@@ -97,6 +98,8 @@ class Settings(_message.Message):
     """The same after a restore. Default 60."""
     time_zone: _builtins.str
     """IANA time zone of schedules that name none. Default UTC."""
+    bundle_storage_id: _builtins.str
+    """Storage that the controller's recovery bundle is written to after changes; empty for none. Set by id or name, shown as id."""
     etag: _builtins.str
     """Version of these settings, for updates."""
     @_builtins.property
@@ -130,12 +133,13 @@ class Settings(_message.Message):
         backup_cooldown_minutes: _builtins.int = ...,
         restore_cooldown_minutes: _builtins.int = ...,
         time_zone: _builtins.str = ...,
+        bundle_storage_id: _builtins.str = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_batches", b"_max_concurrent_batches", "max_concurrent_batches", b"max_concurrent_batches", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_batches", b"_max_concurrent_batches", "backup_cooldown_minutes", b"backup_cooldown_minutes", "dispatch_concurrency", b"dispatch_concurrency", "dispatch_paused", b"dispatch_paused", "etag", b"etag", "event_retention_days", b"event_retention_days", "health_check_minutes", b"health_check_minutes", "job_log_bytes_max", b"job_log_bytes_max", "job_retention_days", b"job_retention_days", "log_info_level", b"log_info_level", "log_retention_days", b"log_retention_days", "manual_backups", b"manual_backups", "manual_restores", b"manual_restores", "max_batch_hours", b"max_batch_hours", "max_concurrent_batches", b"max_concurrent_batches", "max_prune_dispatches_per_tick", b"max_prune_dispatches_per_tick", "max_prune_storages_per_tick", b"max_prune_storages_per_tick", "max_purges_per_tick", b"max_purges_per_tick", "max_single_job_hours", b"max_single_job_hours", "prune_interval_hours", b"prune_interval_hours", "purge_backoff_hours", b"purge_backoff_hours", "purge_delay_days", b"purge_delay_days", "restore_cooldown_minutes", b"restore_cooldown_minutes", "time_zone", b"time_zone", "unhealthy_recheck_minutes", b"unhealthy_recheck_minutes", "update_time", b"update_time", "warning_window_days", b"warning_window_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_concurrent_batches", b"_max_concurrent_batches", "backup_cooldown_minutes", b"backup_cooldown_minutes", "bundle_storage_id", b"bundle_storage_id", "dispatch_concurrency", b"dispatch_concurrency", "dispatch_paused", b"dispatch_paused", "etag", b"etag", "event_retention_days", b"event_retention_days", "health_check_minutes", b"health_check_minutes", "job_log_bytes_max", b"job_log_bytes_max", "job_retention_days", b"job_retention_days", "log_info_level", b"log_info_level", "log_retention_days", b"log_retention_days", "manual_backups", b"manual_backups", "manual_restores", b"manual_restores", "max_batch_hours", b"max_batch_hours", "max_concurrent_batches", b"max_concurrent_batches", "max_prune_dispatches_per_tick", b"max_prune_dispatches_per_tick", "max_prune_storages_per_tick", b"max_prune_storages_per_tick", "max_purges_per_tick", b"max_purges_per_tick", "max_single_job_hours", b"max_single_job_hours", "prune_interval_hours", b"prune_interval_hours", "purge_backoff_hours", b"purge_backoff_hours", "purge_delay_days", b"purge_delay_days", "restore_cooldown_minutes", b"restore_cooldown_minutes", "time_zone", b"time_zone", "unhealthy_recheck_minutes", b"unhealthy_recheck_minutes", "update_time", b"update_time", "warning_window_days", b"warning_window_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_concurrent_batches: _TypeAlias = _typing.Literal["max_concurrent_batches"]  # noqa: Y015
     _WhichOneofArgType__max_concurrent_batches: _TypeAlias = _typing.Literal["_max_concurrent_batches", b"_max_concurrent_batches"]  # noqa: Y015

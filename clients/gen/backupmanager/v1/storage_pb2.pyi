@@ -210,6 +210,7 @@ class Storage(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     LAST_BACKUP_TIME_FIELD_NUMBER: _builtins.int
     UPLOAD_MEMORY_FIELD_NUMBER: _builtins.int
+    DELETES_BLOCKED_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """Id, made by the controller."""
     name: _builtins.str
@@ -230,6 +231,10 @@ class Storage(_message.Message):
     """So many chains beside the one that backups go on with (on PBS: so many snapshots) are kept whatever their age."""
     delete_hypervisor_id: _builtins.str
     """The only hypervisor that deletes there: its id; empty for any that uses the storage."""
+    deletes_blocked: _builtins.bool
+    """Nothing is deleted there before it is reconciled: the controller's memory was lost or set back, and it may know less than lies there
+    (STORAGE_UNRECONCILED). Of a local folder: on at least one hypervisor.
+    """
     @_builtins.property
     def local(self) -> Global___LocalConfig:
         """A folder on each hypervisor."""
@@ -333,10 +338,11 @@ class Storage(_message.Message):
         usage: Global___StorageUsage | None = ...,
         last_backup_time: _timestamp_pb2.Timestamp | None = ...,
         upload_memory: Global___UploadMemory | None = ...,
+        deletes_blocked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "encryption", b"encryption", "ftp", b"ftp", "health", b"health", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "rclone", b"rclone", "retention", b"retention", "s3", b"s3", "sftp", b"sftp", "update_time", b"update_time", "upload_memory", b"upload_memory", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "ftp", b"ftp", "health", b"health", "keep_last", b"keep_last", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "name", b"name", "rclone", b"rclone", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "upload_memory", b"upload_memory", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_count", b"backup_count", "capabilities", b"capabilities", "compression", b"compression", "config", b"config", "create_time", b"create_time", "defaults", b"defaults", "delete_hypervisor_id", b"delete_hypervisor_id", "deletes_blocked", b"deletes_blocked", "enabled", b"enabled", "encryption", b"encryption", "etag", b"etag", "ftp", b"ftp", "health", b"health", "keep_last", b"keep_last", "last_backup_time", b"last_backup_time", "limits", b"limits", "local", b"local", "name", b"name", "rclone", b"rclone", "read_only", b"read_only", "repository_id", b"repository_id", "retention", b"retention", "s3", b"s3", "secrets", b"secrets", "sftp", b"sftp", "storage_id", b"storage_id", "stored_bytes", b"stored_bytes", "update_time", b"update_time", "upload_memory", b"upload_memory", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["local", "sftp", "s3", "ftp", "rclone"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015

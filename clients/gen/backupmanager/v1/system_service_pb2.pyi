@@ -4,10 +4,12 @@ isort:skip_file
 """
 
 from clients.gen.backupmanager.v1 import access_token_pb2 as _access_token_pb2
+from clients.gen.backupmanager.v1 import failure_pb2 as _failure_pb2
 from clients.gen.backupmanager.v1 import storage_pb2 as _storage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -19,6 +21,143 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class GetRecoveryRequest(_message.Message):
+    """Asks how a loss of the controller would end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryRequest: _TypeAlias = GetRecoveryRequest  # noqa: Y015
+
+@_typing.final
+class GetRecoveryResponse(_message.Message):
+    """What would bring this controller back, and what is not reconciled since its memory was lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_NAME_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    WRITING_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BLOCKED_STORAGES_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """The storage that bundles are written to; empty for none."""
+    storage_name: _builtins.str
+    """Its name."""
+    writing: _builtins.bool
+    """One is being written."""
+    epoch: _builtins.int
+    """How often the controller's memory was lost or set back, and 1."""
+    @_builtins.property
+    def newest(self) -> Global___RecoveryBundle:
+        """The newest bundle that lies there whole; unset for none."""
+
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why the last try failed; unset when it did not."""
+
+    @_builtins.property
+    def blocked_storages(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockedStorage]:
+        """Storages that nothing is deleted on before they were read as a whole in this epoch."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        storage_name: _builtins.str = ...,
+        newest: Global___RecoveryBundle | None = ...,
+        writing: _builtins.bool = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        epoch: _builtins.int = ...,
+        blocked_storages: _abc.Iterable[Global___BlockedStorage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "newest", b"newest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_storages", b"blocked_storages", "epoch", b"epoch", "failure", b"failure", "newest", b"newest", "storage_id", b"storage_id", "storage_name", b"storage_name", "writing", b"writing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryResponse: _TypeAlias = GetRecoveryResponse  # noqa: Y015
+
+@_typing.final
+class RecoveryBundle(_message.Message):
+    """A recovery bundle on a storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_ID_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    bundle_id: _builtins.str
+    """Its id; its parts lie below `controller/` and this id."""
+    hypervisor_id: _builtins.str
+    """The hypervisor that wrote it; of a local folder, it lies there."""
+    stored_bytes: _builtins.int
+    """Its bytes."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """What it holds is as it was then."""
+
+    def __init__(
+        self,
+        *,
+        bundle_id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        hypervisor_id: _builtins.str = ...,
+        stored_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "create_time", b"create_time", "hypervisor_id", b"hypervisor_id", "stored_bytes", b"stored_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoveryBundle: _TypeAlias = RecoveryBundle  # noqa: Y015
+
+@_typing.final
+class BlockedStorage(_message.Message):
+    """A storage whose deletes are blocked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_IDS_FIELD_NUMBER: _builtins.int
+    storage_id: _builtins.str
+    """The storage."""
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def hypervisor_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a local folder, the hypervisors where it is; empty for all."""
+
+    def __init__(
+        self,
+        *,
+        storage_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        hypervisor_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hypervisor_ids", b"hypervisor_ids", "name", b"name", "storage_id", b"storage_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockedStorage: _TypeAlias = BlockedStorage  # noqa: Y015
 
 @_typing.final
 class GetVersionRequest(_message.Message):

@@ -45,6 +45,11 @@ class SystemServiceStub:
                 request_serializer=backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesRequest.SerializeToString,
                 response_deserializer=backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesResponse.FromString,
                 _registered_method=True)
+        self.GetRecovery = channel.unary_unary(
+                '/backupmanager.v1.SystemService/GetRecovery',
+                request_serializer=backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryRequest.SerializeToString,
+                response_deserializer=backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -65,6 +70,13 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetRecovery(self, request, context):
+        """Returns what would bring this controller back if it were lost, and what a loss that was has left blocked. Scope: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetCapabilities,
                     request_deserializer=backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesRequest.FromString,
                     response_serializer=backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesResponse.SerializeToString,
+            ),
+            'GetRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecovery,
+                    request_deserializer=backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryRequest.FromString,
+                    response_serializer=backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class SystemService:
             '/backupmanager.v1.SystemService/GetCapabilities',
             backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesRequest.SerializeToString,
             backupmanager_dot_v1_dot_system__service__pb2.GetCapabilitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/backupmanager.v1.SystemService/GetRecovery',
+            backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryRequest.SerializeToString,
+            backupmanager_dot_v1_dot_system__service__pb2.GetRecoveryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,8 @@ class SystemServiceStub:
     """Returns versions and the installation's identity. Scope: any token."""
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetCapabilitiesRequest, _system_service_pb2.GetCapabilitiesResponse]
     """Returns what this controller can do, so that a panel shows only that. Scope: any token."""
+    GetRecovery: _aio.UnaryUnaryMultiCallable[_system_service_pb2.GetRecoveryRequest, _system_service_pb2.GetRecoveryResponse]
+    """Returns what would bring this controller back if it were lost, and what a loss that was has left blocked. Scope: viewer."""
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     """The controller itself."""
@@ -39,5 +41,13 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_system_service_pb2.GetCapabilitiesRequest, _abc.Awaitable[_system_service_pb2.GetCapabilitiesResponse]],
     ) -> _abc.Awaitable[_system_service_pb2.GetCapabilitiesResponse]:
         """Returns what this controller can do, so that a panel shows only that. Scope: any token."""
+
+    @_abc_1.abstractmethod
+    def GetRecovery(
+        self,
+        request: _system_service_pb2.GetRecoveryRequest,
+        context: _aio.ServicerContext[_system_service_pb2.GetRecoveryRequest, _abc.Awaitable[_system_service_pb2.GetRecoveryResponse]],
+    ) -> _abc.Awaitable[_system_service_pb2.GetRecoveryResponse]:
+        """Returns what would bring this controller back if it were lost, and what a loss that was has left blocked. Scope: viewer."""
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _aio.Server) -> None: ...

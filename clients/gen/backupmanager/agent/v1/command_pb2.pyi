@@ -143,6 +143,7 @@ class RunCommand(_message.Message):
     TEST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     TICKET_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def storage(self) -> Global___StorageAccess:
@@ -189,6 +190,10 @@ class RunCommand(_message.Message):
         """Leave a restore ticket on the hypervisor."""
 
     @_builtins.property
+    def bundle(self) -> Global___BundleWork:
+        """Write a part of a recovery bundle."""
+
+    @_builtins.property
     def batch(self) -> Global___BatchMembership:
         """The job is one of a batch: it runs in the batch's process, when its turn comes. Unset for a single."""
 
@@ -206,13 +211,14 @@ class RunCommand(_message.Message):
         test: Global___TestWork | None = ...,
         health: Global___HealthWork | None = ...,
         ticket: Global___TicketWork | None = ...,
+        bundle: Global___BundleWork | None = ...,
         batch: Global___BatchMembership | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "bundle", b"bundle", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "batch", b"batch", "bundle", b"bundle", "compression", b"compression", "delete", b"delete", "health", b"health", "limits", b"limits", "reindex", b"reindex", "restore", b"restore", "storage", b"storage", "test", b"test", "ticket", b"ticket", "verb", b"verb", "verify", b"verify"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket"]  # noqa: Y015
+    _WhichOneofReturnType_verb: _TypeAlias = _typing.Literal["backup", "restore", "verify", "delete", "reindex", "test", "health", "ticket", "bundle"]  # noqa: Y015
     _WhichOneofArgType_verb: _TypeAlias = _typing.Literal["verb", b"verb"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_verb) -> _WhichOneofReturnType_verb | None: ...
 
@@ -683,6 +689,44 @@ class TicketWork(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TicketWork: _TypeAlias = TicketWork  # noqa: Y015
+
+@_typing.final
+class BundleWork(_message.Message):
+    """Writes a part of the controller's recovery bundle, which was sealed before. A bundle is there when all of its parts are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUNDLE_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    bundle_id: _builtins.str
+    """The bundle's id."""
+    number: _builtins.int
+    """Which part, from 1."""
+    count: _builtins.int
+    """How many there are."""
+    data: _builtins.bytes
+    """The part's bytes, at most 512 KiB."""
+    keep: _builtins.int
+    """How many whole bundles stay on the storage, the newest; 0 removes none."""
+    def __init__(
+        self,
+        *,
+        bundle_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        count: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        keep: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_id", b"bundle_id", "count", b"count", "data", b"data", "keep", b"keep", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BundleWork: _TypeAlias = BundleWork  # noqa: Y015
 
 @_typing.final
 class DeleteWork(_message.Message):
