@@ -92,7 +92,8 @@ async def test_a_lost_controller_is_made_again_from_a_storage(tmp_path: Path, li
                 ask = storage_service_pb2.ReconcileStorageRequest(storage_id="vault", request_id=str(uuid.uuid4()))
                 try:
                     return (await world.storages.ReconcileStorage(ask)).job_id
-                except Exception:  # the agent has not found the new controller yet
+                except aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE, error  # the agent is not back yet
                     return ""
 
             await world.finish(await wait_until_async(ordered, 60, "the agent to come back") or "")
