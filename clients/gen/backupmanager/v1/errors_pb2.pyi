@@ -290,12 +290,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Of `bm-engine`: the restore ticket is over; `path`, `expire_time`."""
     ERROR_REASON_TICKET_EXPOSED: _ErrorReason.ValueType  # 272
     """Of `bm-engine`: the restore ticket is not a file of the caller's own that nobody else can read; `path`, `problem`."""
+    ERROR_REASON_RECOVERY_KEY_MISSING: _ErrorReason.ValueType  # 290
+    """Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
     ERROR_REASON_STORAGE_OUT_OF_REACH: _ErrorReason.ValueType  # 300
     """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
     is too old; `hypervisor_id`, `storage_id`, `problem`.
     """
-    ERROR_REASON_RECOVERY_KEY_MISSING: _ErrorReason.ValueType  # 290
-    """Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -575,10 +575,10 @@ ERROR_REASON_TICKET_EXPIRED: ErrorReason.ValueType  # 271
 """Of `bm-engine`: the restore ticket is over; `path`, `expire_time`."""
 ERROR_REASON_TICKET_EXPOSED: ErrorReason.ValueType  # 272
 """Of `bm-engine`: the restore ticket is not a file of the caller's own that nobody else can read; `path`, `problem`."""
+ERROR_REASON_RECOVERY_KEY_MISSING: ErrorReason.ValueType  # 290
+"""Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
 ERROR_REASON_STORAGE_OUT_OF_REACH: ErrorReason.ValueType  # 300
 """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
 is too old; `hypervisor_id`, `storage_id`, `problem`.
 """
-ERROR_REASON_RECOVERY_KEY_MISSING: ErrorReason.ValueType  # 290
-"""Of a recovery bundle that was not written: no recovery key was made. Run `bm-controller backup` once where the controller runs."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
