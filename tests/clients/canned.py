@@ -165,13 +165,13 @@ class Canned:
                 token_scope=access_token_pb2.ACCESS_SCOPE_ADMIN,
             ),
             "GetRecovery": lambda _: system_calls.GetRecoveryResponse(
-                storage_id=rows.STORAGE,
+                storage_id=rows.NAS,
                 storage_name="vault",
                 newest=system_calls.RecoveryBundle(
                     bundle_id=rows.JOB, create_time=rows.ago(hours=2), hypervisor_id="kvm1", stored_bytes=204_800
                 ),
                 epoch=2,
-                blocked_storages=[system_calls.BlockedStorage(storage_id=rows.STORAGE, name="vault")],
+                blocked_storages=[system_calls.BlockedStorage(storage_id=rows.NAS, name="vault")],
             ),
             "GetCapabilities": lambda _: system_calls.GetCapabilitiesResponse(
                 storage_types=[

@@ -320,3 +320,11 @@ def test_a_ticket_ends_with_a_command_that_can_be_copied(bmctl: Bmctl, canned: C
         assert terminal.end() == 0
         assert command.encode() in terminal.raw, "one line, whatever the width"
     assert bmctl(*verb[:-4], "--expires", "soon").code == 2
+
+
+@pytest.mark.feature("N10", "N11")
+def test_recovery_says_what_would_bring_the_controller_back_and_what_is_blocked(bmctl: Bmctl) -> None:
+    out = bmctl("recovery").out
+    assert "204.8 kB" in out or "200 KiB" in out
+    assert "bmctl storage reconcile vault" in out
+    assert bmctl("recovery", "-o", "json").json["blocked_storages"][0]["name"] == "vault"
