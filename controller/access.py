@@ -11,7 +11,7 @@ from typing import Any
 
 from controller import happenings, packages, servers
 from controller.db import models
-from controller.db.statements import chunks, find_row
+from controller.db.statements import chunks, find_row, find_where, value_lines
 from controller.errors import AccessLevelDenied, EtagMismatch, ServerDeleted, ServerNotFound
 from controller.rules import access as rules
 from controller.rules.access import Lock, Resolved
@@ -150,8 +150,8 @@ def _schedule_defaults(hypervisor_ids: Sequence[str]) -> dict[str, str]:
     return {
         row.hypervisor_id: row.default_access
         for chunk in chunks(hypervisor_ids)
-        for row in table.select(table.hypervisor_id, table.default_access).where(
-            table.hypervisor_id.in_(chunk) & table.delete_time.is_null()
+        for row in find_where(
+            table, f"hypervisor_id IN ({value_lines(len(chunk), '?')}) AND delete_time IS NULL", *chunk
         )
     }
 

@@ -12,12 +12,19 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-import peewee
-
 from controller import leases
 from controller.db import models
 from controller.db.notes import note
-from controller.db.statements import find_row
+from controller.db.statements import (
+    change_rows,
+    chunks,
+    fetch,
+    find_row,
+    find_where,
+    insert_rows,
+    statement,
+    value_lines,
+)
 from controller.errors import BatchNotFound, RequestIdReused
 from controller.rules import states
 
@@ -136,27 +143,27 @@ def list_batches(
         query = query.where(Row.create_time < chosen.end_time)
     if after:
         query = query.where(Row.batch_id < after[0])
-    return [_batch(row) for row in query.order_by(Row.batch_id.desc()).limit(limit)]
+    return [_batch(row) for row in fetch(query.order_by(Row.batch_id.desc()).limit(limit))]
 
 
 def live(*, hypervisor_id: str = "", schedule_id: str = "", within: Sequence[str] = states.BATCH_LIVE) -> list[Batch]:
     """Return batches that have not ended, oldest first."""
-    query = Row.select().where(Row.state.in_(list(within)))
-    if hypervisor_id:
-        query = query.where(Row.hypervisor_id == hypervisor_id)
-    if schedule_id:
-        query = query.where(Row.schedule_id == schedule_id)
-    return [_batch(row) for row in query.order_by(Row.batch_id)]
+    condition, values = f"state IN ({value_lines(len(within), '?')})", list(within)
+    for column, value in (("hypervisor_id", hypervisor_id), ("schedule_id", schedule_id)):
+        if value:
+            condition, values = f"{condition} AND {column} = ?", [*values, value]
+    return [_batch(row) for row in find_where(Row, f"{condition} ORDER BY batch_id", *values)]
+
+
+_COUNTS = "SELECT batch_id, state, COUNT(*) FROM job WHERE batch_id IN ({}) GROUP BY batch_id, state"
 
 
 def counts(batch_ids: Sequence[str]) -> dict[str, dict[str, int]]:
     """Return for each of these batches how many of its jobs are in each state."""
-    job = models.Job
-    count = peewee.fn.COUNT(job.job_id)
-    chosen: Any = job.select(job.batch_id, job.state, count).where(job.batch_id.in_(list(batch_ids)))
     found: dict[str, dict[str, int]] = {batch_id: {} for batch_id in batch_ids}
-    for batch_id, state, number in chosen.group_by(job.batch_id, job.state).tuples():
-        found[batch_id][state] = int(number)
+    for chunk in chunks(batch_ids):
+        for batch_id, state, number in statement(_COUNTS.format(value_lines(len(chunk), "?")), *chunk):
+            found[batch_id][state] = int(number)
     return found
 
 
@@ -179,12 +186,12 @@ def repeated(request_id: str, request_hash: str) -> str:
 
 def cut_off(schedule_id: str, reason: str) -> set[str]:
     """Return the servers whose job in the schedule's last ended batch failed for `reason`."""
-    ended = Row.end_time.is_null(False)
-    last = Row.select().where((Row.schedule_id == schedule_id) & ended).order_by(Row.batch_id.desc()).first()
-    if last is None:
-        return set()
-    job = models.Job
-    rows = job.select(job.server_id, job.failure).where((job.batch_id == last.batch_id) & (job.state == states.FAILED))
+    ended = "schedule_id = ? AND end_time IS NOT NULL ORDER BY batch_id DESC LIMIT 1"
+    rows = [
+        row
+        for last in find_where(Row, ended, schedule_id)
+        for row in find_where(models.Job, "batch_id = ? AND state = ?", last.batch_id, states.FAILED)
+    ]
     return {row.server_id for row in rows if (row.failure or {}).get("reason") == reason}
 
 
@@ -194,16 +201,15 @@ def cut_off(schedule_id: str, reason: str) -> set[str]:
 def insert(new: NewBatch, epoch: int, now: datetime) -> None:
     """Add a deferred batch. Raises peewee.IntegrityError when one of its schedule waits, or its request_id is taken."""
     values = {**asdict(new), "request_id": new.request_id or None}
-    Row.insert(**values, state=states.DEFERRED, epoch=epoch, create_time=now).execute()
+    insert_rows(Row, [{**values, "state": states.DEFERRED, "epoch": epoch, "create_time": now}])
     note("batch", new.batch_id, 1)
 
 
 def change(batch_id: str, within: Sequence[str], **values: Any) -> bool:
     """Change a batch that is in one of these states; tell whether there was one."""
-    condition = (Row.batch_id == batch_id) & Row.state.in_(list(within))
-    rows = Row.update(version=Row.version + 1, **values).where(condition).returning(Row.version).execute()
-    for row in list(rows):
-        note("batch", batch_id, row.version)
+    condition = f"batch_id = ? AND state IN ({value_lines(len(within), '?')}) RETURNING version"
+    for (version,) in change_rows(Row, values, condition, batch_id, *within):
+        note("batch", batch_id, version)
         return True
     return False
 

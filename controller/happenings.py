@@ -37,20 +37,18 @@ def record(
 
     `kind` is thing.what, such as `job.running`; `body` has a few facts in JSON types, and no secret. Inside Database.run.
     """
-    if not _KIND.fullmatch(kind):
-        raise ValueError(f"{kind!r} is no kind of event")
-    models.EventPending.insert(
-        time=now,
-        kind=kind,
-        job_id=job_id,
-        server_id=server_id,
-        storage_id=storage_id,
-        hypervisor_id=hypervisor_id,
-        schedule_id=schedule_id,
-        batch_id=batch_id,
-        body=body,
-    ).execute()
-    note(TOPIC, "")
+    happened = {
+        "time": now,
+        "kind": kind,
+        "job_id": job_id,
+        "server_id": server_id,
+        "storage_id": storage_id,
+        "hypervisor_id": hypervisor_id,
+        "schedule_id": schedule_id,
+        "batch_id": batch_id,
+        "body": body,
+    }
+    record_all([happened])
 
 
 def record_all(happened: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,16 @@ from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
 from controller.db.notes import note
-from controller.db.statements import find_row, find_rows, statement
+from controller.db.statements import (
+    change_rows,
+    fetch,
+    find_row,
+    find_rows,
+    find_where,
+    insert_rows,
+    statement,
+    value_lines,
+)
 from controller.errors import JobCancelled, JobNotFound, JobStale
 from controller.rules import states
 from engine.errors import BackupManagerError
@@ -180,22 +189,21 @@ def list_jobs(wanted: JobFilter, *, after: tuple[str] | None = None, limit: int 
         query = query.where(Row.create_time < wanted.end_time)
     if after:
         query = query.where(Row.job_id < after[0])
-    return [_job(row) for row in query.order_by(Row.job_id.desc()).limit(limit)]
+    return [_job(row) for row in fetch(query.order_by(Row.job_id.desc()).limit(limit))]
 
 
 def live(*, hypervisor_id: str = "", server_id: str = "", states: Sequence[str] = LIVE) -> list[Job]:
     """Return jobs that have not ended, oldest first, of one hypervisor or server or of all."""
-    query = Row.select().where(Row.state.in_(list(states)))
-    if server_id:
-        query = query.where(Row.server_id == server_id)
-    if hypervisor_id:
-        query = query.where(Row.hypervisor_id == hypervisor_id)
-    return [_job(row) for row in query.order_by(Row.job_id)]
+    condition, values = f"state IN ({value_lines(len(states), '?')})", list(states)
+    for column, value in (("server_id", server_id), ("hypervisor_id", hypervisor_id)):
+        if value:
+            condition, values = f"{condition} AND {column} = ?", [*values, value]
+    return [_job(row) for row in find_where(Row, f"{condition} ORDER BY job_id", *values)]
 
 
 def of_batch(batch_id: str) -> list[Job]:
     """Return a batch's jobs in the order in which they begin."""
-    return [_job(row) for row in Row.select().where(Row.batch_id == batch_id).order_by(Row.job_id)]
+    return [_job(row) for row in find_where(Row, "batch_id = ? ORDER BY job_id", batch_id)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,16 +262,15 @@ def holds_lease(stamp: Stamp, hypervisor_id: str) -> bool:
 
 def insert(new: NewJob, epoch: int, now: datetime, *, state: str = QUEUED) -> None:
     """Add a job that waits, as a single or (PENDING) in a batch. Raises peewee.IntegrityError when its request_id is taken."""
-    Row.insert(
-        **{**asdict(new), "request_id": new.request_id or None}, state=state, epoch=epoch, create_time=now
-    ).execute()
+    made = {"request_id": new.request_id or None, "state": state, "epoch": epoch, "create_time": now}
+    insert_rows(Row, [{**asdict(new), **made}])
     _event("job.created", new.job_id, now)
     note("job", new.job_id, 1)
 
 
 def set_generation(job_id: str, generation: int) -> None:
     """Raise a queued job's generation to that of a lease it got."""
-    Row.update(generation=generation).where((Row.job_id == job_id) & (Row.generation < generation)).execute()
+    statement("UPDATE job SET generation = ? WHERE job_id = ? AND generation < ?", generation, job_id, generation)
 
 
 def dispatch(job_id: str, now: datetime) -> bool:
@@ -331,7 +338,6 @@ def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
 
     `fence` raises the generation: whoever still works on it is refused from now on.
     """
-    raised = {"generation": Row.generation + 1} if fence else {}
     changed = _change(
         job_id,
         LIVE,
@@ -342,8 +348,9 @@ def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
         failure=asdict(how.failure) if how.failure else None,
         warnings=list(how.warnings),
         result=how.result,
-        **raised,
     )
+    if changed and fence:
+        statement("UPDATE job SET generation = generation + 1 WHERE job_id = ?", job_id)
     if changed:
         outbox.withdraw_run(job_id, now)
         leases.release_all(job_id)
@@ -353,10 +360,9 @@ def end(job_id: str, how: End, now: datetime, *, fence: bool = False) -> bool:
 
 def _change(job_id: str, states: Sequence[str], now: datetime, event: str, **values: Any) -> bool:
     """Change a job that is in one of `states`; tell whether there was one."""
-    condition = (Row.job_id == job_id) & Row.state.in_(list(states))
-    rows = Row.update(version=Row.version + 1, **values).where(condition).returning(Row.version).execute()
-    for row in list(rows):
-        note("job", job_id, row.version)
+    condition = f"job_id = ? AND state IN ({value_lines(len(states), '?')}) RETURNING version"
+    for (version,) in change_rows(Row, values, condition, job_id, *states):
+        note("job", job_id, version)
         _event(event, job_id, now)
         return True
     return False

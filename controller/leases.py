@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import peewee
 
 from controller.db.models import Lease, LeaseHold, Slot
-from controller.db.statements import find_rows, insert_rows
+from controller.db.statements import find_rows, insert_rows, statement
 
 
 def server_resource(server_id: str) -> str:
@@ -45,32 +45,12 @@ def next_resource(server_id: str) -> str:
 
 def claim(resource: str, job_id: str) -> int | None:
     """Take a resource alone. Return its new generation, or None when others have it."""
-    rows = (
-        Lease.insert(resource=resource, holder=job_id, shared=0, generation=1)
-        .on_conflict(
-            conflict_target=[Lease.resource],
-            update={Lease.holder: job_id, Lease.generation: Lease.generation + 1},
-            where=(Lease.holder == "") & (Lease.shared == 0),
-        )
-        .returning(Lease.generation)
-        .execute()
-    )
-    return _held(list(rows), resource, job_id, exclusive=True)
+    return take_all({resource: job_id}, exclusive=True).get(resource)
 
 
 def share(resource: str, job_id: str) -> int | None:
     """Take a resource together with others that share it. Return its new generation, or None when one has it alone."""
-    rows = (
-        Lease.insert(resource=resource, holder="", shared=1, generation=1)
-        .on_conflict(
-            conflict_target=[Lease.resource],
-            update={Lease.shared: Lease.shared + 1, Lease.generation: Lease.generation + 1},
-            where=Lease.holder == "",
-        )
-        .returning(Lease.generation)
-        .execute()
-    )
-    return _held(list(rows), resource, job_id, exclusive=False)
+    return take_all({resource: job_id}, exclusive=False).get(resource)
 
 
 _TAKE = {
@@ -110,21 +90,27 @@ def step_back(job_id: str, resource: str, other: str) -> None:
     claim(other, job_id)
 
 
+_RELEASE = {
+    True: "UPDATE lease SET holder = '', generation = generation + 1 WHERE resource = ?",
+    False: "UPDATE lease SET shared = shared - 1, generation = generation + 1 WHERE resource = ?",
+}
+
+
 def release_all(job_id: str) -> None:
     """Give back everything that a job has, slots too. A job that has nothing is no error."""
-    for hold in LeaseHold.select().where(LeaseHold.job_id == job_id):
-        change = {Lease.holder: ""} if hold.exclusive else {Lease.shared: Lease.shared - 1}
-        Lease.update({**change, Lease.generation: Lease.generation + 1}).where(
-            Lease.resource == hold.resource
-        ).execute()
-    LeaseHold.delete().where(LeaseHold.job_id == job_id).execute()
-    Slot.update(job_id="").where(Slot.job_id == job_id).execute()
+    for resource, exclusive in statement(
+        "DELETE FROM lease_hold WHERE job_id = ? RETURNING resource, exclusive", job_id
+    ):
+        statement(_RELEASE[bool(exclusive)], resource)
+    statement("UPDATE slot SET job_id = '' WHERE job_id = ?", job_id)
+
+
+_HOLDERS = "SELECT job_id FROM lease_hold WHERE resource = ? ORDER BY job_id"
 
 
 def holders(resource: str) -> list[str]:
     """Return the jobs that have a resource, alone or together, oldest first."""
-    rows = LeaseHold.select(LeaseHold.job_id).where(LeaseHold.resource == resource).order_by(LeaseHold.job_id)
-    return [row.job_id for row in rows]
+    return [job_id for (job_id,) in statement(_HOLDERS, resource)]
 
 
 def first_holders(resources: Sequence[str]) -> dict[str, str]:
@@ -170,10 +156,3 @@ def claim_slot(hypervisor_id: str, job_id: str, cap: int) -> bool:
         & (taken < cap)  # a cap that was lowered counts what still works above it
     )
     return bool(statement.execute() == 1)
-
-
-def _held(rows: list[Lease], resource: str, job_id: str, *, exclusive: bool) -> int | None:
-    if not rows:
-        return None
-    LeaseHold.insert(job_id=job_id, resource=resource, exclusive=exclusive).execute()
-    return int(rows[0].generation)

@@ -14,6 +14,8 @@ from typing import Any
 
 from controller import installation
 from controller.db import models
+from controller.db.fields import to_microseconds
+from controller.db.statements import statement
 from controller.errors import EncryptionUnproven, StorageImmutable
 from controller.rules import storage_types
 
@@ -26,8 +28,8 @@ _WELL = ("completed", "completed_with_warnings")
 def note_use(storage_id: str, job_type: str, now: datetime) -> None:
     """Remember that a job which may write to a storage was sent out, if it is the first one."""
     if job_type in WRITERS:
-        row = models.Storage
-        row.update(use_time=now).where((row.storage_id == storage_id) & row.use_time.is_null()).execute()
+        first = "UPDATE storage SET use_time = ? WHERE storage_id = ? AND use_time IS NULL"
+        statement(first, to_microseconds(now), storage_id)
 
 
 def check_encryption(row: models.Storage, hypervisor_id: str, now: datetime) -> None:

@@ -14,7 +14,7 @@ import peewee
 from controller import auto_purge, claims, happenings, hypervisors, leases, packages, totals
 from controller.db import models
 from controller.db.fields import from_microseconds
-from controller.db.statements import chunks, find_row, find_rows, statement, value_lines
+from controller.db.statements import chunks, fetch, find_row, find_rows, statement, value_lines
 from controller.errors import (
     EtagMismatch,
     HypervisorNotFound,
@@ -116,7 +116,7 @@ def list_servers(
     if after:
         name, server_id = after
         query = query.where((Row.name > name) | ((Row.name == name) & (Row.server_id > server_id)))
-    return _servers(list(query.order_by(Row.name, Row.server_id).limit(limit)))
+    return _servers(fetch(query.order_by(Row.name, Row.server_id).limit(limit)))
 
 
 def count_servers(wanted: ServerFilter) -> int:
@@ -135,7 +135,7 @@ def find_all(server_ids: Sequence[str]) -> list[Server]:
     rows = [
         row
         for chunk in chunks(server_ids)
-        for row in Row.select().where(Row.server_id.in_(chunk) & Row.delete_time.is_null())
+        for row in fetch(Row.select().where(Row.server_id.in_(chunk) & Row.delete_time.is_null()))
     ]
     return _servers(sorted(rows, key=lambda row: (row.name, row.server_id)))
 

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, cast
 from controller.db.fields import to_microseconds
 from controller.db.models import OutboxCommand
 from controller.db.notes import note
-from controller.db.statements import chunks, insert_rows, statement, value_lines
+from controller.db.statements import chunks, find_where, insert_rows, statement, value_lines
 from engine.ids import new_id
 
 Kind: TypeAlias = Literal["run", "cancel"]
@@ -42,23 +42,15 @@ class Pending:
 
 def put(hypervisor_id: str, kind: Kind, stamp: Stamp, now: datetime) -> str:
     """Add a command and return its id. A session of the hypervisor is woken once this is committed."""
-    command_id = new_id(now)
-    sequence = OutboxCommand.insert(
-        command_id=command_id,
-        hypervisor_id=hypervisor_id,
-        job_id=stamp.job_id,
-        attempt=stamp.attempt,
-        generation=stamp.generation,
-        epoch=stamp.epoch,
-        kind=kind,
-        create_time=now,
-    ).execute()
-    note("outbox", hypervisor_id, int(sequence))
-    return command_id
+    return _put(hypervisor_id, kind, [stamp], now)[0]
 
 
 def put_runs(hypervisor_id: str, stamps: Sequence[Stamp], now: datetime) -> None:
     """Add the run commands of many jobs, in their order, by one statement."""
+    _put(hypervisor_id, "run", stamps, now)
+
+
+def _put(hypervisor_id: str, kind: Kind, stamps: Sequence[Stamp], now: datetime) -> list[str]:
     rows = [
         {
             "command_id": new_id(now),
@@ -67,7 +59,7 @@ def put_runs(hypervisor_id: str, stamps: Sequence[Stamp], now: datetime) -> None
             "attempt": stamp.attempt,
             "generation": stamp.generation,
             "epoch": stamp.epoch,
-            "kind": "run",
+            "kind": kind,
             "create_time": now,
         }
         for stamp in stamps
@@ -75,15 +67,12 @@ def put_runs(hypervisor_id: str, stamps: Sequence[Stamp], now: datetime) -> None
     sequences = [int(number) for (number,) in insert_rows(OutboxCommand, rows, "RETURNING sequence")]
     if sequences:
         note("outbox", hypervisor_id, max(sequences))
+    return [str(row["command_id"]) for row in rows]
 
 
 def pending(hypervisor_id: str) -> list[Pending]:
     """Return what a hypervisor has not confirmed, in order."""
-    rows = (
-        OutboxCommand.select()
-        .where((OutboxCommand.hypervisor_id == hypervisor_id) & OutboxCommand.settle_time.is_null())
-        .order_by(OutboxCommand.sequence)
-    )
+    rows = find_where(OutboxCommand, "hypervisor_id = ? AND settle_time IS NULL ORDER BY sequence", hypervisor_id)
     return [
         Pending(
             row.command_id,
@@ -106,69 +95,47 @@ def mark_sent(command_ids: Sequence[str], now: datetime) -> None:
 
 def receive(hypervisor_id: str, command_id: str, now: datetime) -> None:
     """Settle a command that the hypervisor's agent has; of another hypervisor, unknown or settled is no error."""
-    _settle((OutboxCommand.hypervisor_id == hypervisor_id) & (OutboxCommand.command_id == command_id), "received", now)
+    _settle("hypervisor_id = ? AND command_id = ?", "received", now, hypervisor_id, command_id)
 
 
 def receive_all(hypervisor_id: str, command_ids: Sequence[str], now: datetime) -> None:
-    """As `receive`, for what lies in an agent's journal; at most some thousand, by one statement."""
-    if command_ids:
-        mine = OutboxCommand.hypervisor_id == hypervisor_id
-        _settle(mine & OutboxCommand.command_id.in_(list(command_ids)), "received", now)
+    """As `receive`, for what lies in an agent's journal; by one statement for some hundred."""
+    for chunk in chunks(command_ids):
+        which = f"hypervisor_id = ? AND command_id IN ({value_lines(len(chunk), '?')})"
+        _settle(which, "received", now, hypervisor_id, *chunk)
 
 
 def withdraw(command_id: str, now: datetime) -> None:
     """Settle a command that is no longer wanted."""
-    _settle(OutboxCommand.command_id == command_id, "withdrawn", now)
+    _settle("command_id = ?", "withdrawn", now, command_id)
 
 
 def receive_run(job_id: str, attempt: int, now: datetime) -> None:
     """Settle the run command of a job of which an event came: the agent has it, whatever became of its receipt."""
-    _settle(
-        (OutboxCommand.job_id == job_id) & (OutboxCommand.attempt == attempt) & (OutboxCommand.kind == "run"),
-        "received",
-        now,
-    )
+    _settle("job_id = ? AND attempt = ? AND kind = 'run'", "received", now, job_id, attempt)
 
 
 def withdraw_run(job_id: str, now: datetime) -> bool:
     """Take a job's run command back. Returns whether it is certain that nobody ever got it."""
-    row = (
-        OutboxCommand.select()
-        .where((OutboxCommand.job_id == job_id) & (OutboxCommand.kind == "run"))
-        .order_by(OutboxCommand.sequence.desc())
-        .first()
-    )
-    if row is None:
+    found = find_where(OutboxCommand, "job_id = ? AND kind = 'run' ORDER BY sequence DESC LIMIT 1", job_id)
+    if not found:
         return True
-    _settle((OutboxCommand.job_id == job_id) & (OutboxCommand.kind == "run"), "withdrawn", now)
-    return row.send_time is None
+    _settle("job_id = ? AND kind = 'run'", "withdrawn", now, job_id)
+    return found[0].send_time is None
 
 
 def run_received(job_id: str, attempt: int) -> str:
     """Return the id of the job's run command if the agent confirmed to have it, else ""."""
-    row = (
-        OutboxCommand.select(OutboxCommand.command_id)
-        .where(
-            (OutboxCommand.job_id == job_id)
-            & (OutboxCommand.attempt == attempt)
-            & (OutboxCommand.kind == "run")
-            & (OutboxCommand.outcome == "received")
-        )
-        .first()
-    )
-    return row.command_id if row else ""
+    which = "job_id = ? AND attempt = ? AND kind = 'run' AND outcome = 'received' LIMIT 1"
+    found = find_where(OutboxCommand, which, job_id, attempt)
+    return found[0].command_id if found else ""
 
 
 def cancel_pending(job_id: str) -> bool:
     """Tell whether a cancel command of the job waits to be received."""
-    return bool(
-        OutboxCommand.select()
-        .where(
-            (OutboxCommand.job_id == job_id) & (OutboxCommand.kind == "cancel") & OutboxCommand.settle_time.is_null()
-        )
-        .exists()
-    )
+    return bool(find_where(OutboxCommand, "job_id = ? AND kind = 'cancel' AND settle_time IS NULL LIMIT 1", job_id))
 
 
-def _settle(where: object, outcome: str, now: datetime) -> None:
-    OutboxCommand.update(settle_time=now, outcome=outcome).where(where, OutboxCommand.settle_time.is_null()).execute()
+def _settle(which: str, outcome: str, now: datetime, *values: object) -> None:
+    sql = f"UPDATE outbox_command SET settle_time = ?, outcome = ? WHERE {which} AND settle_time IS NULL"  # noqa: S608 - ours
+    statement(sql, to_microseconds(now), outcome, *values)

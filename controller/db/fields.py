@@ -15,6 +15,7 @@ else:  # peewee's fields are generic for the type checker only
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)  # json.dumps would make one for each value
 
 
 def to_microseconds(time: datetime) -> int:
@@ -57,7 +58,7 @@ class JsonField(_JsonBase):
     field_type = "TEXT"
 
     def db_value(self, value: Any) -> str | None:
-        return None if value is None else json.dumps(value, separators=(",", ":"), sort_keys=True)
+        return None if value is None else _ENCODER.encode(value)
 
     def python_value(self, value: str | None) -> Any:
         return None if value is None else json.loads(value)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from controller.db.models import Secret
+from controller.db.statements import chunks, statement, value_lines
 from controller.errors import CannotStart
 from controller.files import write_atomic
 
@@ -119,16 +120,17 @@ def fingerprints(table: str, row_id: str) -> dict[str, str]:
     return fingerprints_of(table, [row_id]).get(row_id, {})
 
 
+_FINGERPRINTS = """
+    SELECT row_id, name, fingerprint FROM secret WHERE table_name = ? AND row_id IN ({}) ORDER BY row_id, name
+"""
+
+
 def fingerprints_of(table: str, row_ids: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the fingerprints of at most some thousand rows' secrets, by row and name; a row without any is left out."""
-    rows = (
-        Secret.select(Secret.row_id, Secret.name, Secret.fingerprint)
-        .where((Secret.table_name == table) & Secret.row_id.in_(list(row_ids)))
-        .order_by(Secret.row_id, Secret.name)
-    )
+    """Return the fingerprints of rows' secrets, by row and name; a row without any is left out."""
     found: dict[str, dict[str, str]] = {}
-    for row in rows:
-        found.setdefault(row.row_id, {})[row.name] = row.fingerprint
+    for chunk in chunks(row_ids):
+        for row_id, name, fingerprint in statement(_FINGERPRINTS.format(value_lines(len(chunk), "?")), table, *chunk):
+            found.setdefault(row_id, {})[name] = fingerprint
     return found
 
 

@@ -44,6 +44,7 @@ class Plan:
     taken: list[float] = field(default_factory=list)  # when each command came, by the monotonic clock
     at_work: "Counter[str]" = field(default_factory=Counter)  # hypervisor -> the servers that its batches work on now
     at_work_max: int = 0  # of one hypervisor
+    batches_max: int = 0  # that one hypervisor had unfinished jobs of at one time
     faults: list[str] = field(default_factory=list)
 
 
@@ -58,6 +59,7 @@ class SimulatedAgent:
         self._sequence = 0
         self._events: deque[event_pb2.Event] = deque()  # not acknowledged
         self._operations: dict[_Key, command_pb2.Command] = {}
+        self._unfinished: dict[_Key, str] = {}  # the batches of those that have not ended, "" for a single's
         self._commands: set[str] = set()
         self._engines: set[asyncio.Task[None]] = set()
         self._batches: dict[str, asyncio.Semaphore] = {}  # the places of each batch that was begun
@@ -178,6 +180,8 @@ class SimulatedAgent:
         else:
             self._plan.began[key] += 1
             self._operations[key] = command
+            self._unfinished[key] = command.run.batch.batch_id
+            self._plan.batches_max = max(self._plan.batches_max, len({*self._unfinished.values()} - {""}))
             self._say(command, accepted=event_pb2.OperationAccepted())
             engine = asyncio.create_task(self._work(command))
             self._engines.add(engine)
@@ -213,6 +217,7 @@ class SimulatedAgent:
 
     def _end(self, key: _Key, state: "job_pb2.JobState.ValueType") -> None:
         command = self._operations.get(key)
+        self._unfinished.pop(key, None)
         if command is not None and not any(
             (one.job_id, one.attempt) == key and one.HasField("finished") for one in self._events
         ):

@@ -146,6 +146,9 @@ async def test_two_controllers_that_start_batches_at_once_start_each_one_once(
     assert sum(one.counts.completed for one in found) == len(found) * SERVERS_EACH
     assert len(fleet.plan.began) >= len(found) * SERVERS_EACH
     assert set(fleet.plan.began.values()) == {1}, "also what the clock demanded meanwhile began once"
+    assert fleet.plan.batches_max == 1, (
+        "jobs of two batches lay on one hypervisor, whether they ran side by side or not"
+    )
     assert fleet.plan.at_work_max == 1, "two batches on one hypervisor, or more servers at once than Backup Concurrency"
 
 

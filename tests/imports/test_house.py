@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine.format.manifest",
         "engine.format.names",
         "engine.ids",
+        "engine.memory",
         "engine.retention",
         "engine.storage.s3_parts",
         "engine.units",
