@@ -21,7 +21,6 @@ from pathlib import Path
 from engine.errors import DiskUnsupported, HypervisorError, ImageBusy, NbdDisconnected, TargetError
 from engine.nbd.client import Client
 from engine.source.child import Child, private_folder, running
-from engine.source.io_ring import usable
 
 EXPORT_NAME = "disk"
 SOCKET_NAME = "nbd.sock"
@@ -68,27 +67,26 @@ def export_image(
         yield Export(address, EXPORT_NAME, size_bytes, child.pid)
 
 
-def image_source(path: str, image_format: str, *, read_only: bool, shared: bool = False, by_ring: bool = False) -> str:
+def image_source(path: str, image_format: str, *, read_only: bool, shared: bool = False) -> str:
     """Return an image as QEMU's `json:` file name, in which no character of the path has a meaning of its own.
 
-    `by_ring`: its file is read by io_uring (see io_ring.py).
     Raises DiskUnsupported for a format we do not know, OSError if there is nothing at `path`.
     """
     if image_format not in IMAGE_FORMATS:
         raise DiskUnsupported(disk=path, detail=f"images of format {image_format} are not supported")
     block_device = stat.S_ISBLK(Path(path).stat().st_mode)
-    file = {"driver": "host_device" if block_device else "file", "filename": path}
-    if by_ring:
-        file["aio"] = "io_uring"
-    options = {"driver": image_format, "read-only": read_only, "force-share": shared, "file": file}
+    options = {
+        "driver": image_format,
+        "read-only": read_only,
+        "force-share": shared,
+        "file": {"driver": "host_device" if block_device else "file", "filename": path},
+    }
     return "json:" + json.dumps(options)
 
 
 def _arguments(path: str, image_format: str, bitmaps: Sequence[str], *, writable: bool, shared: bool) -> list[str]:
     try:
-        source = image_source(
-            path, image_format, read_only=not writable, shared=shared, by_ring=not writable and usable()
-        )
+        source = image_source(path, image_format, read_only=not writable, shared=shared)
     except OSError as error:
         raise _error(path, str(error.strerror), writable=writable) from error
     options = ["--discard=unmap"] if writable else ["--read-only"]

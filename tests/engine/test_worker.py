@@ -22,7 +22,6 @@ from engine.worker import Events, Worker
 from tests.engine.engine_process import EngineProcess, Meter, bytes_below, bytes_read, io_priority, priorities
 from tests.engine.rig import Rig, digest
 from tests.servers.guest import BlankDomain, DiskFile
-from tests.servers.programs import older_qemu_nbd
 from tests.waiting import wait_until
 
 NOBODY = "01a20693-bb1d-7000-8000-00000000dead"
@@ -150,8 +149,7 @@ def test_both_limits_hold_at_the_disk_and_at_the_storage_for_two_servers_togethe
     rig = Rig.make(tmp_path, libvirtd.uri)
     jobs = [backup_of(rig, domain.uuid) for domain in domains]
     settings = Settings(read_limit=rate, upload_limit=rate)
-    plain = older_qemu_nbd(tmp_path)  # the kernel does not count what is read by io_uring
-    with EngineProcess(tmp_path / "process", operation(rig, settings, 2), jobs, PATH=plain) as engine:
+    with EngineProcess(tmp_path / "process", operation(rig, settings, 2), jobs) as engine:
         servers = wait_until(
             lambda: engine.children("qemu-nbd") if len(engine.children("qemu-nbd")) == 2 else [], 30, "both"
         )
