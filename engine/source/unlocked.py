@@ -35,7 +35,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells one content of a file from another. `change_time` is in nanoseconds, 0 of a block device."""
+    """What tells one content of a file from another. `change_time` is of the inode (ctime), in nanoseconds: nobody can
+    set it back, as tools that copy do with the time of the content. 0 of a block device."""
 
     device: int
     inode: int
@@ -59,7 +60,7 @@ def fingerprint(path: str) -> Fingerprint:
         found = os.fstat(file)
     if stat.S_ISBLK(found.st_mode):
         return Fingerprint(found.st_rdev, 0, 0, 0, _written(found.st_rdev))
-    return Fingerprint(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, "")
+    return Fingerprint(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns, "")
 
 
 def fingerprints(paths: Iterable[str], stop: threading.Event) -> dict[str, Fingerprint]:
