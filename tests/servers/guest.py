@@ -1,6 +1,6 @@
 """Domains to test with, as `with` blocks: a blank one that only has disks, and a real small Linux with the guest agent.
 
-    BlankDomain   no system and no firmware, 16 MiB; its disks are written through QEMU itself. Starts in 0.5 s.
+    BlankDomain   no system, 16 MiB; its disks are written through QEMU itself. Starts in 0.5 s.
     RealGuest     Debian's kernel, busybox, qemu-ga, ext4 on vda and vdb. Booted once (5 s), saved with its disks under
                   build/cache, and restored from there for each test: the agent answers in about 1 s.
 
@@ -28,7 +28,7 @@ from xml.sax.saxutils import escape, quoteattr
 import libvirt
 import libvirt_qemu
 
-from tests.servers.guest_image import GuestImage, guest_image, halting_firmware, locked
+from tests.servers.guest_image import GuestImage, guest_image, locked
 from tests.waiting import wait_until
 
 MIB = 1 << 20
@@ -162,8 +162,7 @@ class BlankDomain(_Domain):
         super().__init__(uri, f"bm-blank-{domain_uuid[:8]}", domain_uuid)
         self.disks = tuple(disks)
         self._persistent, self._running = persistent, running
-        self._devices, self._elements = devices, elements
-        self._os = os or f"<loader readonly='yes' type='rom'>{escape(str(halting_firmware()))}</loader>"
+        self._devices, self._elements, self._os = devices, elements, os
 
     def xml(self) -> str:
         disks = "".join(disk.xml() for disk in self.disks)

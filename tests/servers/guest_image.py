@@ -10,7 +10,6 @@ or a new kernel makes a new image. Several processes may ask at once: a file loc
 
 import contextlib
 import fcntl
-import functools
 import gzip
 import hashlib
 import re
@@ -21,9 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(__file__).parents[2] / "build" / "cache"
-_FIRMWARE_BYTES = 64 << 10
-_RESET_VECTOR = 0xFFF0  # an x86 processor begins 16 bytes before the end of its firmware
-_HALT_FOR_EVER = b"\xfa\xf4\xeb\xfd"  # cli; hlt; back to the hlt
 _INIT = Path(__file__).with_name("guest_init.sh")
 _WRITER = Path(__file__).with_name("guest_writer.c")
 _META_PACKAGE = "linux-image-cloud-amd64"
@@ -63,19 +59,6 @@ def guest_image() -> GuestImage:
             folder.mkdir(parents=True, exist_ok=True)
             _make(image, package)
     return image
-
-
-@functools.cache
-def halting_firmware() -> Path:
-    """Return firmware for a domain without a system: it halts at once, where SeaBIOS looks for one during 0.3 s of CPU."""
-    code = bytearray(_FIRMWARE_BYTES)
-    code[_RESET_VECTOR : _RESET_VECTOR + len(_HALT_FOR_EVER)] = _HALT_FOR_EVER
-    CACHE.mkdir(parents=True, exist_ok=True)
-    firmware = CACHE / "halt.rom"
-    with locked(CACHE / "halt.lock"):
-        if not firmware.exists() or firmware.read_bytes() != code:
-            firmware.write_bytes(code)
-    return firmware
 
 
 @contextlib.contextmanager
