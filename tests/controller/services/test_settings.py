@@ -112,7 +112,7 @@ def test_the_manual_has_every_setting_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \| .*? \|$", MANUAL.read_text(), re.MULTILINE))
     words = {True: "on", False: "off", None: "no limit"}
     wanted = {
-        name.replace("_", "-"): words[value] if value is None or isinstance(value, bool) else str(value)
+        name.replace("_", "-"): words[value] if value is None or isinstance(value, bool) else str(value) or "none"
         for name, value in as_dict(Settings()).items()
     }
     assert rows == wanted
