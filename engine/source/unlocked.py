@@ -36,7 +36,8 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What tells one content of a file from another. `change_time` is of the inode (ctime), in nanoseconds: nobody can
-    set it back, as tools that copy do with the time of the content. 0 of a block device."""
+    set it back, as tools that copy do with the time of the content. 0 of a block device.
+    """
 
     device: int
     inode: int
