@@ -208,4 +208,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted; what was started is gone.[/]")
+        sys.exit(130)
