@@ -253,7 +253,7 @@ class _Upload:
     def __init__(self, guard: Guard, block: AbstractContextManager[Sink], name: str) -> None:
         self._guard, self._block, self._name = guard, block, name
         self._sink: Sink | None = None
-        # Of _GATHER_BYTES each once they are needed; they begin at a page, as direct writes need it.
+        # Of _GATHER_BYTES each once they are needed.
         self._gathering: mmap | None = None
         self._other: mmap | None = None
         self._gathered_bytes = 0

@@ -1,21 +1,16 @@
 """The local file system as a storage: the contract, and what only local files can show."""
 
 import errno
-import mmap
 import os
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
-from engine import direct_io
 from engine.errors import ObjectExists, StorageDenied, StorageError, StorageFull
 from engine.spec import LocalConfig, StorageSpec
 from engine.storage import local
 from engine.storage.local import LocalStorage
-from engine.storage.open import open_storage
-from engine.units import KIB, MIB
+from engine.units import MIB
 from tests.servers.small_disk import remount_read_only, small_disk
 from tests.storage_contract import StorageContract
 from tests.storage_faults import Exposed, FullStorage
@@ -194,81 +189,11 @@ def test_a_mount_that_goes_away_is_a_typed_failure_without_a_resume(tmp_path):
         subprocess.run(["umount", "--lazy", str(served)], check=False, stderr=subprocess.DEVNULL)
 
 
-def _aligned(content: bytes) -> memoryview:
-    view = memoryview(mmap.mmap(-1, len(content)))
-    view[:] = content
-    return view
-
-
-def _is_direct(descriptor: int) -> bool:
-    flags = int(Path(f"/proc/self/fdinfo/{descriptor}").read_text().partition("flags:")[2].split()[0], 8)
-    return bool(flags & os.O_DIRECT)
-
-
-def open_descriptors() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
 @pytest.mark.feature("S3")
-def test_large_pieces_pass_the_page_cache_on_their_way_through_the_engine(tmp_path, monkeypatch):
-    direct: list[tuple[int, int]] = []
-    write = os.pwrite
-
-    def watched(descriptor, data, start):
-        if _is_direct(descriptor):
-            direct.append((start, len(data)))
-        return write(descriptor, data, start)
-
-    content = os.urandom(2 * MIB + 300 * KIB + 77)
-    before = open_descriptors()
-    monkeypatch.setattr(os, "pwrite", watched)
-    monkeypatch.setattr(local, "_on_a_disk", lambda _: True)  # wherever the test's own folder lies
-    with open_storage(StorageSpec("r", "i", local=LocalConfig(str(tmp_path / "storage")))) as storage:
-        with storage.create("object") as sink:
-            for start in range(0, len(content), 99_991):  # whatever the pieces are that come
-                sink.write(content[start : start + 99_991])
-        assert storage.get("object") == content
-    assert direct == [*((n * 512 * KIB, 512 * KIB) for n in range(4)), (2 * MIB, 300 * KIB)]
-    assert open_descriptors() == before
-
-
-@pytest.mark.feature("S3")
-@pytest.mark.parametrize("number", [0, errno.EINVAL, errno.ENOSPC, errno.EIO])
-def test_a_direct_write_that_is_short_or_fails(tmp_path, monkeypatch, number):
-    """Where it is refused, or ends early, the page cache takes the rest; where the disk is full or broken, that is the answer."""
-    write = os.pwrite
-
-    def failing(descriptor, data, start):
-        if number:
-            raise OSError(number, os.strerror(number))
-        return (
-            write(descriptor, data[: 4 * KIB * 5 + 1000], start)
-            if len(data) > 4 * KIB * 5
-            else write(descriptor, data, start)
-        )
-
-    monkeypatch.setattr(os, "pwrite", failing)
-    monkeypatch.setattr(local, "_on_a_disk", lambda _: True)
-    monkeypatch.setattr(direct_io, "reopen", os.dup)  # short writes do not happen to a real one
-    content = os.urandom(1 * MIB + 3)
-    with small_disk(tmp_path / "disk", 12 * MIB) as disk, LocalStorage(str(disk)) as storage:
-        if number in {errno.ENOSPC, errno.EIO}:
-            with (
-                pytest.raises(StorageFull if number == errno.ENOSPC else StorageError),
-                storage.create("object") as sink,
-            ):
-                sink.write(_aligned(content))
-            assert list(disk.iterdir()) == []
-            return
-        with storage.create("object") as sink:
-            sink.write(_aligned(content))
-            sink.write(b"end")
-        assert (disk / "object").read_bytes() == content + b"end"
-
-
-def test_a_file_system_that_is_no_disk_of_this_machine_gets_no_direct_writes(monkeypatch):
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, LocalStorage(folder) as storage:
-        monkeypatch.setattr(direct_io, "reopen", lambda _: pytest.fail("it was opened for direct writes"))
-        with storage.create("object") as sink:
-            sink.write(_aligned(bytes(1 * MIB)))
-        assert storage.size("object") == MIB
+def test_the_disk_is_told_to_begin_while_an_object_is_written(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(local, "begin_writeback", lambda _, start, end: told.append((start, end)))
+    with LocalStorage(str(tmp_path)) as storage, storage.create("object") as sink:
+        for _ in range(9):
+            sink.write(bytes(MIB))
+    assert told == [(0, 4 * MIB), (4 * MIB, 8 * MIB)]
