@@ -22,9 +22,7 @@ from engine.ids import new_id
 
 GOING, WRITTEN, FAILED = "going", "written", "failed"
 PART_BYTES = 512 << 10  # half of what a message may have: a command says more than its part
-PAUSE = timedelta(
-    minutes=10
-)  # between two bundles: a panel that registers servers all day changes something all the time
+PAUSE = timedelta(minutes=10)  # between two bundles: a panel that registers servers changes something all the time
 TRY_AGAIN = timedelta(hours=1)
 REFRESH = timedelta(days=7)  # also without a change, so that somebody notices a storage that lost them
 ROWS_KEPT = 50

@@ -75,6 +75,7 @@ class Plan:
 
 
 def plan_of(order: Order, context: Context) -> Plan:
+    """Return what the job needs that is asked for. Raises what the order's RPC documents."""
     match order:
         case BackupOrder():
             return _plan_backup(order, context)

@@ -2,8 +2,8 @@
 
     order ──► the same request_id before? that job ──► may it be done? is the server free? ──► job + leases ──► dispatch
 
-Orders are in order_types.py; each has its plan: the checks of its verb, and what the job needs to know (order_plans.py). What overwrites or deletes carries the signature
-of its preview (`previews.py`). Sync functions, run by `Database.run`.
+Orders are in order_types.py; each has its plan: the checks of its verb, and what the job needs to know (order_plans.py). What
+overwrites or deletes carries the signature of its preview (previews.py). Sync functions, run by `Database.run`.
 """
 
 import hashlib
