@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from controller import happenings, health, proofs, settings, totals
+from controller import happenings, health, proofs, reach, settings, totals
 from controller.db import models, secrets
 from controller.db.secrets import Vault
 from controller.db.statements import find_row
@@ -268,7 +268,8 @@ def update(
 ) -> Storage:
     """Change a storage; `key` replaces its key (a new passphrase).
 
-    Raises StorageNotFound, EtagMismatch, StorageExists, HypervisorNotFound; StorageImmutable for another place and EncryptionImmutable for
+    Raises StorageNotFound, EtagMismatch, StorageExists, HypervisorNotFound; StorageOutOfReach for a remote that the hypervisor of an
+    enabled schedule has not; StorageImmutable for another place and EncryptionImmutable for
     another encryption while backups lie there or a job may be writing one, EncryptionUnproven while nobody knows (S0, S25).
     """
     row = find_row(Row.storage_id, storage_id)
@@ -284,6 +285,7 @@ def update(
     in_use = _use_count(storage_id) > 0
     if change.config is not None:
         _check_place(row, change.config, in_use=in_use, now=now)
+        reach.check_change(_storage(row), change.config)
     encryption_changes = values.get("encryption_enabled", row.encryption_enabled) != row.encryption_enabled
     if encryption_changes or key is not None:
         if in_use:

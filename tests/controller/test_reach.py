@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from controller import schedule_clones, schedules
+from controller import schedule_clones, schedules, storages
 from controller.db import models
 from controller.errors import StorageOutOfReach
 from controller.rules import reach
@@ -80,3 +80,35 @@ def test_a_schedule_is_made_changed_enabled_and_cloned_where_its_storage_can_be_
     assert caught.value.facts["hypervisor_id"] == "h3"
     assert world.run(schedules.of_hypervisor, hosts["h2"].hypervisor_id) is None, "all or none"
     assert len(world.run(schedule_clones.clone, made.schedule_id, ["h2"], world.now()).schedules) == 1
+
+
+@pytest.mark.feature("S0", "S14", "S15")
+def test_a_storages_remote_is_changed_only_to_one_that_its_schedules_hypervisors_have(world: World) -> None:
+    world.enroll("h1")
+    world.storage("box", type="rclone", config={"remote": "box", "path": ""}, secrets={})
+    row = models.Hypervisor
+
+    def says(capabilities: dict[str, Any]) -> None:
+        world.run(lambda: row.update(capabilities=capabilities).where(row.name == "h1").execute())
+
+    def move_to(remote: str, **more: Any) -> dict[str, Any]:
+        storage = world.run(storages.find, "box")
+        change = storages.StorageChange(config={**storage.config, "remote": remote, **more})
+        changed = world.run(storages.update, storage.storage_id, change, None, "", world.vault, world.now())
+        return changed.config
+
+    says(has("box", "other"))
+    made = world.run(schedules.create, NewSchedule("h1", "box", "scheduled_only", overrides={}), world.now())
+    with pytest.raises(StorageOutOfReach) as caught:
+        move_to("missing")
+    assert caught.value.facts["hypervisor_id"] == "h1"
+    assert "no remote missing" in str(caught.value.facts["problem"])
+    assert world.run(storages.find, "box").config["remote"] == "box"
+    assert move_to("other")["remote"] == "other"
+
+    says(has("box"))
+    assert move_to("other", s3_concurrency=3)["s3_concurrency"] == 3, "what was missing before is in nobody's way"
+    world.run(schedules.set_enabled, made.schedule_id, world.now(), enabled=False)
+    assert move_to("missing")["remote"] == "missing", "a disabled schedule is looked at when it is enabled"
+    with pytest.raises(StorageOutOfReach):
+        world.run(schedules.set_enabled, made.schedule_id, world.now(), enabled=True)

@@ -130,7 +130,7 @@ class StorageServiceServicer:
 
     def UpdateStorage(self, request, context):
         """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
+        STORAGE_IMMUTABLE, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

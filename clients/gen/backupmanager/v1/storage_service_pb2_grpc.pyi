@@ -26,7 +26,7 @@ class StorageServiceStub:
     """Returns one storage. Scope: viewer. Errors: STORAGE_NOT_FOUND."""
     UpdateStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.UpdateStorageRequest, _storage_service_pb2.UpdateStorageResponse]
     """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-    STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
+    STORAGE_IMMUTABLE, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
     """
     DeleteStorage: _aio.UnaryUnaryMultiCallable[_storage_service_pb2.DeleteStorageRequest, _storage_service_pb2.DeleteStorageResponse]
     """Forgets a storage; what lies there stays. Scope: admin. Errors: STORAGE_NOT_FOUND, STORAGE_IN_USE."""
@@ -104,7 +104,7 @@ class StorageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_storage_service_pb2.UpdateStorageRequest, _abc.Awaitable[_storage_service_pb2.UpdateStorageResponse]],
     ) -> _abc.Awaitable[_storage_service_pb2.UpdateStorageResponse]:
         """Changes a storage. A secret that is not given is kept. Scope: admin. Errors: STORAGE_NOT_FOUND, ETAG_MISMATCH,
-        STORAGE_IMMUTABLE, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
+        STORAGE_IMMUTABLE, STORAGE_OUT_OF_REACH, ENCRYPTION_IMMUTABLE, ENCRYPTION_UNPROVEN, INVALID_FIELD.
         """
 
     @_abc_1.abstractmethod
