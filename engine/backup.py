@@ -35,7 +35,6 @@ from engine.format import manifest as manifests
 from engine.format.crypto import ServerKey
 from engine.format.layout import SegmentRef
 from engine.format.manifest import Definition, SkippedDisk
-from engine.jobs import Surroundings, keys_of
 from engine.orphans import remove_orphans
 from engine.pipeline import DiskIdentity, store
 from engine.reindex import summarize
@@ -43,6 +42,7 @@ from engine.results import BackupResult
 from engine.selection import Task, choose, select
 from engine.spec import BackupJob
 from engine.storage.base import Storage
+from engine.surroundings import Surroundings, keys_of
 from engine.unfinished import DiskNote, NoteFile, NotResumable
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from engine.failpoint import reached
 from engine.format import names
 from engine.format.markers import Deleted
 from engine.ids import is_id
-from engine.jobs import Surroundings
 from engine.orphans import may_commit
 from engine.results import DeleteResult
 from engine.storage.base import Storage
+from engine.surroundings import Surroundings
 from engine.work import Work
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from engine.format import manifest as manifests
 from engine.format.crypto import ServerKey
 from engine.format.layout import SegmentRef
 from engine.format.manifest import Definition, DiskManifest, Layer, ServerManifest, SkippedDisk, layer_digest
-from engine.jobs import Surroundings
 from engine.selection import Task
 from engine.spec import BackupJob
+from engine.surroundings import Surroundings
 from engine.work import Report
 
 if TYPE_CHECKING:

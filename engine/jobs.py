@@ -1,71 +1,18 @@
 """One job from its spec to its result: opens what it needs, calls the verb, and says what was being done when it failed."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import BackupManagerError, Cancelled, VerifyFailed
-from engine.format.crypto import ServerKey
-from engine.limit import Limit
 from engine.spec import Job, Operation
-from engine.storage.base import Storage
-from engine.throttle import Throttle
-from engine.units import human_bytes
-from engine.work import Report, Work
+from engine.step_report import StepReport
+from engine.surroundings import Surroundings, keys_of
+from engine.work import Work
 
 if TYPE_CHECKING:
-    from engine.catalog import Keys
-    from engine.inventory import Change, HostCatalog
-
-
-class StepReport:
-    """Passes a job's words on, and remembers its stage and warnings for the end."""
-
-    def __init__(self, inner: Report) -> None:
-        self.step = "prepare"
-        self.warnings: list[str] = []
-        self._inner = inner
-        self._lock = threading.Lock()
-        self._bytes_done = 0
-        self._bytes_stored = 0
-        self._begun = time.monotonic()
-
-    def stage(self, stage: str, bytes_total: int = 0) -> None:
-        self.step = stage
-        self._inner.stage(stage, bytes_total)
-
-    def expect(self, bytes_total: int) -> None:
-        self._inner.expect(bytes_total)
-
-    def advance(self, bytes_done: int, bytes_stored: int = 0) -> None:
-        with self._lock:
-            self._bytes_done += bytes_done
-            self._bytes_stored += bytes_stored
-        self._inner.advance(bytes_done, bytes_stored)
-
-    def info(self, message: str) -> None:
-        self._inner.info(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-        self._inner.warn(message)
-
-    def record(self, record: dict[str, Any]) -> None:
-        self._inner.record(record)
-
-    def may_commit(self) -> bool:
-        return self._inner.may_commit()
-
-    def conclude(self, state: str) -> None:
-        """Say how the job ended, in one line with what it took."""
-        took = f"{time.monotonic() - self._begun:.1f} s, {human_bytes(self._bytes_done)} done"
-        stored = f", {human_bytes(self._bytes_stored)} stored" if self._bytes_stored else ""
-        self._inner.info(f"{state.replace('_', ' ')} in {took}{stored}")
+    from engine.inventory import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,74 +23,6 @@ class Outcome:
     failure: dict[str, Any] | None
     warnings: list[str]
     result: dict[str, Any] | None
-
-
-def keys_of(server_keys: Mapping[str, str]) -> "Keys":
-    """Return a job's server keys, by key id; the spec has them in hex."""
-    return {key_id: ServerKey(key_id, bytes.fromhex(text)) for key_id, text in server_keys.items()}
-
-
-class Surroundings:
-    """What verbs need beside their own spec: the operation, the storage (opened once, again on demand), and the clock."""
-
-    def __init__(self, job: Job, operation: Operation, work: Work) -> None:
-        self.job = job
-        self.operation = operation
-        self.work = work
-        self.lock_folder = Path(operation.lock_folder)
-        self.scratch_folder = Path(operation.scratch_folder)
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-    def catalog(self) -> "HostCatalog":
-        """Return this host's own catalog of the operation's repository; of use only where the operation has a folder for it."""
-        from engine.inventory import HostCatalog
-
-        return HostCatalog(Path(self.operation.catalog_folder), self.operation.storage.repository_id)
-
-    def job_warnings(self) -> list[str]:
-        """Return what was warned of so far."""
-        report = self.work.report
-        return list(report.warnings) if isinstance(report, StepReport) else []
-
-    def connect(self, *, brief: bool = False) -> Storage:
-        """Open the storage, its uploads under the upload limit. The caller closes it. `brief`: do not wait long for it."""
-        from engine.storage.open import open_storage
-        from engine.storage.throttled import ThrottledStorage
-
-        bucket = _Bucket(self.work.upload, self.work.stop.event, self.work.workers)
-        return ThrottledStorage(open_storage(self.operation.storage, brief=brief), bucket)
-
-    @contextmanager
-    def repository(self, *, write: bool = False, initialize: bool = False) -> Iterator[Storage]:
-        """Open the storage and make sure that its repository is the operation's.
-
-        `write` is for new backups: the operation's keys are seen to as well. With `initialize` too, a repository is made
-        where there is none, if the operation does not know that there was one.
-        """
-        from engine.repository import check_repository, open_repository
-
-        stop = self.work.stop
-        with stop.obtain(self.connect, Storage.close) as storage, stop.waking(storage.interrupt):
-            if write:
-                initialize = initialize and not self.operation.storage.initialized
-                open_repository(storage, self.operation.storage, self.now(), initialize=initialize)
-            else:
-                check_repository(storage, self.operation.storage)
-            yield storage
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    throttle: Throttle
-    stop: threading.Event
-    workers: Limit
-
-    def portions(self, total: int, bytes_max: int) -> Iterator[int]:
-        for portion in self.throttle.portions(total, self.stop, bytes_max):
-            self.workers.step_aside(self.stop)
-            yield portion
 
 
 def run_job(job: Job, operation: Operation, work: Work) -> Outcome:

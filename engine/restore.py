@@ -12,11 +12,11 @@ from pathlib import Path
 from engine.catalog import Keys, Point, find_point
 from engine.errors import ChainBroken, DiskNotFound, InvalidSpec, KeyMissing, ManifestCorrupt
 from engine.format.manifest import DiskManifest
-from engine.jobs import Surroundings, keys_of
 from engine.rebuild import check_layers
 from engine.results import RestoreResult
 from engine.spec import RestoreJob
 from engine.storage.base import Storage
+from engine.surroundings import Surroundings, keys_of
 
 
 def restore(around: Surroundings) -> RestoreResult:

@@ -24,12 +24,12 @@ from engine.errors import (
 )
 from engine.failpoint import reached
 from engine.format.manifest import DiskManifest
-from engine.jobs import Surroundings
 from engine.rebuild import rebuild
 from engine.restore import expect
 from engine.results import RestoreResult
 from engine.spec import RestoreJob
 from engine.storage.base import Storage
+from engine.surroundings import Surroundings
 from engine.target import NbdTarget
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from engine.errors import BackupManagerError, LibvirtUnreachable, TargetError
 from engine.failpoint import reached
 from engine.format.manifest import DiskManifest
 from engine.in_use import refuse_used
-from engine.jobs import Surroundings
 from engine.qcow2 import Qcow2Target, Unusual
 from engine.rebuild import rebuild
 from engine.restore import expect
@@ -26,6 +25,7 @@ from engine.results import RestoreResult
 from engine.source.export import export_image
 from engine.source.images import create_image
 from engine.storage.base import Storage
+from engine.surroundings import Surroundings
 from engine.target import NbdTarget, RawTarget, Target
 
 

@@ -11,11 +11,11 @@ from datetime import UTC, timedelta
 from pathlib import Path
 
 from engine.errors import TargetError
-from engine.jobs import Surroundings, keys_of
 from engine.rebuild import check_layers
 from engine.restore import find_disks
 from engine.results import TicketResult
 from engine.spec import dump
+from engine.surroundings import Surroundings, keys_of
 from engine.ticket import Ticket
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import chain
-from engine.jobs import Surroundings
+from engine.surroundings import Surroundings
 from engine.units import MIB
 from tests.engine.aftermath import assert_host_is_clean, assert_next_is_good, assert_only, assert_verifies
 from tests.engine.rig import Rig, digest, reason

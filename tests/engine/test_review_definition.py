@@ -8,8 +8,8 @@ import libvirt
 import pytest
 
 from engine.catalog import find_point
-from engine.jobs import keys_of
 from engine.storage.local import LocalStorage
+from engine.surroundings import keys_of
 from engine.units import MIB
 from tests.engine.aftermath import At
 from tests.engine.rig import Rig, result
