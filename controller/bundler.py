@@ -1,7 +1,7 @@
 """Has recovery bundles written to the storage that was chosen for them, after changes (N11).
 
-    every minute: our turn? ──► what became of the last one ──► is one wanted? ──► read everything as at one instant ──► changed?
-                                                                     └─ seal, and hand it to bundles.py ◄──┘ yes
+    every minute: our turn? ──► what became of the last one ──► is one wanted, and could it go? ──► read everything as at
+    one instant ──► changed? ──► seal it, and hand it to bundles.py
 
 Reading and sealing happen in a thread, on a connection of their own: the event loop and the database's thread go on. Of several
 controllers on one database, the one whose turn it is does this; it needs the recovery key in its own state folder.
@@ -80,6 +80,7 @@ class Bundler:
         key = await asyncio.to_thread(bundle.load_key, self._settings.recovery_key_file)
         if key is None:
             raise RecoveryKeyMissing
+        await self._database.run(bundles.check, context)
         await self._database.run(bundles.note_use, context.now)  # so that what follows from writing it is in it
         value = await asyncio.to_thread(rescue.collect, self._settings, context.now)
         digest = await asyncio.to_thread(rescue.digest, value)

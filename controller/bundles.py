@@ -73,12 +73,15 @@ def note_use(now: datetime) -> None:
     proofs.note_use(storages.find(settings.get().bundle_storage_id).storage_id, "bundle", now)
 
 
+def check(context: Context) -> None:
+    """Raise what would keep `begin` from making a job now: nothing has to be read for a bundle that cannot go."""
+    storage, hypervisor_id = _way(context)
+    orders.check(BundleOrder(storage.storage_id, hypervisor_id, new_id(context.now), 1, 1), context)
+
+
 def begin(sealed: bytes, digest: str, context: Context) -> str:
     """Send a bundle on its way and return its id. Raises what keeps a job from being made; nothing is left then."""
-    storage = storages.find(settings.get().bundle_storage_id)
-    hypervisor_id = reconciliation.reader(storage, context.limits, context.now)
-    if not hypervisor_id:
-        raise HypervisorUnreachable(hypervisor_id="any", last_contact_time="unknown")
+    storage, hypervisor_id = _way(context)
     bundle_id = new_id(context.now)
     parts = [sealed[start : start + PART_BYTES] for start in range(0, len(sealed), PART_BYTES)]
     with models.proxy.atomic():
@@ -142,6 +145,15 @@ def blocked() -> list[tuple[Storage, list[str]]]:
     """Return the storages that nothing is deleted on before they are reconciled; of a local folder, with the hypervisors where it is."""
     found = [(storage, reconciliation.blocked_at(storage)) for storage in storages.list_storages(limit=10_000)]
     return [(storage, [one for one in places if one]) for storage, places in found if places]
+
+
+def _way(context: Context) -> tuple[Storage, str]:
+    """Return where a bundle goes, and from which hypervisor. Raises StorageNotFound, HypervisorUnreachable."""
+    storage = storages.find(settings.get().bundle_storage_id)
+    hypervisor_id = reconciliation.reader(storage, context.limits, context.now)
+    if not hypervisor_id:
+        raise HypervisorUnreachable(hypervisor_id="any", last_contact_time="unknown")
+    return storage, hypervisor_id
 
 
 def _end(bundle_id: str, state: str, failure: Failure | None, now: datetime) -> None:

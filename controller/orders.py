@@ -49,13 +49,8 @@ def start(order: Order, context: Context) -> str:
     known = _repeated(order)
     if known:
         return known
-    plan = plan_of(order, context)
+    plan = check(order, context)
     job_id = new_id(context.now)
-    admission.check_hypervisor(plan.type, plan.hypervisor)
-    admission.check_storage(plan.type, plan.storage)
-    removals.check_binding(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
-    reconciliation.check(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
-    _check_free(plan)
     new = NewJob(
         job_id=job_id,
         type=plan.type,
@@ -80,6 +75,17 @@ def start(order: Order, context: Context) -> str:
         health.begin(plan.storage.storage_id, plan.hypervisor.hypervisor_id, job_id, context.now)
     dispatch.run(context.limits, context.now, plan.hypervisor.hypervisor_id)
     return job_id
+
+
+def check(order: Order, context: Context) -> Plan:
+    """Return what an order's job would be. Raises what keeps it from being made now; changes nothing."""
+    plan = plan_of(order, context)
+    admission.check_hypervisor(plan.type, plan.hypervisor)
+    admission.check_storage(plan.type, plan.storage)
+    removals.check_binding(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
+    reconciliation.check(plan.type, plan.storage, plan.hypervisor.hypervisor_id)
+    _check_free(plan)
+    return plan
 
 
 def cancel(job_id: str, limits: Limits, now: datetime) -> Job:

@@ -119,6 +119,43 @@ async def test_what_keeps_a_bundle_from_being_written_is_told_and_tried_again(wo
         world.run(storages.delete, storage.storage_id, world.now())
 
 
+@pytest.mark.feature("N11")
+@pytest.mark.parametrize("how", ["no key", "nobody online", "storage disabled", "storage read-only"])
+async def test_a_bundle_that_cannot_go_is_refused_before_anything_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    bundler = bundler_of(world)
+    world.enroll("kvm1")
+    storage = world.storage()
+    choose(world, "nas")
+    if how != "no key":
+        make_key(world)
+    match how:
+        case "nobody online":
+            world.clock.advance(3600)
+        case "storage disabled":
+            world.change_storage(storage, enabled=False)
+        case "storage read-only":
+            world.change_storage(storage, read_only=True)
+
+    def collect(*_: object) -> None:
+        raise AssertionError("a whole database was read for nothing")
+
+    monkeypatch.setattr(rescue, "collect", collect)
+    assert await once(world, bundler) == ""
+    failure = world.run(bundles.standing).failure
+    assert failure is not None
+    assert (
+        failure.reason
+        == {
+            "no key": "RECOVERY_KEY_MISSING",
+            "nobody online": "HYPERVISOR_UNREACHABLE",
+            "storage disabled": "STORAGE_DISABLED",
+            "storage read-only": "STORAGE_READ_ONLY",
+        }[how]
+    )
+
+
 @pytest.mark.feature("N11", "N10")
 async def test_a_new_epoch_removes_no_bundle_and_says_where_deletes_are_blocked(world: World) -> None:
     bundler, agent = bundler_of(world), world.enroll("kvm1")
