@@ -112,7 +112,7 @@ class Courier:
                     self._begin(delivery)
         if more:
             return 0.0
-        due = await self._database.run(deliveries.next_due)
+        due = await self._database.run(deliveries.next_due, now)
         if due is None or due <= now:  # what is due now belongs to a busy webhook
             return LOOK_SECONDS
         return min(LOOK_SECONDS, (due - now).total_seconds())
@@ -127,7 +127,8 @@ class Courier:
             await self._post(delivery.webhook_id, delivery.delivery_id, delivery.body)
         except PostFailed as error:
             log.info("webhook failed webhook_id=%s attempt=%d why=%s", delivery.webhook_id, delivery.attempts, error)
-            await self._database.run(deliveries.failed, delivery, str(error), self._luck.random(), self._clock.now())
+            now = self._clock.now()
+            await self._database.run(deliveries.failed, delivery, str(error), self._luck.random(), now, error.hold)
         except WebhookNotFound:
             log.info("webhook deleted meanwhile webhook_id=%s", delivery.webhook_id)
         except Exception:
@@ -138,6 +139,7 @@ class Courier:
             await self._database.run(deliveries.arrived, delivery, self._clock.now())
 
     async def _post(self, webhook_id: str, delivery_id: str, body: bytes) -> int:
-        secret, webhook = await self._database.run(webhooks.with_secret, webhook_id, self._vault)
-        post = Post(webhook.url, delivery_id, body, secret, webhook.ca_certificate, self._user_agent)
-        return await posting.send(post, self._allowed, self._clock.now())
+        now = self._clock.now()
+        secrets, webhook = await self._database.run(webhooks.with_secrets, webhook_id, self._vault, now)
+        post = Post(webhook.url, delivery_id, body, secrets, webhook.ca_certificate, self._user_agent)
+        return await posting.send(post, self._allowed, now)

@@ -84,7 +84,9 @@ def collect(webhook_id: str, now: datetime) -> bool:
 
 
 def claim(webhook_id: str, limit: int, now: datetime) -> list[Delivery]:
-    """Take a webhook's deliveries that are due, oldest first, at most `limit`."""
+    """Take a webhook's deliveries that are due, oldest first, at most `limit`; none while its receiver wants to be left alone."""
+    if _Webhook.select().where((_Webhook.webhook_id == webhook_id) & (_Webhook.hold_time > now)).exists():
+        return []
     query = (
         Row.select(Row.delivery_id)
         .where((Row.webhook == webhook_id) & (Row.state == WAITING) & (Row.due_time <= now))
@@ -103,9 +105,10 @@ def claim(webhook_id: str, limit: int, now: datetime) -> list[Delivery]:
     return taken
 
 
-def next_due() -> datetime | None:
-    """Return when the next delivery wants to be tried, None when none waits."""
-    row = Row.select(Row.due_time).join(_Webhook).where((Row.state == WAITING) & _Webhook.enabled)
+def next_due(now: datetime) -> datetime | None:
+    """Return when the next delivery wants to be tried, None when none waits but those that are held back."""
+    free = _Webhook.hold_time.is_null() | (_Webhook.hold_time <= now)
+    row = Row.select(Row.due_time).join(_Webhook).where((Row.state == WAITING) & _Webhook.enabled & free)
     first = row.order_by(Row.due_time).first()
     return None if first is None else first.due_time
 
@@ -118,13 +121,19 @@ def arrived(delivery: Delivery, now: datetime) -> None:
         ).execute()
 
 
-def failed(delivery: Delivery, failure: str, luck: float, now: datetime) -> None:
-    """It did not arrive: try later, or give it up. Nothing changes if somebody else has taken it meanwhile."""
+def failed(delivery: Delivery, failure: str, luck: float, now: datetime, hold: timedelta = timedelta(0)) -> None:
+    """It did not arrive: try later, or give it up. Nothing changes if somebody else has taken it meanwhile.
+
+    For `hold` nothing more is sent to its receiver, which asked for that.
+    """
     text = failure[:FAILURE_CHARACTERS_MAX]
     wait = wait_after(delivery.attempts, luck)
-    later = {"state": DEAD} if wait is None else {"due_time": now + wait}
+    later = {"state": DEAD} if wait is None else {"due_time": now + max(wait, hold)}
     if Row.update(failure=text, **later).where(_attempt(delivery)).execute():
-        _Webhook.update(failure_time=now, failure=text).where(_Webhook.webhook_id == delivery.webhook_id).execute()
+        held = {"hold_time": now + hold} if hold else {}
+        _Webhook.update(failure_time=now, failure=text, **held).where(
+            _Webhook.webhook_id == delivery.webhook_id
+        ).execute()
 
 
 def list_deliveries(

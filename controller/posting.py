@@ -3,8 +3,9 @@
     resolve ──► addresses ──permitted?──► connect to that very address ──TLS for the name──► POST ──► status line
 
 The connection goes to the address that was checked, so that a name cannot mean another one between the look and the use. A
-redirect is an answer like any other failure: its target was not looked at. Of the reply only the status is read, and the
-connection is closed; so a receiver that talks without end costs a kilobyte, and one that stalls, TIMEOUT_SECONDS.
+redirect is an answer like any other failure: its target was not looked at. Of the reply only the status is read, of a failure its
+headers too, for Retry-After; then the connection is closed. So a receiver that talks without end costs some kilobytes, and one that
+stalls, TIMEOUT_SECONDS.
 """
 
 import asyncio
@@ -16,10 +17,11 @@ import ssl
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from controller.errors import InvalidField
 from controller.rules import targets
+from controller.rules.deliveries import hold_of
 from controller.rules.targets import Network, Target
 
 TIMEOUT_SECONDS = 10.0
@@ -29,21 +31,25 @@ _HEADER_LINES_MAX = 100
 
 
 class PostFailed(Exception):
-    """The receiver did not take it; the text says why, for the webhook's owner. `status` is 0 for no answer."""
+    """The receiver did not take it; the text says why, for the webhook's owner. `status` is 0 for no answer.
 
-    def __init__(self, problem: str, status: int = 0) -> None:
+    `hold` is for how long it wants nothing more, as it said itself.
+    """
+
+    def __init__(self, problem: str, status: int = 0, hold: timedelta = timedelta(0)) -> None:
         super().__init__(problem)
         self.status = status
+        self.hold = hold
 
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """What is sent, and where. `ca_certificate` is PEM, "" for the host's own trust."""
+    """What is sent, and where. Each of the `secrets` signs it. `ca_certificate` is PEM, "" for the host's own trust."""
 
     url: str
     delivery_id: str
     body: bytes
-    secret: str = field(repr=False)
+    secrets: tuple[str, ...] = field(repr=False)
     ca_certificate: str = ""
     user_agent: str = "backup-manager"
 
@@ -61,7 +67,7 @@ async def send(post: Post, allowed: Sequence[Network], now: datetime, seconds: f
         raise PostFailed(f"the URL {error.facts['problem']}") from None
     try:
         async with asyncio.timeout(seconds):
-            status = await _send(target, post, allowed, now)
+            status, retry_after = await _send(target, post, allowed, now)
     except TimeoutError:
         raise PostFailed(f"no answer within {seconds:g} s") from None
     except ssl.SSLCertVerificationError as error:
@@ -73,17 +79,19 @@ async def send(post: Post, allowed: Sequence[Network], now: datetime, seconds: f
     if 300 <= status < 400:
         raise PostFailed(f"answered {status}; redirects are not followed, so give the final URL", status)
     if not 200 <= status < 300:
-        raise PostFailed(f"answered {status}", status)
+        raise PostFailed(f"answered {status}", status, hold_of(retry_after, now))
     return status
 
 
-async def _send(target: Target, post: Post, allowed: Sequence[Network], now: datetime) -> int:
+async def _send(target: Target, post: Post, allowed: Sequence[Network], now: datetime) -> tuple[int, str]:
+    """Return the status, and of a failure what its Retry-After says."""
     context = await asyncio.to_thread(_context, post.ca_certificate) if target.scheme == "https" else None
     reader, writer = await _connect(target, allowed, context)
     try:
         writer.write(_request(target, post, int(now.timestamp())))
         await writer.drain()
-        return await _status(reader)
+        status = await _status(reader)
+        return status, "" if 200 <= status < 300 else await _retry_after(reader)
     finally:
         writer.close()
         with suppress(OSError, ssl.SSLError, TimeoutError):
@@ -125,7 +133,20 @@ def _context(ca_certificate: str) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=ca_certificate or None)
 
 
+async def _retry_after(reader: asyncio.StreamReader) -> str:
+    """Return the header's value, "" where there is none, or a reply that makes no sense: it is a failure in any case."""
+    with suppress(PostFailed, OSError, ssl.SSLError):
+        for _ in range(_HEADER_LINES_MAX):
+            name, colon, value = (await _line(reader)).decode("latin-1").partition(":")
+            if not colon:
+                break
+            if name.lower() == "retry-after":
+                return value.strip()
+    return ""
+
+
 def _request(target: Target, post: Post, timestamp: int) -> bytes:
+    signatures = ", ".join(f"v1={signature(one, timestamp, post.body)}" for one in post.secrets)
     lines = [
         f"POST {target.path} HTTP/1.1",
         f"Host: {target.authority}",
@@ -134,7 +155,7 @@ def _request(target: Target, post: Post, timestamp: int) -> bytes:
         f"Content-Length: {len(post.body)}",
         f"Backup-Manager-Delivery: {post.delivery_id}",
         f"Backup-Manager-Timestamp: {timestamp}",
-        f"Backup-Manager-Signature: v1={signature(post.secret, timestamp, post.body)}",
+        f"Backup-Manager-Signature: {signatures}",
         "Connection: close",
     ]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + post.body

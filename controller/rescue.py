@@ -58,7 +58,7 @@ PASSING: dict[str, frozenset[str]] = {
     "server": frozenset({"place_state"}),
     "schedule": frozenset({"due_time", "anchor_time", "last_start_time"}),
     "webhook": frozenset(
-        {"cursor", "delivered_count", "missed_count", "success_time", "failure_time", "failure"}
+        {"cursor", "delivered_count", "missed_count", "success_time", "failure_time", "failure", "hold_time"}
     ),
 }  # fmt: skip
 """Columns that change by themselves, and are worth no bundle of their own."""

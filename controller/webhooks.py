@@ -1,11 +1,13 @@
 """Webhooks as rows: where events go, signed with a secret that is sealed and never shown (S28).
 
+A secret that is replaced goes on signing beside the new one for OVERLAP, so that a receiver can be told the new one at leisure.
+
 Sync functions, run by `Database.run`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from controller import events, happenings
@@ -14,7 +16,8 @@ from controller.db.secrets import Vault
 from controller.errors import EtagMismatch, WebhookExists, WebhookNotFound
 from engine.ids import new_id
 
-TABLE, SECRET = "webhook", "secret"
+TABLE, SECRET, PREVIOUS = "webhook", "secret", "previous_secret"
+OVERLAP = timedelta(hours=24)
 Row, _Delivery = models.Webhook, models.WebhookDelivery
 _PLAIN = ("name", "url", "kinds", "ca_certificate", "enabled")
 
@@ -37,9 +40,11 @@ class Webhook:
     success_time: datetime | None
     failure_time: datetime | None
     failure: str
+    hold_time: datetime | None
     create_time: datetime
     update_time: datetime
     secret_fingerprint: str
+    previous_secret_expire_time: datetime | None
     etag: str
 
 
@@ -53,6 +58,7 @@ class WebhookChange:
     ca_certificate: str | None = None
     enabled: bool | None = None
     secret: str | None = field(default=None, repr=False)
+    drop_previous_secret: bool = False
 
 
 def create(new: WebhookChange, vault: Vault, now: datetime) -> Webhook:
@@ -96,9 +102,13 @@ def update(reference: str, change: WebhookChange, etag: str, vault: Vault, now: 
         values["kinds"] = list(values["kinds"])
     if change.enabled and not old.enabled:
         values["cursor"] = events.newest()
+    if change.enabled or change.url is not None:
+        values["hold_time"] = None
     Row.update(**values, update_time=now, version=Row.version + 1).where(Row.webhook_id == old.webhook_id).execute()
     if change.secret is not None:
-        secrets.put(vault, TABLE, old.webhook_id, SECRET, change.secret, now)
+        _replace_secret(old.webhook_id, change.secret, vault, now)
+    if change.drop_previous_secret:
+        secrets.remove(TABLE, old.webhook_id, PREVIOUS)
     _event("webhook.updated", old.webhook_id, now)
     return find(old.webhook_id)
 
@@ -117,9 +127,27 @@ def enabled_ids() -> list[str]:
     return [row.webhook_id for row in Row.select(Row.webhook_id).where(Row.enabled).order_by(Row.webhook_id)]
 
 
-def with_secret(webhook_id: str, vault: Vault) -> tuple[str, Webhook]:
-    """Return a webhook and what its deliveries are signed with. For the courier alone. Raises WebhookNotFound, BoxDamaged."""
-    return secrets.open_all(vault, TABLE, webhook_id)[SECRET], find(webhook_id)
+def with_secrets(webhook_id: str, vault: Vault, now: datetime) -> tuple[tuple[str, ...], Webhook]:
+    """Return what a webhook's deliveries are signed with, the present secret first, and the webhook. For the courier alone.
+
+    An old secret whose time is over is forgotten. Raises WebhookNotFound, BoxDamaged.
+    """
+    webhook = find(webhook_id)
+    until = webhook.previous_secret_expire_time
+    if until is not None and until <= now:
+        secrets.remove(TABLE, webhook_id, PREVIOUS)
+    known = secrets.open_all(vault, TABLE, webhook_id)
+    return tuple(known[name] for name in (SECRET, PREVIOUS) if name in known), webhook
+
+
+def _replace_secret(webhook_id: str, secret: str, vault: Vault, now: datetime) -> None:
+    """Set a new secret; the one before it goes on signing for a while. The same one again changes nothing."""
+    old = secrets.open_all(vault, TABLE, webhook_id).get(SECRET, "")
+    if old == secret:
+        return
+    if old:
+        secrets.put(vault, TABLE, webhook_id, PREVIOUS, old, now)
+    secrets.put(vault, TABLE, webhook_id, SECRET, secret, now)
 
 
 def _check_name(name: str, webhook_id: str) -> None:
@@ -131,13 +159,17 @@ def _webhook(row: models.Webhook) -> Webhook:
     def count(state: str) -> int:
         return int(_Delivery.select().where((_Delivery.webhook == row.webhook_id) & (_Delivery.state == state)).count())
 
-    taken = {"kinds", "waiting_count", "dead_count", "secret_fingerprint", "etag"}
+    replace_time = secrets.set_time(TABLE, row.webhook_id, PREVIOUS)
+    taken = {
+        "kinds", "waiting_count", "dead_count", "secret_fingerprint", "previous_secret_expire_time", "etag",
+    }  # fmt: skip
     return Webhook(
         **{name: getattr(row, name) for name in Webhook.__dataclass_fields__ if name not in taken},
         kinds=tuple(row.kinds),
         waiting_count=count("waiting"),
         dead_count=count("dead"),
         secret_fingerprint=secrets.fingerprints(TABLE, row.webhook_id).get(SECRET, ""),
+        previous_secret_expire_time=replace_time + OVERLAP if replace_time else None,
         etag=str(row.version),
     )
 

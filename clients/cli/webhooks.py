@@ -1,6 +1,7 @@
 """`bmctl webhook …`: having events sent by HTTP."""
 
 import secrets
+from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -103,14 +104,18 @@ def update(
     all_kinds: Annotated[bool, typer.Option("--all-kinds", help="Send everything.")] = False,
     secret_file: SecretFile = "",
     ca: CaFile = "",
+    drop: Annotated[
+        bool,
+        typer.Option("--drop-old", help="Sign with the new secret alone at once, such as when the old one leaked."),
+    ] = False,
     enable: Annotated[bool | None, typer.Option("--enable/--disable", help="Switch it on or off.")] = None,
     output: Output = "table",
 ) -> None:
-    """Change a webhook."""
+    """Change a webhook. A secret that is replaced signs beside the new one for 24 hours."""
     from clients.gen.backupmanager.v1.webhook_service_pb2 import UpdateWebhookRequest
 
     request = UpdateWebhookRequest(
-        secret=ask.given_secret(option="--secret-file", file=secret_file, variable=_VARIABLE)
+        secret=ask.given_secret(option="--secret-file", file=secret_file, variable=_VARIABLE), drop_previous_secret=drop
     )
     target, mask = request.webhook, request.update_mask.paths
     target.webhook_id = webhook
@@ -260,6 +265,7 @@ def _card(screen: Screen, webhook: "Webhook") -> "RenderableType":
             ("URL", webhook.url),
             ("Kinds", ", ".join(webhook.kinds) or "all"),
             ("Secret", f"set, fingerprint {webhook.secret_fingerprint}"),
+            *_if_set("Old secret", "signs too until", webhook, "previous_secret_expire_time", screen),
             ("Trusts", "certificates of its own" if webhook.ca_certificate else "what the controller's host trusts"),
             ("Arrived", str(webhook.delivered_count)),
             ("Waiting", str(webhook.waiting_count)),
@@ -268,5 +274,13 @@ def _card(screen: Screen, webhook: "Webhook") -> "RenderableType":
             ("Last arrived", words.long_time(words.set_time(webhook, "success_time"), screen.now)),
             ("Last failed", words.long_time(words.set_time(webhook, "failure_time"), screen.now)),
             ("Because", webhook.failure or "-"),
+            *_if_set("Held back", "as its receiver asked, until", webhook, "hold_time", screen),
         ],
     )
+
+
+def _if_set(name: str, text: str, webhook: "Webhook", field: str, screen: Screen) -> list[tuple[str, str]]:
+    """Return a line of the card for a time to come, none for one that is past or not set."""
+    stamp = words.set_time(webhook, field)
+    due = stamp is not None and stamp.ToDatetime(tzinfo=UTC) > screen.now
+    return [(name, f"{text} {words.long_time(stamp, screen.now)}")] if due else []

@@ -134,5 +134,19 @@ def fingerprints_of(table: str, row_ids: Sequence[str]) -> dict[str, dict[str, s
     return found
 
 
+def set_time(table: str, row_id: str, name: str) -> datetime | None:
+    """Return when a row's secret was set, None where there is none."""
+    row = Secret.get_or_none(_one(table, row_id, name))
+    return None if row is None else row.update_time
+
+
+def remove(table: str, row_id: str, name: str) -> None:
+    Secret.delete().where(_one(table, row_id, name)).execute()
+
+
+def _one(table: str, row_id: str, name: str) -> object:
+    return (Secret.table_name == table) & (Secret.row_id == row_id) & (Secret.name == name)
+
+
 def remove_all(table: str, row_id: str) -> None:
     Secret.delete().where((Secret.table_name == table) & (Secret.row_id == row_id)).execute()

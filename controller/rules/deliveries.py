@@ -7,11 +7,15 @@ Half a minute bridges a receiver's restart; five hours and more, a night's failu
 keeps deliveries that failed together from coming back together.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 ATTEMPTS_MAX = 12
 FIRST_WAIT = timedelta(seconds=10)
 JITTER = 0.25
+HOLD_MAX = timedelta(
+    hours=1
+)  # that a receiver's Retry-After is obeyed for: it may be wrong, and what waits is kept in rows
 
 
 def wait_after(attempts: int, luck: float) -> timedelta | None:
@@ -19,3 +23,19 @@ def wait_after(attempts: int, luck: float) -> timedelta | None:
     if attempts >= ATTEMPTS_MAX:
         return None
     return FIRST_WAIT * (1 << (attempts - 1)) * (1 + JITTER * luck)
+
+
+def hold_of(retry_after: str, now: datetime) -> timedelta:
+    """Return for how long a receiver wants nothing more, zero for no such wish, at most HOLD_MAX.
+
+    `retry_after` is what it answered, seconds or a date. Source: RFC 9110, 10.2.3.
+    """
+    text = retry_after.strip()
+    if text.isascii() and text.isdigit():
+        return timedelta(seconds=min(int(text[:9]), HOLD_MAX.total_seconds()))
+    try:
+        until = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return timedelta(0)
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return min(max(until - now, timedelta(0)), HOLD_MAX)

@@ -77,6 +77,8 @@ def webhook(record: Webhook) -> webhook_pb2.Webhook:
         waiting_count=record.waiting_count,
         dead_count=record.dead_count,
         missed_count=record.missed_count,
+        hold_time=convert.time(record.hold_time),
+        previous_secret_expire_time=convert.time(record.previous_secret_expire_time),
         etag=record.etag,
     )
 

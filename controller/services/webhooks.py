@@ -55,7 +55,8 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
     async def UpdateWebhook(
         self, request: messages.UpdateWebhookRequest, context: Context
     ) -> messages.UpdateWebhookResponse:
-        given, wanted = request.webhook, check.mask(request.update_mask, _MASK)
+        given, drop = request.webhook, request.drop_previous_secret
+        wanted = check.mask(request.update_mask, _MASK) if request.update_mask.paths or not drop else frozenset()
         reference = check.reference("webhook.webhook_id", given.webhook_id)
         change = WebhookChange(
             name=check.name("webhook.name", given.name) if "name" in wanted else None,
@@ -66,6 +67,7 @@ class WebhookServicer(webhook_service_pb2_grpc.WebhookServiceServicer):
             else None,
             enabled=given.enabled if "enabled" in wanted else None,
             secret=_secret(request.secret) if "secret" in wanted else None,
+            drop_previous_secret=drop,
         )
         record = await self._parts.database.run(
             webhooks.update, reference, change, given.etag, self._parts.vault, self._parts.now()

@@ -2,10 +2,12 @@
 
 import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from controller import deliveries, events, happenings, webhooks
+from controller.db import models
 from controller.deliveries import Delivery
 from controller.errors import EtagMismatch, WebhookDeliveryNotFound, WebhookExists, WebhookNotFound
 from controller.rules.deliveries import ATTEMPTS_MAX
@@ -34,6 +36,10 @@ def collect(world: World, webhook: Webhook) -> list[str]:
 
 def claim(world: World, webhook: Webhook, limit: int = 10) -> list[Delivery]:
     return world.run(deliveries.claim, webhook.webhook_id, limit, world.now())
+
+
+def signed_with(world: World, webhook: Webhook) -> tuple[str, ...]:
+    return world.run(webhooks.with_secrets, webhook.webhook_id, world.vault, world.now())[0]
 
 
 @pytest.mark.feature("N6")
@@ -79,7 +85,7 @@ def test_what_never_arrives_is_tried_for_hours_then_dead_and_can_be_sent_again(w
     collect(world, webhook)
     begun, tries = world.now(), 0
     while True:
-        due = world.run(deliveries.next_due)
+        due = world.run(deliveries.next_due, world.now())
         if due is None:
             break
         world.clock.time = max(world.clock.time, due)
@@ -149,12 +155,58 @@ def test_a_webhook_is_changed_by_etag_and_its_secret_is_sealed(world: World) -> 
     assert changed.secret_fingerprint != webhook.secret_fingerprint
     with pytest.raises(EtagMismatch):
         world.run(webhooks.update, "other", WebhookChange(enabled=False), webhook.etag, world.vault, world.now())
-    assert world.run(webhooks.with_secret, webhook.webhook_id, world.vault)[0] == "another secret of it"
+    assert signed_with(world, changed) == ("another secret of it", SECRET)
     assert SECRET not in repr(WebhookChange(secret=SECRET))
 
     happen(world, "job.x")
     collect(world, changed)
     world.run(webhooks.delete, "other", world.now())
-    assert world.run(deliveries.next_due) is None
+    assert world.run(deliveries.next_due, world.now()) is None
     with pytest.raises(WebhookNotFound):
         world.run(webhooks.find, "other")
+
+
+@pytest.mark.feature("N6", "S28")
+def test_a_secret_that_is_replaced_signs_beside_the_new_one_for_a_day(world: World) -> None:
+    webhook = hook(world)
+
+    def change(**values: Any) -> Webhook:
+        return world.run(webhooks.update, "panel", WebhookChange(**values), "", world.vault, world.now())
+
+    assert change(secret=SECRET).previous_secret_expire_time is None, "the same one is no change"
+    changed = change(secret="the second of its secrets")
+    assert changed.previous_secret_expire_time is not None
+    assert timedelta(hours=23) < changed.previous_secret_expire_time - world.now() <= webhooks.OVERLAP
+    assert signed_with(world, webhook) == ("the second of its secrets", SECRET)
+    change(secret="the third of its secrets")
+    assert signed_with(world, webhook) == ("the third of its secrets", "the second of its secrets")
+
+    world.clock.advance(webhooks.OVERLAP.total_seconds())
+    assert signed_with(world, webhook) == ("the third of its secrets",)
+    assert world.run(models.Secret.select().where(models.Secret.row_id == webhook.webhook_id).count) == 1
+    dropped = change(secret="the fourth of its secrets", drop_previous_secret=True)
+    assert dropped.previous_secret_expire_time is None
+    assert signed_with(world, webhook) == ("the fourth of its secrets",)
+
+
+@pytest.mark.feature("N6")
+def test_a_receiver_that_asks_to_be_left_alone_is_sent_nothing_for_so_long(world: World) -> None:
+    webhook, other = hook(world), hook(world, "other")
+    happen(world, "a.one", "a.two")
+    collect(world, webhook)
+    collect(world, other)
+    [first] = claim(world, webhook, 1)
+    world.run(deliveries.failed, first, "answered 429", 0.0, world.now(), timedelta(minutes=20))
+
+    happen(world, "a.three")
+    collect(world, webhook)
+    assert claim(world, webhook) == []
+    assert len(claim(world, other)) == 2, "it is one receiver's wish"
+    assert world.run(deliveries.list_deliveries, webhook.webhook_id)[-1].due_time >= world.now() + timedelta(minutes=19)
+    world.clock.advance(20 * 60)
+    assert {one.kind for one in claim(world, webhook)} == {"a.one", "a.two", "a.three"}
+
+    [again] = [one for one in world.run(deliveries.list_deliveries, webhook.webhook_id) if one.kind == "a.two"]
+    world.run(deliveries.failed, again, "answered 503", 0.0, world.now(), timedelta(hours=1))
+    moved = WebhookChange(url="https://elsewhere.example/")
+    assert world.run(webhooks.update, "panel", moved, "", world.vault, world.now()).hold_time is None

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def post(receiver: Receiver, **values: Any) -> Post:
-    return replace(Post(receiver.url, "delivery-1", BODY, SECRET), **values)
+    return replace(Post(receiver.url, "delivery-1", BODY, (SECRET,)), **values)
 
 
 async def failure(post: Post, allowed: Any = LOOPBACK, seconds: float = 5) -> tuple[str, int]:
@@ -55,6 +55,41 @@ async def test_a_receiver_can_check_who_sent_what_and_when(receiver: Receiver) -
     wanted = hmac.new(SECRET.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
     assert headers["backup-manager-signature"] == f"v1={wanted}"
     assert SECRET not in repr(post(receiver))
+
+
+@pytest.mark.feature("N6")
+async def test_each_secret_signs(receiver: Receiver) -> None:
+    """A receiver that knows either of two secrets finds its signature, as docs/events.md tells it to look for it."""
+    await posting.send(post(receiver, secrets=(SECRET, "the one before it")), LOOPBACK, NOW)
+    [(headers, body)] = receiver.requests
+    signed = headers["backup-manager-timestamp"].encode() + b"." + body
+    given = {one.strip() for one in headers["backup-manager-signature"].split(",")}
+    assert given == {
+        f"v1={hmac.new(one.encode(), signed, hashlib.sha256).hexdigest()}" for one in (SECRET, "the one before it")
+    }
+
+
+@pytest.mark.feature("N6")
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("Retry-After: 120", 120),
+        ("retry-after:  Mon, 23 Nov 2026 12:05:00 GMT", 300),
+        ("Retry-After: 999999999999", 3600),
+        ("Retry-After: Mon, 23 Nov 2026 11:00:00 GMT", 0),
+        ("Retry-After: soon", 0),
+        ("Retry-After: -5", 0),
+        ("Retry-After: Mon, 99 Nov 2026 12:05:00 GMT", 0),
+        ("X-Other: 5", 0),
+    ],
+)
+async def test_a_receiver_says_for_how_long_it_wants_nothing_more(
+    receiver: Receiver, header: str, seconds: int
+) -> None:
+    receiver.answers, receiver.headers = [503], ["Server: a", header]
+    with pytest.raises(PostFailed) as caught:
+        await posting.send(post(receiver), LOOPBACK, NOW)
+    assert caught.value.hold == timedelta(seconds=seconds)
 
 
 @pytest.mark.feature("N6")

@@ -2,6 +2,7 @@
 
     with Receiver() as receiver:                    # 204 to everything
         receiver.answers = [503, "stall"]           # to the next two, and 204 again
+    receiver.headers = ["Retry-After: 7"]       # of all answers
         receiver.url, receiver.requests             # (headers in lower case, body) of each POST
 
 Answers are a status, or "stall" (nothing until the end), "cut" (the connection is closed), "garbage" (no HTTP), "drip" (headers
@@ -24,6 +25,7 @@ class Receiver:
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.connections = 0
         self.location = ""
+        self.headers: list[str] = []
         self._ended = threading.Event()
         receiver = self
 
@@ -98,4 +100,5 @@ class Receiver:
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         elif answer != "cut":
-            connection.sendall(f"HTTP/1.1 {answer} Whatever\r\nContent-Length: 0\r\n\r\n".encode())
+            lines = [f"HTTP/1.1 {answer} Whatever", *self.headers, "Content-Length: 0"]
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -83,6 +83,7 @@ class Webhook(Table):
     success_time = OptionalTimeField()
     failure_time = OptionalTimeField()
     failure = text_field()
+    hold_time = OptionalTimeField()  # nothing is sent before, as the receiver asked
     create_time = TimeField()
     update_time = TimeField()
     version = BigIntegerField(default=1)

@@ -108,6 +108,27 @@ async def test_what_fails_waits_and_is_not_sent_to_the_loopback_that_a_redirect_
 
 
 @pytest.mark.feature("N6")
+async def test_a_receiver_that_is_told_too_much_is_left_alone_as_it_asks(api: Api, receiver: Receiver) -> None:
+    receiver.answers, receiver.headers = [429], ["Retry-After: 600"]
+    webhook = await create(api, receiver.url)
+    await api.make_storage()
+
+    async def held() -> bool:
+        return (await api.webhooks.GetWebhook(GET(webhook_id=webhook.name))).webhook.HasField("hold_time")
+
+    await wait_until_async(held, 20, "the wish to be noted")
+    before = len(receiver.requests)
+    await api.make_storage()
+
+    async def waiting() -> bool:
+        return (await api.webhooks.GetWebhook(GET(webhook_id=webhook.name))).webhook.waiting_count >= 2
+
+    await wait_until_async(waiting, 20, "the next event to wait")
+    assert len(receiver.requests) == before
+    await delete(api, webhook)
+
+
+@pytest.mark.feature("N6")
 async def test_a_receiver_that_stalls_holds_up_nobody_else_and_no_stop(api: Api, receiver: Receiver) -> None:
     with Receiver() as stalling:
         stalling.answers = ["stall"] * 20
@@ -171,7 +192,12 @@ async def test_webhooks_are_listed_changed_and_deleted(api: Api) -> None:
     changed = (await api.webhooks.UpdateWebhook(update)).webhook
     assert list(changed.kinds) == ["job."]
     assert changed.secret_fingerprint not in {"", made[0].secret_fingerprint}
+    assert changed.HasField("previous_secret_expire_time")
     assert await refused(api.webhooks.UpdateWebhook(update)) == "ETAG_MISMATCH"
+    drop = webhook_service_pb2.UpdateWebhookRequest(
+        webhook=webhook_pb2.Webhook(webhook_id=made[0].name), drop_previous_secret=True
+    )
+    assert not (await api.webhooks.UpdateWebhook(drop)).webhook.HasField("previous_secret_expire_time")
     for one in made:
         await delete(api, one)
     assert await refused(api.webhooks.GetWebhook(GET(webhook_id=made[0].name))) == "WEBHOOK_NOT_FOUND"

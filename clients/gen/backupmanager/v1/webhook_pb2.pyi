@@ -67,6 +67,8 @@ class Webhook(_message.Message):
     DEAD_COUNT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     MISSED_COUNT_FIELD_NUMBER: _builtins.int
+    HOLD_TIME_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SECRET_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     webhook_id: _builtins.str
     """Id."""
     name: _builtins.str
@@ -111,6 +113,14 @@ class Webhook(_message.Message):
     def failure_time(self) -> _timestamp_pb2.Timestamp:
         """When one last failed; unset for never."""
 
+    @_builtins.property
+    def hold_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when nothing is sent, since the receiver asked for that (Retry-After); unset or past for no such wish."""
+
+    @_builtins.property
+    def previous_secret_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when deliveries are signed with the secret before the present one, too; unset for not."""
+
     def __init__(
         self,
         *,
@@ -131,10 +141,12 @@ class Webhook(_message.Message):
         dead_count: _builtins.int = ...,
         etag: _builtins.str = ...,
         missed_count: _builtins.int = ...,
+        hold_time: _timestamp_pb2.Timestamp | None = ...,
+        previous_secret_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure_time", b"failure_time", "success_time", b"success_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "failure_time", b"failure_time", "hold_time", b"hold_time", "previous_secret_expire_time", b"previous_secret_expire_time", "success_time", b"success_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "create_time", b"create_time", "dead_count", b"dead_count", "delivered_count", b"delivered_count", "enabled", b"enabled", "etag", b"etag", "failure", b"failure", "failure_time", b"failure_time", "kinds", b"kinds", "missed_count", b"missed_count", "name", b"name", "secret_fingerprint", b"secret_fingerprint", "success_time", b"success_time", "update_time", b"update_time", "url", b"url", "waiting_count", b"waiting_count", "webhook_id", b"webhook_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificate", b"ca_certificate", "create_time", b"create_time", "dead_count", b"dead_count", "delivered_count", b"delivered_count", "enabled", b"enabled", "etag", b"etag", "failure", b"failure", "failure_time", b"failure_time", "hold_time", b"hold_time", "kinds", b"kinds", "missed_count", b"missed_count", "name", b"name", "previous_secret_expire_time", b"previous_secret_expire_time", "secret_fingerprint", b"secret_fingerprint", "success_time", b"success_time", "update_time", b"update_time", "url", b"url", "waiting_count", b"waiting_count", "webhook_id", b"webhook_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&backupmanager/v1/webhook_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1e\x62\x61\x63kupmanager/v1/webhook.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x7f\n\x14\x43reateWebhookRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05kinds\x18\x03 \x03(\t\x12\x13\n\x06secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x16\n\x0e\x63\x61_certificate\x18\x05 \x01(\t\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\"C\n\x15\x43reateWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"<\n\x13ListWebhooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x14ListWebhooksResponse\x12+\n\x08webhooks\x18\x01 \x03(\x0b\x32\x19.backupmanager.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x11GetWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"@\n\x12GetWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"\x88\x01\n\x14UpdateWebhookRequest\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x13\n\x06secret\x18\x03 \x01(\tB\x03\x80\x01\x01\"C\n\x15UpdateWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"*\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"(\n\x12TestWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"{\n\x13TestWebhookResponse\x12\x11\n\tdelivered\x18\x01 \x01(\x08\x12\x13\n\x0bhttp_status\x18\x02 \x01(\x05\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x01\n\x1cListWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x36\n\x06states\x18\x02 \x03(\x0e\x32&.backupmanager.v1.WebhookDeliveryState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"o\n\x1dListWebhookDeliveriesResponse\x12\x35\n\ndeliveries\x18\x01 \x03(\x0b\x32!.backupmanager.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1eResendWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65livery_ids\x18\x02 \x03(\t\"7\n\x1fResendWebhookDeliveriesResponse\x12\x14\n\x0cresent_count\x18\x01 \x01(\x05\x32\xc4\x06\n\x0eWebhookService\x12`\n\rCreateWebhook\x12&.backupmanager.v1.CreateWebhookRequest\x1a\'.backupmanager.v1.CreateWebhookResponse\x12]\n\x0cListWebhooks\x12%.backupmanager.v1.ListWebhooksRequest\x1a&.backupmanager.v1.ListWebhooksResponse\x12W\n\nGetWebhook\x12#.backupmanager.v1.GetWebhookRequest\x1a$.backupmanager.v1.GetWebhookResponse\x12`\n\rUpdateWebhook\x12&.backupmanager.v1.UpdateWebhookRequest\x1a\'.backupmanager.v1.UpdateWebhookResponse\x12`\n\rDeleteWebhook\x12&.backupmanager.v1.DeleteWebhookRequest\x1a\'.backupmanager.v1.DeleteWebhookResponse\x12Z\n\x0bTestWebhook\x12$.backupmanager.v1.TestWebhookRequest\x1a%.backupmanager.v1.TestWebhookResponse\x12x\n\x15ListWebhookDeliveries\x12..backupmanager.v1.ListWebhookDeliveriesRequest\x1a/.backupmanager.v1.ListWebhookDeliveriesResponse\x12~\n\x17ResendWebhookDeliveries\x12\x30.backupmanager.v1.ResendWebhookDeliveriesRequest\x1a\x31.backupmanager.v1.ResendWebhookDeliveriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&backupmanager/v1/webhook_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a\x1e\x62\x61\x63kupmanager/v1/webhook.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\"\x7f\n\x14\x43reateWebhookRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\r\n\x05kinds\x18\x03 \x03(\t\x12\x13\n\x06secret\x18\x04 \x01(\tB\x03\x80\x01\x01\x12\x16\n\x0e\x63\x61_certificate\x18\x05 \x01(\t\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\"C\n\x15\x43reateWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"<\n\x13ListWebhooksRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\\\n\x14ListWebhooksResponse\x12+\n\x08webhooks\x18\x01 \x03(\x0b\x32\x19.backupmanager.v1.Webhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x11GetWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"@\n\x12GetWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"\xa6\x01\n\x14UpdateWebhookRequest\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x13\n\x06secret\x18\x03 \x01(\tB\x03\x80\x01\x01\x12\x1c\n\x14\x64rop_previous_secret\x18\x04 \x01(\x08\"C\n\x15UpdateWebhookResponse\x12*\n\x07webhook\x18\x01 \x01(\x0b\x32\x19.backupmanager.v1.Webhook\"*\n\x14\x44\x65leteWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteWebhookResponse\"(\n\x12TestWebhookRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\"{\n\x13TestWebhookResponse\x12\x11\n\tdelivered\x18\x01 \x01(\x08\x12\x13\n\x0bhttp_status\x18\x02 \x01(\x05\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x91\x01\n\x1cListWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x36\n\x06states\x18\x02 \x03(\x0e\x32&.backupmanager.v1.WebhookDeliveryState\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"o\n\x1dListWebhookDeliveriesResponse\x12\x35\n\ndeliveries\x18\x01 \x03(\x0b\x32!.backupmanager.v1.WebhookDelivery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1eResendWebhookDeliveriesRequest\x12\x12\n\nwebhook_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64\x65livery_ids\x18\x02 \x03(\t\"7\n\x1fResendWebhookDeliveriesResponse\x12\x14\n\x0cresent_count\x18\x01 \x01(\x05\x32\xc4\x06\n\x0eWebhookService\x12`\n\rCreateWebhook\x12&.backupmanager.v1.CreateWebhookRequest\x1a\'.backupmanager.v1.CreateWebhookResponse\x12]\n\x0cListWebhooks\x12%.backupmanager.v1.ListWebhooksRequest\x1a&.backupmanager.v1.ListWebhooksResponse\x12W\n\nGetWebhook\x12#.backupmanager.v1.GetWebhookRequest\x1a$.backupmanager.v1.GetWebhookResponse\x12`\n\rUpdateWebhook\x12&.backupmanager.v1.UpdateWebhookRequest\x1a\'.backupmanager.v1.UpdateWebhookResponse\x12`\n\rDeleteWebhook\x12&.backupmanager.v1.DeleteWebhookRequest\x1a\'.backupmanager.v1.DeleteWebhookResponse\x12Z\n\x0bTestWebhook\x12$.backupmanager.v1.TestWebhookRequest\x1a%.backupmanager.v1.TestWebhookResponse\x12x\n\x15ListWebhookDeliveries\x12..backupmanager.v1.ListWebhookDeliveriesRequest\x1a/.backupmanager.v1.ListWebhookDeliveriesResponse\x12~\n\x17ResendWebhookDeliveries\x12\x30.backupmanager.v1.ResendWebhookDeliveriesRequest\x1a\x31.backupmanager.v1.ResendWebhookDeliveriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,25 +51,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETWEBHOOKRESPONSE']._serialized_start=553
   _globals['_GETWEBHOOKRESPONSE']._serialized_end=617
   _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=620
-  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=756
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=758
-  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=825
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=827
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=869
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=871
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=894
-  _globals['_TESTWEBHOOKREQUEST']._serialized_start=896
-  _globals['_TESTWEBHOOKREQUEST']._serialized_end=936
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=938
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1061
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1064
-  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1209
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1211
-  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1322
-  _globals['_RESENDWEBHOOKDELIVERIESREQUEST']._serialized_start=1324
-  _globals['_RESENDWEBHOOKDELIVERIESREQUEST']._serialized_end=1398
-  _globals['_RESENDWEBHOOKDELIVERIESRESPONSE']._serialized_start=1400
-  _globals['_RESENDWEBHOOKDELIVERIESRESPONSE']._serialized_end=1455
-  _globals['_WEBHOOKSERVICE']._serialized_start=1458
-  _globals['_WEBHOOKSERVICE']._serialized_end=2294
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=786
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_start=788
+  _globals['_UPDATEWEBHOOKRESPONSE']._serialized_end=855
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=857
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=899
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=901
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=924
+  _globals['_TESTWEBHOOKREQUEST']._serialized_start=926
+  _globals['_TESTWEBHOOKREQUEST']._serialized_end=966
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=968
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1091
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_start=1094
+  _globals['_LISTWEBHOOKDELIVERIESREQUEST']._serialized_end=1239
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_start=1241
+  _globals['_LISTWEBHOOKDELIVERIESRESPONSE']._serialized_end=1352
+  _globals['_RESENDWEBHOOKDELIVERIESREQUEST']._serialized_start=1354
+  _globals['_RESENDWEBHOOKDELIVERIESREQUEST']._serialized_end=1428
+  _globals['_RESENDWEBHOOKDELIVERIESRESPONSE']._serialized_start=1430
+  _globals['_RESENDWEBHOOKDELIVERIESRESPONSE']._serialized_end=1485
+  _globals['_WEBHOOKSERVICE']._serialized_start=1488
+  _globals['_WEBHOOKSERVICE']._serialized_end=2324
 # @@protoc_insertion_point(module_scope)

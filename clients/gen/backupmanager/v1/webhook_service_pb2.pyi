@@ -198,8 +198,11 @@ class UpdateWebhookRequest(_message.Message):
     WEBHOOK_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    DROP_PREVIOUS_SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The new secret, if the mask has `secret`."""
+    """The new secret, if the mask has `secret`. For 24 hours deliveries are signed with the one before it, too."""
+    drop_previous_secret: _builtins.bool
+    """Sign no longer with the secret before the present one, such as when it leaked; the mask may be empty then."""
     @_builtins.property
     def webhook(self) -> _webhook_pb2.Webhook:
         """Its id or name, its etag (empty to change it whatever it is by now), and new values."""
@@ -214,10 +217,11 @@ class UpdateWebhookRequest(_message.Message):
         webhook: _webhook_pb2.Webhook | None = ...,
         update_mask: _field_mask_pb2.FieldMask | None = ...,
         secret: _builtins.str = ...,
+        drop_previous_secret: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask", "webhook", b"webhook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "update_mask", b"update_mask", "webhook", b"webhook"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drop_previous_secret", b"drop_previous_secret", "secret", b"secret", "update_mask", b"update_mask", "webhook", b"webhook"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
