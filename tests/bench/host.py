@@ -50,6 +50,11 @@ class Host:
     def uri(self) -> str:
         return self._libvirtd.uri
 
+    @property
+    def qemu_pid(self) -> int:
+        """The process that the running domain is."""
+        return self._libvirtd.qemu_pid(self.domain.name)
+
     def as_local(self, command: list[str]) -> list[str]:
         """Return a command line that runs `command` where qemu:///system is this host's libvirtd: some accept no other URI."""
         usual = self._libvirtd.folder / "run" / "libvirt" / "libvirt-sock"  # /run/libvirt there, see libvirtd.sh

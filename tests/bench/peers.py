@@ -5,7 +5,8 @@
     restic    a raw file with the data's bytes ─► its own chunks, zstd, AES-256-CTR + Poly1305
     borg      the same file ─► its own chunks, zstd 3, AES-256-CTR + HMAC-SHA256
 
-All write to the same file system. Repositories are made before the clock starts, and anew for every round.
+All write to the same file system. `zstd -3 -T2` of that file to another one, fsynced, stands beside them: what can be had at most with
+this compression. Repositories are made before the clock starts, and anew for every round.
 """
 
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from engine.source.export import Export, export_image
 from tests.bench.bench import Bench
 from tests.bench.figures import absent, figure, note
+from tests.bench.limits import packed
 from tests.bench.process import run, stored_bytes
 from tests.bench.rounds import alternate
 from tests.bench.store import run_store
@@ -43,13 +45,22 @@ def measure(bench: Bench) -> bool:
         ]  # fmt: skip
         missing = [absent(_title(peer), peer.aim, peer.program) for peer in peers]
         peers = [peer for peer, gone in zip(peers, missing, strict=True) if not gone]
-        copies = [lambda to: _ours(export, to), *(peer.copy for peer in peers)]
+        copies = [lambda to: _ours(export, to), *(peer.copy for peer in peers), lambda to: packed(payload, to).seconds]
         results = alternate("peers", bench.rounds, *(_checked(bench, copy) for copy in copies))
     met = not any(missing)
     note("full to a local folder, 2 workers, 2 compression threads, whole process", [one[0][0] for one in results], "s")
     for position, peer in enumerate(peers, 1):
         met &= figure(_title(peer), [one[position][0] / one[0][0] for one in results], peer.aim)
         note(f"bytes that {peer.program} stored against ours", [one[position][1] / one[0][1] for one in results], "")
+        limit = [one[position][0] / one[-1][0] for one in results]
+        note(
+            f"the limit, zstd -3 -T2 of the same bytes to a file with fsync: times as fast as {peer.program}", limit, ""
+        )
+    note(
+        "full to a local folder, whole process: its time against that limit's",
+        [one[0][0] / one[-1][0] for one in results],
+        "",
+    )
     return met
 
 
