@@ -16,6 +16,8 @@ import peewee
 from controller import batches, failing, health, hypervisors, settings, totals
 from controller.batches import Batch
 from controller.db import models
+from controller.db.fields import from_microseconds
+from controller.db.statements import statement
 from controller.failing import ServerFailure
 from controller.health import Health
 from controller.limits import Limits
@@ -254,26 +256,23 @@ def _unprotected(limit: int) -> tuple[Unprotected, ...]:
     return tuple(Unprotected(*values) for values in rows)
 
 
+# The deleted are few and have an index in this order; grouped in a join, every server would be looked at.
+_PURGES = """
+    SELECT server_id, name, delete_time,
+        (SELECT SUM(backup_count) FROM backup_total total WHERE total.server_id = server.server_id),
+        (SELECT SUM(stored_bytes) FROM backup_total total WHERE total.server_id = server.server_id)
+    FROM server WHERE delete_time IS NOT NULL
+        AND EXISTS (SELECT 1 FROM backup_total total WHERE total.server_id = server.server_id)
+    ORDER BY delete_time LIMIT ?
+"""
+
+
 def _purges(limit: int, delay: timedelta) -> tuple[PendingPurge, ...]:
-    server, total = models.Server, models.BackupTotal
-    rows: Any = (
-        server.select(
-            server.server_id,
-            server.name,
-            server.delete_time,
-            peewee.fn.SUM(total.backup_count),
-            peewee.fn.SUM(total.stored_bytes),
-        )
-        .join(total, on=(total.server_id == server.server_id))
-        .where(server.delete_time.is_null(False))
-        .group_by(server.server_id, server.name, server.delete_time)
-        .order_by(server.delete_time)
-        .limit(limit)
-        .tuples()
-    )
     return tuple(
-        PendingPurge(server_id, name, deleted, deleted + delay, int(count), int(size))
-        for server_id, name, deleted, count, size in rows
+        PendingPurge(
+            server_id, name, from_microseconds(deleted), from_microseconds(deleted) + delay, int(count), int(size)
+        )
+        for server_id, name, deleted, count, size in statement(_PURGES, limit)
     )
 
 

@@ -8,6 +8,7 @@ refused until the storage was read as a whole. A local folder is another one on 
 Sync functions, run by `Database.run`.
 """
 
+import functools
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +16,7 @@ from controller import health, hypervisors, installation, jobs, removals, schedu
 from controller.db import models
 from controller.errors import StorageUnreconciled
 from controller.limits import Limits
+from controller.rules import storage_types
 from controller.storages import Storage
 
 FIRST_EPOCH = 1
@@ -57,7 +59,7 @@ def blocked_at(storage: Storage) -> list[str]:
     epoch = installation.get().epoch
     if epoch == FIRST_EPOCH:
         return []
-    places = sorted(_makers(storage) | schedules_of(storage)) if storage.per_hypervisor else [""]
+    places = sorted(storages.makers(storage.storage_id) | schedules_of(storage)) if storage.per_hypervisor else [""]
     return [one for one in places if _find(storage, one).epoch != epoch]
 
 
@@ -86,26 +88,47 @@ def tried(due: Due, now: datetime) -> None:
 
 def due(limits: Limits, now: datetime) -> list[Due]:
     """Return what is to be reconciled now, blocked storages first: a day after the last time, and at once in a new epoch."""
-    epoch = installation.get().epoch
-    online, users = hypervisors.online(limits, now), health.users()
+    online = hypervisors.online(limits, now)
+    if not online:
+        return []
+    epoch, users = installation.get().epoch, health.users()
     busy = {(job.storage_id, job.hypervisor_id) for job in jobs.live() if job.type == "reindex"}
+    known = {(row.storage_id, row.hypervisor_id): row for row in Row.select()}
     found: list[tuple[bool, Due]] = []
-    for row in models.Storage.select(models.Storage.storage_id).where(models.Storage.enabled):
+    for row in models.Storage.select().where(models.Storage.enabled):
+        unread = functools.partial(_unread, created=row.create_time, epoch=epoch, now=now)
+        shared = not storage_types.BY_TYPE[row.type].per_hypervisor
+        if shared and not unread(known.get((row.storage_id, ""))):
+            continue  # most of the time, and before it is asked who might read it
         storage = storages.find(row.storage_id)
         for hypervisor_id in _from(storage, users.get(storage.storage_id, ()), online):
-            known = _find(storage, hypervisor_id)
-            blocked = epoch not in {FIRST_EPOCH, known.epoch}
-            waited = now - (known.end_time or storage.create_time) >= INTERVAL
-            tried_lately = known.try_time is not None and now - known.try_time < TRY_AGAIN
-            if (blocked or waited) and not tried_lately and (storage.storage_id, hypervisor_id) not in busy:
-                found.append((not blocked, Due(storage.storage_id, hypervisor_id)))
+            last = known.get((storage.storage_id, _key(storage, hypervisor_id)))
+            if unread(last) and (storage.storage_id, hypervisor_id) not in busy:
+                found.append((not _blocks(last, epoch), Due(storage.storage_id, hypervisor_id)))
     return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].storage_id, pair[1].hypervisor_id))]
+
+
+def _unread(last: models.Reconciliation | None, *, created: datetime, epoch: int, now: datetime) -> bool:
+    """Tell whether a place is to be read again, by what is known of it."""
+    if last is not None and last.try_time is not None and now - last.try_time < TRY_AGAIN:
+        return False
+    end_time = last.end_time if last is not None else None
+    return _blocks(last, epoch) or now - (end_time or created) >= INTERVAL
+
+
+def _blocks(last: models.Reconciliation | None, epoch: int) -> bool:
+    return epoch not in {FIRST_EPOCH, last.epoch if last is not None else 0}
 
 
 def reader(storage: Storage, limits: Limits, now: datetime) -> str:
     """Return an online hypervisor to read a storage from: one that uses it, else one that made a backup there, else any."""
     online = sorted(hypervisors.online(limits, now))
-    for known in (health.users().get(storage.storage_id, ()), _makers(storage), schedules_of(storage), online):
+    for known in (
+        health.users().get(storage.storage_id, ()),
+        storages.makers(storage.storage_id),
+        schedules_of(storage),
+        online,
+    ):
         able = [one for one in online if one in set(known)]
         if able:
             return able[0]
@@ -120,15 +143,9 @@ def schedules_of(storage: Storage) -> set[str]:
 def _from(storage: Storage, users: "list[str] | tuple[str, ...]", online: "frozenset[str] | set[str]") -> list[str]:
     """Return from where a storage is to be read: a local folder from each hypervisor that has one."""
     if storage.per_hypervisor:
-        return sorted((set(users) | _makers(storage) | schedules_of(storage)) & set(online))
-    able = sorted(set(users) & set(online)) or sorted(_makers(storage) & set(online))
+        return sorted((set(users) | storages.makers(storage.storage_id) | schedules_of(storage)) & set(online))
+    able = sorted(set(users) & set(online)) or sorted(storages.makers(storage.storage_id) & set(online))
     return able[:1]
-
-
-def _makers(storage: Storage) -> set[str]:
-    row = models.Backup
-    mine = (row.storage_id == storage.storage_id) & row.delete_time.is_null()
-    return {one.hypervisor_id for one in row.select(row.hypervisor_id).where(mine).distinct()}
 
 
 def _key(storage: Storage, hypervisor_id: str) -> str:

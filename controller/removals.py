@@ -14,7 +14,7 @@ from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from controller import hypervisors, jobs, schedules, servers
+from controller import hypervisors, jobs, schedules, servers, storages
 from controller.db import models
 from controller.errors import DeleteBound, HypervisorNotFound, HypervisorUnreachable, ServerNotFound
 from controller.hypervisors import Hypervisor
@@ -64,7 +64,10 @@ def _among_many(storage: Storage, server_id: str, limits: Limits, now: datetime,
     busy = _busy()
     if home is not None and _is_able(home) and home_id not in busy:
         return home
-    fallback: list[Callable[[], set[str]]] = [lambda: _scheduled(storage) | {home_id}, lambda: _makers(storage)]
+    fallback: list[Callable[[], set[str]]] = [
+        lambda: _scheduled(storage) | {home_id},
+        lambda: storages.makers(storage.storage_id),
+    ]
     if by_hand:
         fallback.append(_all)
     for candidates in fallback:
@@ -90,12 +93,6 @@ def _busy() -> dict[str, int]:
 
 def _scheduled(storage: Storage) -> set[str]:
     return {one.hypervisor_id for one in schedules.list_schedules(storage_id=storage.storage_id, limit=None)}
-
-
-def _makers(storage: Storage) -> set[str]:
-    row = models.Backup
-    mine = (row.storage_id == storage.storage_id) & row.delete_time.is_null()
-    return {one.hypervisor_id for one in row.select(row.hypervisor_id).where(mine).distinct()}
 
 
 def _all() -> set[str]:

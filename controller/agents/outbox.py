@@ -15,7 +15,7 @@ from controller.db.fields import to_microseconds
 from controller.db.models import OutboxCommand
 from controller.db.notes import note
 from controller.db.statements import chunks, find_where, insert_rows, statement, value_lines
-from engine.ids import new_id
+from engine.ids import new_ids
 
 Kind: TypeAlias = Literal["run", "cancel"]
 
@@ -53,7 +53,7 @@ def put_runs(hypervisor_id: str, stamps: Sequence[Stamp], now: datetime) -> None
 def _put(hypervisor_id: str, kind: Kind, stamps: Sequence[Stamp], now: datetime) -> list[str]:
     rows = [
         {
-            "command_id": new_id(now),
+            "command_id": command_id,
             "hypervisor_id": hypervisor_id,
             "job_id": stamp.job_id,
             "attempt": stamp.attempt,
@@ -62,7 +62,7 @@ def _put(hypervisor_id: str, kind: Kind, stamps: Sequence[Stamp], now: datetime)
             "kind": kind,
             "create_time": now,
         }
-        for stamp in stamps
+        for command_id, stamp in zip(new_ids(now, len(stamps)), stamps, strict=True)
     ]
     sequences = [int(number) for (number,) in insert_rows(OutboxCommand, rows, "RETURNING sequence")]
     if sequences:

@@ -12,7 +12,7 @@ Concurrency says, also while nobody can reach us. Each schedule and each batch i
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import peewee
@@ -53,7 +53,7 @@ from controller.rules import schedule as hours
 from controller.schedules import Schedule
 from controller.servers import Server
 from controller.storages import Storage
-from engine.ids import new_id
+from engine.ids import new_id, new_ids
 
 if TYPE_CHECKING:
     from controller.cycle.tick import Round
@@ -310,7 +310,11 @@ def _servers(batch: Batch, schedule: Schedule) -> list[Server]:
 
 def _add_jobs(batch: Batch, chosen: Sequence[Server], storage: Storage, spec: dict[str, Any], now: datetime) -> None:
     """Add the servers' shares, and that one is left out and why (S21, X15)."""
-    new = [_job_of(batch, server, spec, now, position) for position, server in enumerate(chosen)]
+    job_ids, backup_ids = new_ids(now, len(chosen)), new_ids(now, len(chosen))  # those of jobs sort as the servers come
+    new = [
+        _job_of(batch, server, spec, job_ids[position], backup_ids[position], position)
+        for position, server in enumerate(chosen)
+    ]
     bulk_jobs.insert_all(new, installation.get().epoch, now)
     for job, server in zip(new, chosen, strict=True):
         try:
@@ -320,14 +324,14 @@ def _add_jobs(batch: Batch, chosen: Sequence[Server], storage: Storage, spec: di
             jobs.end(job.job_id, End(states.SKIPPED, Failure.of(error)), now)
 
 
-def _job_of(batch: Batch, server: Server, spec: dict[str, Any], now: datetime, position: int) -> NewJob:
+def _job_of(batch: Batch, server: Server, spec: dict[str, Any], job_id: str, backup_id: str, position: int) -> NewJob:
     return NewJob(
-        job_id=new_id(now + timedelta(milliseconds=position)),  # ids sort as the servers come
+        job_id=job_id,
         type="backup",
         hypervisor_id=batch.hypervisor_id,
         server_id=server.server_id,
         storage_id=batch.storage_id,
-        backup_id=new_id(now),
+        backup_id=backup_id,
         spec={
             "type": "incremental",
             "consistency": spec["consistency"],

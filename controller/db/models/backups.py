@@ -40,6 +40,11 @@ class Backup(Table):
         )
 
 
+Backup.add_index(
+    Backup.index(Backup.storage_id, Backup.hypervisor_id, name="backup_maker").where(Backup.delete_time.is_null())
+)
+
+
 class BackupDisk(Table):
     backup = peewee.ForeignKeyField(Backup, on_delete="CASCADE", index=False)
     disk = TextField()

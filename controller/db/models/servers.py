@@ -58,6 +58,11 @@ Server.add_index(
     )
 )
 Server.add_index(Server.index(Server.package_id, name="server_package_id"))
+Server.add_index(
+    Server.index(Server.server_id, name="server_lost").where(
+        (Server.place_state == "gone") & Server.delete_time.is_null()
+    )
+)
 
 
 class ServerClaim(Table):
