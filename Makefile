@@ -11,8 +11,10 @@
 SHELL := /bin/bash
 PYTHON := build/venv/bin/python
 WORKERS ?= 3
-# Compiled modules are kept, in build/ too: the many processes that a run starts would compile them anew each.
+# Compiled modules are kept, in build/ too, whatever the environment says: the many processes that a run starts would
+# compile them anew each.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint unit kill storages databases bench generate format clean
 
