@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 STEP_SECONDS_MAX = 30.0
 LONG_SECONDS = 1.0  # a step that takes longer is worth a line in the log
 KEEP_SECONDS = 10.0  # a turn lasts three times as long
+STANDBY_SECONDS = 2.0  # between two looks at a turn that is another's, or at a database that does not answer
 _NAME = "tick"
 
 
@@ -70,6 +71,7 @@ class Tick:
         steps: Sequence[Step],
         *,
         step_seconds_max: float = STEP_SECONDS_MAX,
+        standby_seconds: float = STANDBY_SECONDS,
     ) -> None:
         """`limits` is asked at the beginning of each round: what was set holds from the next one on (X14)."""
         self._database = database
@@ -79,6 +81,7 @@ class Tick:
         self._seconds = tick_seconds
         self._steps = tuple(steps)
         self._step_seconds_max = step_seconds_max
+        self._standby_seconds = standby_seconds
         self._holder = str(uuid4())
         self._listening_since = clock.now()
         self._stopping = asyncio.Event()
@@ -124,11 +127,13 @@ class Tick:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while not self._stopping.is_set():
-            if await self._ours() and loop.time() >= due:
+            ours = await self._ours()
+            if ours and loop.time() >= due:
                 due = loop.time() + self._seconds
                 await self._round()
+            wait = max(0.01, min(KEEP_SECONDS, due - loop.time())) if ours else self._standby_seconds
             try:
-                async with asyncio.timeout(max(0.01, min(KEEP_SECONDS, due - loop.time()))):
+                async with asyncio.timeout(wait):
                     await self._stopping.wait()
             except TimeoutError:
                 continue

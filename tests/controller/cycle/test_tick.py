@@ -1,7 +1,8 @@
 """The round: steps that cannot harm each other, and one controller at a time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 import pytest
@@ -15,7 +16,9 @@ from tests.controller.world import World
 from tests.waiting import wait_until_async
 
 
-def make(world: World, *steps: Step, seconds: float = 60, step_seconds_max: float = 30) -> Tick:
+def make(
+    world: World, *steps: Step, seconds: float = 60, step_seconds_max: float = 30, standby_seconds: float = 0.01
+) -> Tick:
     return Tick(
         world.database,
         world.vault,
@@ -24,6 +27,7 @@ def make(world: World, *steps: Step, seconds: float = 60, step_seconds_max: floa
         seconds,
         steps,
         step_seconds_max=step_seconds_max,
+        standby_seconds=standby_seconds,
     )
 
 
@@ -115,6 +119,24 @@ async def test_while_another_has_the_turn_nothing_is_done(world: World) -> None:
     await tick.stop()
 
 
+async def test_a_controller_that_waits_for_its_turn_looks_seldom(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own round is overdue all the time; so it looked a hundred times a second."""
+    looks: list[float] = []
+    take = turn.take
+
+    def counting(name: str, holder: str) -> bool:
+        looks.append(time.monotonic())
+        return take(name, holder)
+
+    monkeypatch.setattr(turn, "take", counting)
+    world.run(take, "tick", "another")
+    tick = make(world, seconds=0.01, standby_seconds=0.1)
+    tick.start()
+    await wait_until_async(_grows(looks, 4), 10, "four looks at the turn")
+    await tick.stop()
+    assert looks[3] - looks[0] >= 0.3
+
+
 def test_a_turn_is_one_holders_until_it_expires(world: World) -> None:
     assert world.run(turn.take, "tick", "a")
     assert world.run(turn.take, "tick", "a")
@@ -126,7 +148,7 @@ def test_a_turn_is_one_holders_until_it_expires(world: World) -> None:
     assert not world.run(turn.take, "tick", "a")
 
 
-def _grows(done: list[str], count: int) -> Callable[[], Awaitable[bool]]:
+def _grows(done: Sequence[object], count: int) -> Callable[[], Awaitable[bool]]:
     async def enough() -> bool:
         return len(done) >= count
 
