@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Format: TypeAlias = Literal["table", "json"]
 Cell: TypeAlias = "str | Text"
 PIPE_COLUMNS = 100_000  # nobody reads a pipe's lines at a width
+_GAP = 3  # cells between two columns
+_CELLS_MIN = 5  # below that a cut word says nothing
 _STYLES = {
     "completed": "green",
     "online": "green",
@@ -133,10 +135,9 @@ def console(stream: Any) -> Console:
 def table(rows: Sequence[Any], columns: Sequence[Column], *, title: str, width: int) -> Table:
     kept = list(columns)
     while True:
-        made = _table(rows, kept, title)
         rank = max(column.rank for column in kept)
-        if rank == 0 or _wanted_width(rows, kept) <= width:
-            return made
+        if rank == 0 or sum(_wanted_widths(rows, kept)) + _GAP * (len(kept) - 1) <= width:
+            return _table(rows, kept, title, width)
         kept = [column for column in kept if column.rank < rank]
 
 
@@ -225,7 +226,7 @@ def _plain_value(field: Any, value: Any) -> Any:
     return value
 
 
-def _table(rows: Sequence[Any], columns: Sequence[Column], title: str) -> Table:
+def _table(rows: Sequence[Any], columns: Sequence[Column], title: str, width: int) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -240,25 +241,40 @@ def _table(rows: Sequence[Any], columns: Sequence[Column], title: str) -> Table:
         pad_edge=False,
         padding=(0, 1),
     )
-    for column in columns:
+    widths = _fitted(_wanted_widths(rows, columns), columns, width - _GAP * (len(columns) - 1))
+    for column, cells in zip(columns, widths, strict=True):
         made.add_column(
             column.title,
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="fold" if column.whole else "ellipsis",
-            min_width=max((_cells(column.cell(row)) for row in rows), default=0) if column.whole else None,
+            min_width=cells if column.whole else None,
+            max_width=cells,
         )
     for row in rows:
         made.add_row(*(printable(column.cell(row)) for column in columns))
     return made
 
 
-def _wanted_width(rows: Sequence[Any], columns: Sequence[Column]) -> int:
-    """Return how many terminal cells a table takes when nothing is cut; three between two columns."""
-    return sum(3 + max([len(column.title), *(_cells(column.cell(row)) for row in rows)]) for column in columns)
+def _wanted_widths(rows: Sequence[Any], columns: Sequence[Column]) -> list[int]:
+    """Return how many terminal cells each column takes when nothing is cut."""
+    return [max([len(column.title), *(_cells(column.cell(row)) for row in rows)]) for column in columns]
+
+
+def _fitted(widths: list[int], columns: Sequence[Column], room: int) -> list[int]:
+    """Return widths that fit: the widest of the columns that may be cut give way first, and none below _CELLS_MIN."""
+    fitted = list(widths)
+    while sum(fitted) > room:
+        able = [at for at, column in enumerate(columns) if not column.whole and fitted[at] > _CELLS_MIN]
+        if not able:
+            break
+        widest = max(able, key=lambda at: fitted[at])
+        below = max((fitted[at] for at in able if fitted[at] < fitted[widest]), default=_CELLS_MIN)
+        fitted[widest] -= min(sum(fitted) - room, max(1, fitted[widest] - below))
+    return fitted
 
 
 def _cells(cell: Cell) -> int:
     from rich.cells import cell_len
 
-    return cell_len(str(cell))
+    return cell_len(str(printable(cell)))
