@@ -12,7 +12,7 @@ instant are not told apart (names of the repository are used once, and a server 
 import logging
 import random
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, TypeAlias, TypeVar
@@ -30,12 +30,14 @@ from engine.errors import (
     StorageUnreachable,
 )
 from engine.spec import RcloneConfig
-from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
+from engine.storage.base import PART_SUFFIX, Abilities, Entry, Storage, Usage, check_name, is_name
 from engine.storage.rclone_daemon import BRIEF, Daemon, Patience
 from engine.storage.rclone_errors import Kind, failure, meaning, secrets_of, told
 from engine.storage.rclone_remote import Remote, check_place, hints_for, sections, why_impossible, why_refused
+from engine.storage.rclone_stale import give_up
 from engine.storage.rclone_upload import RcloneUpload
-from engine.storage.rclone_wire import Lost, Refused, Wire, reason_of
+from engine.storage.rclone_wire import Lost, Overlong, Refused, Wire, reason_of
+from engine.storage.walk import Walk
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class RcloneStorage(Storage):
         self._interrupted = threading.Event()
         self._sleep: Callable[[float], object] = sleep or self._interrupted.wait
         self._secrets: tuple[str, ...] = ()
+        self.root = ""  # the storage's folder as the remote itself names it: of a bucket with the bucket's name
         self._daemon = Daemon(config, self.label, self.patience)
         try:
             self.remote = self._accept()
@@ -99,18 +102,18 @@ class RcloneStorage(Storage):
         return size
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        waiting = [prefix and check_name(prefix)]
-        while waiting:
-            folder = waiting.pop()
-            deep = folder.count("/") >= _DEEP
-            for item in self._items(folder, recurse=deep):
+        waiting = Walk(self.label, prefix and check_name(prefix))
+        for folder in waiting:
+            items, deep = self._items_below(folder)
+            for item in items:
                 path = str(item["Path"])
                 if not is_name(path):
                     continue
                 if not item["IsDir"]:
+                    waiting.found()
                     yield Entry(path, int(item["Size"]), _unix_time(item))
                 elif not deep:
-                    waiting.append(path)
+                    waiting.add(path)
 
     def folders(self, prefix: str = "") -> Iterator[str]:
         for item in self._items(prefix and check_name(prefix), dirsOnly=True):
@@ -127,6 +130,9 @@ class RcloneStorage(Storage):
 
         self.attempt("delete", name, delete)
 
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
+        return give_up(self, "", age_seconds, dry_run=dry_run)
+
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         check_name(prefix)
         kept = {check_name(name) for name in keep}
@@ -139,6 +145,7 @@ class RcloneStorage(Storage):
         with ThreadPoolExecutor(_SWEEPERS) as pool:
             for _ in pool.map(remove, found):
                 pass
+        give_up(self, prefix, -1)
         if self.remote.has_folders:
             self.attempt("sweep", prefix, lambda wire: self._remove_empty_below(wire, prefix))
 
@@ -173,6 +180,9 @@ class RcloneStorage(Storage):
         for number in range(1, attempts + 1):
             try:
                 return work(self.wire())
+            except Overlong as error:
+                detail = "it has more names than fit into one answer of rclone's"
+                raise StorageError(storage=self.label, step=f"{step} {name}".strip(), detail=detail) from error
             except (Refused, Lost) as error:
                 failed = self.failure(error, step, name)
                 if (
@@ -213,7 +223,7 @@ class RcloneStorage(Storage):
         except Refused as refused:
             if is_missing(refused):
                 return None
-            raise
+            raise self._why(wire, name, refused) from refused
         return None if item is None or item["IsDir"] else int(item["Size"])
 
     def remove(self, wire: Wire, name: str) -> None:
@@ -251,7 +261,8 @@ class RcloneStorage(Storage):
         if refusal is None or self._config.force:
             info = self.attempt("connect", "", lambda wire: self.ask(wire, "operations/fsinfo"))
             remote = Remote(found, {str(name): bool(value) for name, value in info["Features"].items()})
-            if remote.is_bucket and not info["Root"]:
+            self.root = str(info["Root"]).rstrip("/")
+            if remote.is_bucket and not self.root:
                 raise InvalidSpec(field="rclone.path", problem="must begin with the name of a bucket")
             refusal = why_impossible(remote) or (None if self._config.force else why_refused(remote))
         if refusal is not None:
@@ -285,6 +296,16 @@ class RcloneStorage(Storage):
         found: Items = answer["list"] or []
         return found
 
+    def _items_below(self, folder: str) -> tuple[Items, bool]:
+        """Return what a folder holds; True with it where that is at any depth: deep down, unless it is too much for one answer."""
+        if folder.count("/") >= _DEEP:
+            try:
+                return self._items(folder, recurse=True), True
+            except StorageError as error:
+                if not isinstance(error.__cause__, Overlong):
+                    raise
+        return self._items(folder), False
+
     def _items(self, folder: str, **options: bool) -> Items:
         """Return what a folder holds; one that is not there, or is an object, holds nothing."""
         try:
@@ -296,11 +317,22 @@ class RcloneStorage(Storage):
         except StorageError as error:
             if (
                 type(error) is StorageError
+                and not isinstance(error.__cause__, Overlong)
                 and folder
                 and self.attempt("list", folder, lambda wire: self.size_of(wire, folder)) is not None
             ):
                 return []
             raise
+
+    def _why(self, wire: Wire, name: str, refused: Refused) -> Refused:
+        """Return a refusal that says more: a bucket's server refuses a look without a word, and tells why when it is to list."""
+        if self.remote.is_bucket and meaning(refused)[0] is Kind.DENIED:
+            try:
+                self._list(wire, self.fs, f"{name}{PART_SUFFIX}")  # which has nothing in it
+            except Refused as telling:
+                if meaning(telling)[0] in {Kind.LOGIN, Kind.CLOCK, Kind.BUCKET}:
+                    return telling
+        return refused
 
     def _about(self, wire: Wire) -> dict[str, Any]:
         try:

@@ -134,7 +134,7 @@ class Daemon:
             self._running = None
             raise RcloneMissing(storage=self._label, detail=f"it cannot be started: {error.strerror}") from error
         try:
-            self._wire = Wire(self._port(self._child), password)
+            self._wire = Wire(self._port(self._child), password, self._child.pid)
             self._check(self._child, self._wire)
         except BaseException:
             self._end()

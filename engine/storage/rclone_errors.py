@@ -76,7 +76,11 @@ _WORDS: tuple[tuple[Kind, str, tuple[str, ...]], ...] = (
     (Kind.UNREACHABLE, "timed_out", (r"i/o timeout", r"deadline exceeded", r"timed out", r"RequestTimeout")),
     (Kind.UNREACHABLE, "no_route", (r"network is unreachable", r"no route to host")),
     (Kind.UNREACHABLE, "bind", (r"cannot assign requested address",)),
-    (Kind.UNREACHABLE, "lost", (r"connection (reset|lost)", r"broken pipe", r"use of closed", r"\bEOF\b")),
+    # NoSuchUpload: rclone said the end of an upload again, whose first answer was lost.
+    (
+        Kind.UNREACHABLE, "lost",
+        (r"connection (reset|lost)", r"broken pipe", r"use of closed", r"\bEOF\b", r"NoSuchUpload"),
+    ),
     (
         Kind.UNREACHABLE, "",
         (r"couldn't connect", r"context canceled", r"status code: 50\d", r"InternalError", r"ServiceUnavailable"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from engine.errors import ObjectExists, ObjectNotFound, StorageError, StorageFull, StorageUnreachable
 from engine.storage.base import Buffer, part_name
+from engine.storage.rclone_stale import give_up_one
 from engine.storage.rclone_wire import Lost, Refused, UploadStream, Wire
 from engine.units import MIB
 
@@ -80,7 +81,9 @@ class RcloneUpload:
                     self._finish(self._stream)
                 published = True
         finally:
-            if not published or self._parts:  # a small object that was sent again, by another temporary name each time
+            if (
+                not published or self._parts or self.resent_bytes
+            ):  # a small object that was sent again, by another temporary name each time
                 self._remove()
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
@@ -142,9 +145,19 @@ class RcloneUpload:
                 self._refuse_taken("commit")  # the last moment: with the form's end it appears
             stream.finish(storage.patience.commit_seconds)
         except (Refused, Lost) as error:
-            raise self._explained(storage.failure(error, "write", self._name)) from error
+            failed = self._explained(storage.failure(error, "write", self._name))
+            if not isinstance(failed, StorageUnreachable) or not self._is_there():
+                raise failed from error
+            return
         storage.attempt("write", self._name, self._check_size)
         self._publish()
+
+    def _is_there(self) -> bool:
+        """Tell whether the answer to the form's end was lost, not the object: it is whole where only whole ones are to be seen."""
+        storage = self._storage
+        if self._target != self._name or storage.interrupted:
+            return False
+        return storage.attempt("look at", self._name, lambda wire: storage.size_of(wire, self._name)) == self._sent
 
     def _explained(self, failed: StorageError) -> StorageError:
         """Return why an upload failed, where rclone says that its connection was lost, or nothing but that it failed.
@@ -236,6 +249,7 @@ class RcloneUpload:
             return
         try:
             storage.attempt("remove", self._name, self._remove_by, attempts=_REMOVE_TRIES)
+            give_up_one(storage, self._name)
         except StorageError as error:
             log.warning("unfinished object stays storage=%s name=%s error=%s", storage.label, self._name, error)
 

@@ -16,13 +16,20 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 USER = "backup-manager"
 CONNECT_SECONDS = 10.0  # to loopback
+ANSWER_BYTES_MAX = 32 << 20  # some 130,000 names; as Python's values they take four times that
+# rclone keeps a listing whole, some 400 bytes a name, before it answers: of one without an end it would take all there is.
+GROWTH_BYTES_MAX = 256 << 20
+_COLLECTING = frozenset({"operations/list"})
+_WATCH_SECONDS = 0.5
 
 
 class Lost(Exception):
@@ -37,11 +44,15 @@ class Refused(Exception):
         self.status, self.text = status, text
 
 
-class Wire:
-    """Connections to the rclone that listens on `port`. Any thread may call any method."""
+class Overlong(Exception):
+    """The answer is longer than anybody should keep, and was given up."""
 
-    def __init__(self, port: int, password: str) -> None:
-        self._port = port
+
+class Wire:
+    """Connections to the rclone that listens on `port`, the process `pid`. Any thread may call any method."""
+
+    def __init__(self, port: int, password: str, pid: int) -> None:
+        self._port, self._pid = port, pid
         token = base64.b64encode(f"{USER}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {token}"}
         self._lock = threading.Lock()
@@ -50,14 +61,18 @@ class Wire:
         self._cut = False
         self.reset = False  # a connection ended under a request: rclone may be about to end
 
-    def call(self, command: str, seconds: float, **parameters: object) -> dict[str, Any]:
-        """Return what a command of rclone's remote control answers. Raises Refused and Lost."""
+    def call(self, command: str, seconds: float, /, **parameters: object) -> dict[str, Any]:
+        """Return what a command of rclone's remote control answers. Raises Refused, Lost and Overlong, which ends the command."""
         body = json.dumps(parameters).encode()
         headers = {**self._headers, "Content-Type": "application/json"}
         with self._connection(seconds) as connection:
             connection.request("POST", f"/{command}", body, headers)
+            if command in _COLLECTING:
+                self._wait(connection.sock, seconds)
             response = connection.getresponse()
-            data = response.read()
+            data = response.read(ANSWER_BYTES_MAX + 1)
+            if len(data) > ANSWER_BYTES_MAX:
+                raise Overlong
             if response.status != http.client.OK:
                 raise Refused(response.status, _error_text(data))
             answer: dict[str, Any] = json.loads(data)
@@ -147,6 +162,17 @@ class Wire:
                 self.keep(connection)
             else:
                 self.drop(connection)
+
+    def _wait(self, sock: socket.socket, seconds: float) -> None:
+        """Wait until an answer begins. Raises Overlong when rclone has grown too much since: then it collects one without an end."""
+        waiting = select.poll()
+        waiting.register(sock, select.POLLIN)
+        before, deadline = resident_bytes(self._pid), time.monotonic() + seconds
+        while not waiting.poll(1000 * _WATCH_SECONDS):
+            if resident_bytes(self._pid) > before + GROWTH_BYTES_MAX:
+                raise Overlong
+            if time.monotonic() > deadline:
+                raise TimeoutError("timed out")
 
     def _take(self, seconds: float) -> http.client.HTTPConnection:
         with self._lock:
@@ -245,6 +271,14 @@ def shut(connection: http.client.HTTPConnection) -> None:
     """Shut a connection down: the thread that waits on it wakes at once, and its number is not reused under it."""
     with suppress(OSError, AttributeError):
         connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much memory a process has now, 0 for one that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,10 +1,11 @@
 """A hostile S3 server on loopback: every listing of it has one more page, with names or without, and never the same token.
+Told to, it has one object too, `object_name`, of whatever size it likes and with more bytes than anybody asks for.
 
 with EndlessS3() as server:
     server.names = True
     config = server.config(...)
 
-It takes and keeps nothing; a HEAD finds nothing.
+It takes and keeps nothing; any other object is not there.
 """
 
 import itertools
@@ -16,14 +17,18 @@ from urllib.parse import parse_qs, urlsplit
 
 from engine.spec import S3Config
 
-_KEYS = 100
+_PIECE = bytes(64 << 10)
 
 
 class EndlessS3:
-    """`pages` counts what it has told so far."""
+    """`pages` counts what it has told so far; each page has so many `keys`. `sent_bytes` counts what went of the object."""
 
     def __init__(self) -> None:
         self.names = True
+        self.keys = 100
+        self.object_name = ""
+        self.object_bytes = 5  # as a HEAD tells it
+        self.sent_bytes = 0
         self.pages = 0
         self._numbers = itertools.count(1)
         outer = self
@@ -32,11 +37,29 @@ class EndlessS3:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if self._is_object():
+                    self._flood()
+                    return
                 self._say(outer.page(parse_qs(urlsplit(self.path).query, keep_blank_values=True)))
 
             def do_HEAD(self) -> None:
-                self.send_response_only(404)
+                self.send_response_only(200 if self._is_object() else 404)
+                if self._is_object():
+                    self.send_header("Content-Length", str(outer.object_bytes))
+                    self.send_header("Last-Modified", "Fri, 02 Jan 2026 03:04:05 GMT")
                 self.end_headers()
+
+            def _is_object(self) -> bool:
+                return bool(outer.object_name) and urlsplit(self.path).path.endswith(f"/{outer.object_name}")
+
+            def _flood(self) -> None:
+                self.send_response_only(206 if self.headers.get("Range") else 200)
+                self.send_header("Content-Range", f"bytes 0-{1 << 40}/{1 << 41}")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.close_connection = True
+                while True:  # until the client goes away
+                    outer.sent_bytes += self.connection.send(_PIECE)
 
             def handle_one_request(self) -> None:
                 try:
@@ -77,7 +100,7 @@ class EndlessS3:
         if query.get("max-keys") == ["1"]:  # who looks whether the bucket is there
             return _document("ListBucketResult", "", more=False)
         keys = "".join(
-            f"<Contents><Key>{prefix}o{number}-{one}</Key><Size>5</Size>{time}</Contents>" for one in range(_KEYS)
+            f"<Contents><Key>{prefix}o{number}-{one}</Key><Size>5</Size>{time}</Contents>" for one in range(self.keys)
         )
         folders = f"<CommonPrefixes><Prefix>{prefix}f{number}/</Prefix></CommonPrefixes>"
         following = (

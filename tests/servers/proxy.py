@@ -33,6 +33,7 @@ class Proxy:
         self.connections = 0  # accepted so far
         self.peers: set[str] = set()  # addresses that these came from
         self.bytes: dict[Direction, int] = {"up": 0, "down": 0}  # forwarded so far
+        self.ends: list[int] = []  # what `bytes["up"]` was after each chunk: where requests end
         self._target_ports = (target_port, *same_ports)
         self._limits: dict[Direction, int | None] = {"up": None, "down": None}
         self._at_limit: Callable[[], object] = self._reset
@@ -49,6 +50,15 @@ class Proxy:
     def cut_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Reset the connection when `byte_count` more bytes have gone in `direction`; once."""
         self._call(lambda: self._limit(byte_count, direction, self._reset))
+
+    def die_after(self, byte_count: int, direction: Direction = "up") -> None:
+        """Do as `cut_after` does, and reset each new connection then, until `refuse(on=False)`."""
+
+        def die() -> None:
+            self._refusing = True
+            self._reset()
+
+        self._call(lambda: self._limit(byte_count, direction, die))
 
     def cut_each_after(self, byte_count: int, direction: Direction = "up") -> None:
         """Reset every connection made from now on when `byte_count` bytes of it have gone in `direction`; 0 ends that."""
@@ -196,6 +206,8 @@ class Proxy:
     def _count(self, direction: Direction, byte_count: int) -> None:
         """Note what was forwarded, and do what is to be done at the limit."""
         self.bytes[direction] += byte_count
+        if direction == "up":
+            self.ends.append(self.bytes[direction])
         limit = self._limits[direction]
         if limit is None:
             return

@@ -5,14 +5,16 @@ An upload that was interrupted cannot go on (`abilities.resume` says so): it fai
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.storage.rclone import RcloneStorage
 from engine.storage.rclone_daemon import Patience
 from engine.units import MIB
+from tests.engine.storage import test_s3_interrupted as on_s3
 from tests.servers.proxy import Proxy
-from tests.servers.rclone import RcloneRemotes, sftp_remote
+from tests.servers.rclone import RcloneRemotes, s3_remote, sftp_remote
 from tests.servers.small_disk import small_disk
 from tests.servers.sshd import Sshd
 from tests.storage_faults import Exposed, FullStorage, StorageInterruptions
@@ -56,6 +58,40 @@ def revoke_key(server: Sshd) -> Callable[[], object]:
     authorized.write_text("")
     server.kill_sessions()
     return lambda: authorized.write_text(before)
+
+
+def on_bucket(server: Any, line: Proxy, tmp_path: Path) -> Exposed:
+    """A bucket of a real S3 server; what lies there, unfinished uploads too, the other client tells."""
+    place = server.place(on_s3.SHORT)
+    config = place.spec.s3
+    sections = {
+        "direct": s3_remote(server),
+        "far": {**s3_remote(server), "endpoint": f"http://127.0.0.1:{line.port}"},
+    }
+    remotes, where = RcloneRemotes(tmp_path / "rclone.conf", **sections), f"{config.bucket}/{config.prefix}"
+
+    def revoke() -> Callable[[], object]:
+        return on_s3.revoke(server)
+
+    return Exposed(
+        open=lambda: RcloneStorage(remotes.config("far", where), SHORT),
+        honest=lambda: RcloneStorage(remotes.config("direct", where), SHORT),
+        everything=place.files,
+        line=line,
+        stop=server.stop,
+        start=server.start,
+        waits={"connect": DEFAULT.connect_seconds, "stall": DEFAULT.stall_seconds, "pause": DEFAULT.pause_seconds_max},
+        revoke=revoke,
+        give_up_seconds=120.0,
+    )
+
+
+@pytest.mark.share_class(8)  # what SFTP and FTP go through too
+class TestRcloneOnS3Interrupted(StorageInterruptions):
+    @pytest.fixture
+    def exposed(self, juicefs: Any, tmp_path: Path) -> Iterator[Exposed]:
+        with Proxy(juicefs.port) as line:
+            yield on_bucket(juicefs, line, tmp_path)
 
 
 @pytest.mark.share_class(8)  # what SFTP and FTP go through too

@@ -30,8 +30,8 @@ DEFAULT = (
 SERVERS = ["juicefs", "weed"] if os.environ.get("BM_KILL_POINTS") == "all" else ["juicefs"]
 
 
-def expose(server: Any, line: Proxy) -> Exposed:
-    honest: BucketPlace = server.place(SHORT, part_size_bytes=PART_BYTES_MIN)
+def expose(server: Any, line: Proxy, place: "BucketPlace | None" = None) -> Exposed:
+    honest: BucketPlace = place or server.place(SHORT, part_size_bytes=PART_BYTES_MIN)
     config = honest.spec.s3
     assert config is not None
     over_line = server.config(config.bucket, prefix=config.prefix, part_size_bytes=PART_BYTES_MIN,
