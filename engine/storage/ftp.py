@@ -214,8 +214,10 @@ class FtpStorage(Storage):
         """Return a refused command as our error. Source: RFC 959, 4.2; RFC 4217, and what servers say beside the code."""
         words = refused.text.lower()
         if refused.code in {452, 552} or any(one in words for one in _FULL_WORDS):
-            cause = "quota" if "quota" in words or "exceeded" in words else ""
-            return StorageFull(storage=self.label, step=step, name=name, cause=cause)
+            # 552 is "exceeded storage allocation", a quota, unless its words are of a disk.
+            disk = "no space" in words or "disk full" in words
+            quota = "quota" in words or "exceeded" in words or (refused.code == 552 and not disk)
+            return StorageFull(storage=self.label, step=step, name=name, **({"cause": "quota"} if quota else {}))
         if refused.code in {521, 522, 534, 536}:
             return StorageUntrusted(storage=self.label, step=f"{step} {name}", detail=str(refused), cause="protocol")
         if refused.code in {530, 532, 550, 553}:

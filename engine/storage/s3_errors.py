@@ -85,7 +85,8 @@ def error_of(refused: Refused, label: str, step: str, name: str, now: float) -> 
     if code in _LOGIN or status == 401:
         return StorageLoginFailed(storage=label, detail=str(refused))
     if code in _FULL or status == 507:
-        return StorageFull(storage=label, step=step, name=name)
+        known = {"cause": "quota"} if "Quota" in code else {}
+        return StorageFull(storage=label, step=step, name=name, **known)
     if code in _DENIED or status == 403:
         return StorageDenied(storage=label, step=step, name=name)
     if status == 404 and code in {"", "NoSuchKey", "NotFound"}:

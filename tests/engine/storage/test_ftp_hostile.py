@@ -257,6 +257,7 @@ class TestReplies:
         [
             ("452 no room", StorageFull),
             ("552 over the limit", StorageFull),
+            ("552 no space left on device", StorageFull),
             ("451 Disk quota exceeded", StorageFull),
             ("550 Permission denied", StorageDenied),
             ("553 not this name", StorageDenied),
@@ -267,8 +268,11 @@ class TestReplies:
     def test_what_a_refused_upload_means(self, server, reply, expected):
         with opened(server) as storage:
             server.answers["STOR"] = reply
-            with pytest.raises(expected):
+            with pytest.raises(expected) as caught:
                 storage.put("object", b"x")
+            quota = reply in {"552 over the limit", "451 Disk quota exceeded"}
+            assert ("Raise the quota" in caught.value.message) == quota
+            assert server.files == {}, "nothing under a final name"
 
 
 class TestLogin:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from engine.errors import ObjectTruncated, StorageError, StorageUnreachable
 from engine.storage import rclone_wire
 from engine.storage.rclone import Items, RcloneStorage
+from engine.storage.rclone_wire import Wire
 from engine.units import KIB, MIB
 from tests.engine.storage.test_rclone import QUICK
 from tests.servers.endless_s3 import EndlessS3
@@ -99,9 +99,9 @@ def test_what_is_too_much_for_one_answer_is_listed_folder_by_folder(
             path.write_bytes(os.urandom(7))
         asked, real = [], storage._list
 
-        def counted(*of: Any, **how: bool) -> Items:
-            asked.append(of)
-            return real(*of, **how)
+        def counted(wire: Wire, fs: str, folder: str = "", **options: bool) -> Items:
+            asked.append(folder)
+            return real(wire, fs, folder, **options)
 
         monkeypatch.setattr(storage, "_list", counted)
         monkeypatch.setattr(rclone_wire, "ANSWER_BYTES_MAX", 5 * KIB)

@@ -185,8 +185,10 @@ def test_what_ends_an_upload_in_its_middle_is_named(place, proxy, told, error):
     with place.open() as storage:
         storage.promises()
         proxy.answer(lambda request: told if "partNumber=2" in request.target else None)
-        with pytest.raises(error):
+        with pytest.raises(error) as caught:
             write(storage)
+        assert (caught.value.facts.get("cause") == "quota") == ("Quota" in told.code)
+        assert ("Raise the quota" in caught.value.message) == ("Quota" in told.code)
         proxy.answer(lambda _: None)
         assert list(storage.list()) == []
     assert place.files() == []
