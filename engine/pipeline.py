@@ -37,7 +37,7 @@ from engine.ordered import run_ordered
 from engine.source.disk import Disk, Reader
 from engine.source.throttled import ThrottledReader
 from engine.storage.base import Storage
-from engine.work import Work
+from engine.work import Work, in_background
 
 # Frames in memory beside those that are being compressed: one that is read ahead, one that is sealed or written.
 FRAMES_BESIDE = 2
@@ -78,23 +78,27 @@ def store(
     """
     if key is not None:
         crypto.load()
-    give_back_libraries()
+    # Beside the handshakes and the first answers of the server, for which one core waits: it takes as long as all of them.
+    given_back = in_background(give_back_libraries, "give-back-libraries")
     ended = threading.Event()
     held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
     shared = _Shared(work, ended, held_bytes_max)
     items = _segments(place(plan, segment_bytes_max, first=first), identity, disk.size_bytes, key)
     sizes = _Sizes(plain_bytes or disk.size_bytes, segment_bytes_max)
-    with _Output(storage, work, shared.buffers, finished, sizes) as output, work.stop.waking(ended.set):
-        run_ordered(
-            items,
-            lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
-            output.consume,
-            workers=work.workers,
-            stop=ended,
-            interrupts=(disk.interrupt, storage.interrupt),
-            weigh=_weigh,
-            held_bytes_max=held_bytes_max,
-        )
+    try:
+        with _Output(storage, work, shared.buffers, finished, sizes) as output, work.stop.waking(ended.set):
+            run_ordered(
+                items,
+                lambda: _Worker(ThrottledReader(disk.connect(), work.read, work.workers, ended), shared),
+                output.consume,
+                workers=work.workers,
+                stop=ended,
+                interrupts=(disk.interrupt, storage.interrupt),
+                weigh=_weigh,
+                held_bytes_max=held_bytes_max,
+            )
+    finally:
+        given_back.result()
     return tuple(output.segments)
 
 

@@ -12,9 +12,8 @@ NbdDisconnected.
 import contextlib
 import errno
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from engine.errors import NbdError, NbdProtocolError, NbdRefused
 from engine.extents import Extent
@@ -36,9 +35,8 @@ FLUSH_SILENCE_SECONDS = 3600.0  # a flush waits for whatever the page cache stil
 FAREWELL_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """`flags` of one metadata context for `length` bytes from `start`."""
+class Status(NamedTuple):
+    """`flags` of one metadata context for `length` bytes from `start`. A tuple, since there may be thousands for one block."""
 
     start: int
     length: int

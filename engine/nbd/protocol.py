@@ -282,5 +282,6 @@ def check_block_status(length: int) -> None:
 def unpack_block_status(payload: Buffer) -> Iterator[tuple[int, int]]:
     """Yield (length, flags) of each extent of a block status payload without its context id; no length is zero."""
     for length, flags in _DESCRIPTOR.iter_unpack(payload):
-        _require(length > 0, "block status", "an extent of no length")
+        if not length:
+            raise NbdProtocolError(operation="block status", detail="an extent of no length")
         yield length, flags

@@ -59,7 +59,7 @@ class NbdDisk:
         with self._open(self._dirty_context) as bitmap, self._open(CONTEXT_ALLOCATION) as client:
             for groups in _batches(_neighbours(self._dirty(bitmap))):
                 around = [Extent(group[0].start, group[-1].end - group[0].start) for group in groups]
-                yield from cut_by(chain.from_iterable(groups), _allocation(client, around))
+                yield from cut_by(chain.from_iterable(groups), _borders(client, around))
 
     def recorded_bytes(self) -> int:
         """Return how many bytes the bitmap has recorded as written, the whole disk's without one. Quick: no allocation is asked for."""
@@ -153,3 +153,12 @@ def _allocation(client: Client, ranges: list[Extent]) -> Iterator[Extent]:
         return
     for status in client.block_statuses(ranges, CONTEXT_ALLOCATION):
         yield Extent(status.start, status.length, zero=bool(status.flags & STATE_ZERO))
+
+
+def _borders(client: Client, ranges: list[Extent]) -> Iterator[tuple[int, bool]]:
+    """Yield the same as the end of each extent and whether it is zero, for `cut_by`."""
+    if CONTEXT_ALLOCATION not in client.contexts:
+        yield from ((one.end, False) for one in ranges)
+        return
+    for start, length, flags in client.block_statuses(ranges, CONTEXT_ALLOCATION):
+        yield start + length, bool(flags & STATE_ZERO)

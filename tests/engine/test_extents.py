@@ -77,14 +77,14 @@ def test_what_is_cut_stays_the_same_bytes_and_takes_the_cover_s_kind(
     borders = sorted({0, end} | set(data.draw(st.lists(st.integers(0, end // BLOCK).map(BLOCK.__mul__), max_size=8))))
     cover = [Extent(start, end - start, bool(number % 2)) for number, (start, end) in enumerate(pairwise(borders))]
     kind = dict(blocks(cover))
-    pieces = list(cut_by(extents, cover))
+    pieces = list(cut_by(extents, [(one.end, one.zero) for one in cover]))
     assert blocks(pieces) == [(start, kind[start]) for start, _ in blocks(extents)]
     assert all(piece.length for piece in pieces)
 
 
 def test_a_cover_that_leaves_something_out_is_a_mistake_not_data() -> None:
     with pytest.raises(RuntimeError):
-        list(cut_by([Extent(0, 2 * MIB)], [Extent(0, 1 * MIB, zero=True)]))
+        list(cut_by([Extent(0, 2 * MIB)], [(1 * MIB, True)]))
 
 
 def test_neighbours_of_one_kind_are_joined() -> None:
