@@ -11,7 +11,7 @@ from then on: all of this happens once more, in the same job.
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ from engine.surroundings import Surroundings, keys_of
 from engine.unfinished import DiskNote, NoteFile, NotResumable
 
 if TYPE_CHECKING:
+    from engine.changes import Changes
     from engine.hypervisor.connection import Domain
     from engine.hypervisor.domains import DiskInfo, DomainInfo
     from engine.hypervisor.lock import DomainLock
@@ -134,6 +135,8 @@ class _Backup:
         self._identity = AttemptIdentity(spec.server_id, spec.backup_id, around.job.job_id, around.operation.host)
         self._notes = NoteFile(around.lock_folder, domain.uuid)
         self._bytes: dict[str, int] = {}  # by disk, about how much is to be read of it
+        self._found: dict[str, Changes] = {}  # by disk, what is to be stored of it
+        self._data_ends: dict[str, int | None] = {}
         self._earlier: Resumption | None = None  # what an engine that died has left to go on with
 
     def run(self) -> BackupResult:
@@ -221,7 +224,7 @@ class _Backup:
             note = self._earlier.note
             for task in tasks:
                 if (covered := self._earlier.covered.get(task.disk)) is not None:
-                    check_within(self._changes(task, instant), covered)
+                    check_within(self._changes(task, instant).everything(), covered)
             self._storage.sweep(self._identity.folder, kept_names(note))
             self._notes.write(note)
             self._work.report.warn(
@@ -379,22 +382,21 @@ class _Backup:
         if done is not None and done.complete:
             return before
         disk: NbdDisk = instant.disks[task.disk]
-        extents = self._extents(task, instant)
+        changes = self._changes(task, instant)
+        extents = self._extents(task, changes)
         items = plan_full(extents) if task.choice.parent is None else plan_packed(extents)
         identity = DiskIdentity(self._spec.server_id, self._spec.backup_id, task.disk)
-        return before + store(
+        stored = before + store(
             disk, items, self._storage, identity, self._key, self._work,
             first=len(before), finished=partial(self._notes.finish, task.disk), plain_bytes=max(1, self._bytes[task.disk] - sum(one.plain_bytes for one in before)),
         )  # fmt: skip
+        if done is None:  # what an engine before us took did not go by here
+            self._data_ends[task.disk] = changes.data_end()
+        return stored
 
-    def _extents(self, task: Task, instant: "Instant") -> Iterator[Extent]:
+    def _extents(self, task: Task, changes: "Changes") -> Iterator[Extent]:
         """Yield what is still to be stored of a disk."""
-        parent, disk = task.choice.parent, instant.disks[task.disk]
-        extents = disk.extents()
-        if parent is not None and task.choice.type == "differential":
-            from engine.differential import changed_since_full
-
-            extents = changed_since_full(disk, self._storage, parent, self._key)
+        extents = changes.to_store()
         covered = self._earlier.covered.get(task.disk) if self._earlier is not None else None
         if covered is None:
             return extents
@@ -402,16 +404,12 @@ class _Backup:
 
         return remaining(extents, covered)
 
-    def _changes(self, task: Task, instant: "Instant") -> Iterable[Extent]:
-        """Return all that a backup of this disk has to hold, what is stored already included."""
-        parent, disk = task.choice.parent, instant.disks[task.disk]
-        if parent is None:
-            return (Extent(0, disk.size_bytes),)
-        if task.choice.type == "differential":
-            from engine.differential import changed_since_full
+    def _changes(self, task: Task, instant: "Instant") -> "Changes":
+        from engine.changes import Changes
 
-            return changed_since_full(disk, self._storage, parent, self._key)
-        return disk.extents()
+        if task.disk not in self._found:
+            self._found[task.disk] = Changes(instant.disks[task.disk], task.choice, self._storage, self._key)
+        return self._found[task.disk]
 
     # ---- the commit --------------------------------------------------------------------------------------------------
 
@@ -425,7 +423,9 @@ class _Backup:
     ) -> Point:
         describe = Describer(self._around, self._spec, self._info, self._key, self._checkpoint)
         disks = {
-            task.disk: describe.disk(task, stored[task.disk], self._size_of(task, instant), instant.recorded)
+            task.disk: describe.disk(
+                task, stored[task.disk], self._size_of(task, instant), instant.recorded, self._data_ends.get(task.disk)
+            )
             for task in tasks
         }
         for one in disks.values():

@@ -35,9 +35,17 @@ class Describer:
     checkpoint: str
 
     def disk(
-        self, task: Task, segments: tuple[SegmentRef, ...], size_bytes: int, recorded: Collection[str]
+        self,
+        task: Task,
+        segments: tuple[SegmentRef, ...],
+        size_bytes: int,
+        recorded: Collection[str],
+        data_end: int | None,
     ) -> DiskManifest:
-        """Return a disk's manifest. `recorded` are the disks whose changes QEMU keeps in memory from the instant on."""
+        """Return a disk's manifest. `recorded` are the disks whose changes QEMU keeps in memory from the instant on.
+
+        The disk's data ends at the byte `data_end`, as far as that is known.
+        """
         target, parent = self.around.operation.storage, task.choice.parent
         return DiskManifest(
             repository_id=target.repository_id,
@@ -59,7 +67,7 @@ class Describer:
             stored_bytes=sum(segment.stored_bytes for segment in segments),
             sha256=layer_digest(segments),
             layers=(*_layers_below(task.choice), Layer(self.spec.backup_id, segments)),
-            sealed=_about(task.image),
+            sealed=_about(task.image) | ({} if data_end is None else {"data_end": str(data_end)}),
         )
 
     def server(

@@ -40,6 +40,7 @@ class DiskState:
     What is not in it is gone, as every record of a raw disk's changes is when its domain stops.
     `restored_time` is when a restore wrote over it, as far as that is known. `elsewhere` has the last backup of each other
     repository that has a record of its changes: only `elsewhere_max` of them may, beside the one that is used now.
+    `displaced`: another tool has made a checkpoint of the disk since the last backup.
     """
 
     disk: str
@@ -50,6 +51,7 @@ class DiskState:
     elsewhere: tuple[str, ...] = ()
     elsewhere_max: int = 1
     bitmaps: Collection[str] = ()
+    displaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,9 @@ def _why_lost(state: DiskState, parent: DiskManifest, points: list[DiskManifest]
         return ENCRYPTION_CHANGED
     if sum(backup_id > parent.backup_id for backup_id in state.elsewhere) > state.elsewhere_max:
         return STORAGE_CHANGED  # ids sort by time: others were used since, and took this one's place
-    return CHAIN_UNREADABLE if unreadable else BITMAP_LOST
+    if unreadable:
+        return CHAIN_UNREADABLE
+    return FOREIGN_CHECKPOINT if state.displaced else BITMAP_LOST
 
 
 def _interval_due(wish: Wish, full: DiskManifest) -> bool:

@@ -75,7 +75,13 @@ def choose(
 ) -> Plan:
     """Return what to do with each of `images`. Raises HypervisorError."""
     from engine.hypervisor.bitmaps import bitmap_names
-    from engine.hypervisor.checkpoints import REPOSITORIES_MAX, last_backups, list_checkpoints, repository_digits
+    from engine.hypervisor.checkpoints import (
+        REPOSITORIES_MAX,
+        displaced,
+        last_backups,
+        list_checkpoints,
+        repository_digits,
+    )
     from engine.hypervisor.notes import restored_times
 
     own = repository_digits(target.repository_id)
@@ -89,12 +95,15 @@ def choose(
         points = history.of_disk(image.target)
         wish = replace(wish, type=spec.disk_types.get(image.target, spec.type))
         names = bitmaps.get(image.target, frozenset())
-        tracking = _tracking(domain, info, image, plan.base(wish, points, names))
+        parent = plan.base(wish, points, names)
+        tracking = _tracking(domain, info, image, parent)
+        lost = parent is not None and parent.checkpoint and not tracking and image.holds_bitmaps
         elsewhere = last_backups(checkpoints, image.target)
         elsewhere.pop(own, None)
         state = plan.DiskState(
             image.target, image.size_bytes, image.path, tracking, restored.get(image.target),
             tuple(elsewhere.values()), REPOSITORIES_MAX - 1, names,
+            displaced=bool(parent and lost and displaced(domain, parent.checkpoint, image.target)),
         )  # fmt: skip
         unreadable = history.doubtful(image.target)
         tasks.append(Task(image, plan.choose(wish, state, points, unreadable=unreadable, whole=history.extendable)))

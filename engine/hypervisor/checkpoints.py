@@ -31,7 +31,9 @@ REPOSITORIES_MAX = 2
 _NAME = re.compile(r"bm-([0-9a-f]{12})-([0-9a-f-]{36})")
 
 # Why a checkpoint does not count for a disk: the words that backups record as the reason of a full, and "" where it counts.
-Fault: TypeAlias = Literal["", "bitmap_lost", "bitmap_inconsistent", "disk_resized", "disk_replaced", "untracked"]
+Fault: TypeAlias = Literal[
+    "", "bitmap_lost", "bitmap_inconsistent", "disk_resized", "disk_replaced", "untracked", "foreign_checkpoint"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,13 @@ def checkpoint_usable(
     the note is written again where only that was lost, so that a backup from this checkpoint can begin at once.
     """
     info = info or domain_info(domain)
-    bitmaps = {bitmap.disk: bitmap for bitmap in list_bitmaps(domain, info) if bitmap.name == name}
+    every = list_bitmaps(domain, info)
+    bitmaps = {bitmap.disk: bitmap for bitmap in every if bitmap.name == name}
     disks = {disk.target: disk for disk in info.disks}
     faults = {target: _fault(disks.get(target), size, bitmaps.get(target)) for target, size in sizes.items()}
+    for target, fault in faults.items():
+        if fault == "bitmap_inconsistent" and _gave_way(bitmaps[target], every):
+            faults[target] = "foreign_checkpoint"
     for target, path in (paths or {}).items():
         # A snapshot's overlay has the name too, and counts only as long as what it lay on is below it.
         held = not faults[target] and disks[target].holds_bitmaps
@@ -125,6 +131,30 @@ def _fault(disk: DiskInfo | None, size_bytes: int, bitmap: Bitmap | None) -> Fau
     if not bitmap.consistent or not bitmap.recording or bitmap.busy:
         return "bitmap_inconsistent"
     return "" if disk.size_bytes == size_bytes else "disk_resized"
+
+
+def _gave_way(own: Bitmap, every: Collection[Bitmap]) -> bool:
+    """Tell whether a bitmap is whole and was switched off, while another tool's on the same disk records.
+
+    Tools whose checkpoints build a chain switch the newest bitmap off when they add theirs: what is written is then known from
+    the newer one alone, which is not ours to count from.
+    """
+    others = [one for one in every if one.disk == own.disk and parse_name(one.name) is None]
+    return own.consistent and not own.recording and not own.busy and any(one.recording for one in others)
+
+
+def displaced(domain: Domain, name: str, disk: str) -> bool:
+    """Tell whether another tool has made a checkpoint of `disk` since ours called `name`: if ours is gone, it took its place."""
+    ours = _creation_time(name)
+    with domain.translated("virDomainListAllCheckpoints"):
+        handles = domain.handle.listAllCheckpoints()
+        texts = [one.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN) for one in handles]
+    return any(
+        parse_name(root.findtext("name") or "") is None
+        and disk in _covered(text)
+        and int(root.findtext("creationTime") or 0) >= ours
+        for text, root in ((text, parse(text)) for text in texts)
+    )
 
 
 def _notes(domain: Domain) -> dict[str, tuple[str, ...]]:

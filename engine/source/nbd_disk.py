@@ -6,6 +6,7 @@
 Extents are asked for window by window while they are consumed, so that a 4 TiB disk costs no more memory than a small one.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -16,6 +17,7 @@ from engine.extents import Extent, cut_by
 from engine.nbd.client import STATUS_RANGES_MAX, Client
 from engine.nbd.connection import SILENCE_SECONDS, Address, Connection
 from engine.nbd.protocol import CONTEXT_ALLOCATION, CONTEXT_BITMAP_PREFIX, STATE_DIRTY, STATE_ZERO
+from engine.source.regrown import Look, Regrown, last_data, regrown
 from engine.units import MIB
 
 # The allocation between two dirty extents is asked for and thrown away, if they are this near: at most 128 clusters of
@@ -68,6 +70,35 @@ class NbdDisk:
         with self._open(self._dirty_context) as bitmap:
             return sum(extent.length for extent in self._dirty(bitmap))
 
+    def regrown(self, end: int, *, exact: bool) -> Regrown:
+        """Look for what was cut off and grown back since the bitmap was made; see regrown.py. Nothing without a bitmap."""
+        if not self._dirty_context:
+            return Regrown((), end)
+        with self._look() as look:
+            return regrown(look, min(end, self.size_bytes), exact=exact)
+
+    def last_data(self, end: int) -> int | None:
+        """Return where the disk's data ends, if not behind `end`; None if a long part of it has to be read for that."""
+        with self._look() as look:
+            return last_data(look, end)
+
+    @contextlib.contextmanager
+    def _look(self) -> Iterator[Look]:
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(self._open(CONTEXT_ALLOCATION))
+            bitmap = stack.enter_context(self._open(self._dirty_context)) if self._dirty_context else None
+
+            def is_zero(start: int, length: int) -> bool:
+                found = bytearray(length)
+                client.read_into((Extent(start, length),), memoryview(found))
+                return not any(found)
+
+            yield Look(
+                lambda start, length: _allocation(client, [Extent(start, length)]),
+                lambda start, length: self._dirty(bitmap, start, length) if bitmap else (),
+                is_zero,
+            )
+
     def connect(self) -> Client:
         """Open one more connection for one thread; the caller closes it."""
         return self._open("")
@@ -89,8 +120,8 @@ class NbdDisk:
         with self._lock:
             return self._lock.wait_for(lambda: self._opening == 0, seconds)
 
-    def _dirty(self, client: Client) -> Iterator[Extent]:
-        for status in client.block_status(0, self.size_bytes, self._dirty_context):
+    def _dirty(self, client: Client, start: int = 0, length: int = -1) -> Iterator[Extent]:
+        for status in client.block_status(start, self.size_bytes if length < 0 else length, self._dirty_context):
             if status.flags & STATE_DIRTY:
                 yield Extent(status.start, status.length)
 

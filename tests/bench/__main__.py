@@ -29,6 +29,7 @@ GROUPS = (
     "running",
     "restore",
     "memory",
+    "rates",
     "fleet",
     "storages",
     "clone",

@@ -7,12 +7,13 @@ import pytest
 
 from engine.cleanup import drop_stale_checkpoints, forget_domain
 from engine.hypervisor import backup_job
+from engine.hypervisor.checkpoints import parse_name
 from engine.hypervisor.connection import open_connection
 from engine.storage.open import open_storage
 from engine.units import KIB, MIB
 from tests.engine.kill_world import bitmaps_in
 from tests.engine.mixed import digests, transient_bitmaps
-from tests.engine.rig import Rig, reason
+from tests.engine.rig import Rig, digest, reason
 from tests.servers.export import dirty_extents
 from tests.servers.guest import BlankDomain, DiskFile
 
@@ -127,3 +128,78 @@ def test_what_is_forgotten_is_explained_by_a_full(rig: Rig, domain: BlankDomain,
         "vda": ("full", "bitmap_lost"),
         "vdb": ("full", "bitmap_lost"),
     }
+
+
+# ---- another tool that is in the way ------------------------------------------------------------------------------------
+
+
+def assert_next(rig: Rig, domain: BlankDomain, vda: tuple[str, str], vdb: tuple[str, str]) -> None:
+    """The next backup has these types and reasons, restores byte by byte, and another tool's checkpoints are still there."""
+    theirs_before = {name for name in checkpoints(domain) if not parse_name(name)}
+    made = rig.back_up(domain.uuid)
+    assert {one["disk"]: (one["type"], one["fallback_reason"]) for one in made["disks"]} == {"vda": vda, "vdb": vdb}
+    restored = rig.restore_to(rig.folder / f"out-{made['backup_id']}", domain.uuid, made["backup_id"])
+    assert {disk: digest(path) for disk, path in restored.items()} == digests(domain)
+    assert theirs_before <= checkpoints(domain)
+
+
+GOOD = ("incremental", "")
+
+
+@pytest.mark.feature("E7", "T2", "T26")
+def test_checkpoints_of_another_tool_before_between_and_after_ours_cost_no_full(rig: Rig, domain: BlankDomain) -> None:
+    with open_connection(rig.uri) as connection:
+        for step, name in enumerate(OTHERS):
+            with backup_job.begin(connection.domain(domain.uuid), {"vda": None}, name, rig.folder / "theirs"):
+                pass
+            for disk in ("vda", "vdb"):
+                domain.write(disk, (step + 1) * MIB, 64 * KIB, step + 2)
+            first = step == 0
+            assert_next(rig, domain, ("full", "first") if first else GOOD, ("full", "first") if first else GOOD)
+    domain.handle.checkpointLookupByName(
+        OTHERS[1]
+    ).delete()  # from the middle of libvirt's list, with ours below and above it
+    domain.write("vda", 5 * MIB, MIB, 9)
+    assert_next(rig, domain, GOOD, GOOD)
+
+
+@pytest.mark.feature("E7", "T26")
+@pytest.mark.share(2)
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_tool_that_switches_our_record_off_is_named(rig: Rig, domain: BlankDomain, running: bool) -> None:
+    """What is written then is in its bitmap alone: an incremental from ours would miss it."""
+    rig.back_up(domain.uuid)
+    track(rig, domain)
+    for node in (one["inserted"] for one in domain.qmp("query-block") if "inserted" in one):
+        for bitmap in node["dirty-bitmaps"]:
+            if parse_name(bitmap["name"]):
+                domain.qmp("block-dirty-bitmap-disable", node=node["node-name"], name=bitmap["name"])
+    for disk in ("vda", "vdb"):
+        domain.write(disk, 3 * MIB, MIB, 7)
+    if not running:
+        domain.handle.destroy()
+
+    foreign = ("full", "foreign_checkpoint")
+    assert_next(rig, domain, foreign, foreign if running else ("full", "bitmap_lost"))
+    if not running:
+        domain.handle.create()
+    domain.write("vda", 4 * MIB, MIB, 8)
+    assert_next(rig, domain, GOOD, GOOD if running else ("full", "untracked"))
+
+
+@pytest.mark.feature("E7", "T26")
+@pytest.mark.share(2)
+@pytest.mark.parametrize("after", [True, False], ids=["and made its own", "and made none since"])
+def test_a_tool_that_took_our_record_away_is_named_if_its_own_is_newer(
+    rig: Rig, domain: BlankDomain, after: bool
+) -> None:
+    rig.back_up(domain.uuid)
+    (ours,) = checkpoints(domain)
+    if after:
+        track(rig, domain)
+    domain.handle.checkpointLookupByName(ours).delete()
+    domain.write("vda", 3 * MIB, MIB, 7)
+
+    assert_next(rig, domain, ("full", "foreign_checkpoint" if after else "bitmap_lost"), GOOD)
+    domain.write("vda", 4 * MIB, MIB, 8)
+    assert_next(rig, domain, GOOD, GOOD)

@@ -10,7 +10,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from engine.units import MIB
+from engine.units import KIB, MIB
 from tests.engine.aftermath import (
     INCREMENTAL,
     RUNNING,
@@ -166,6 +166,34 @@ def test_a_disk_resized_while_the_domain_is_stopped(rig: Rig, domain: BlankDomai
     assert_next_is_good(rig, domain, INCREMENTAL)
     restored = rig.restore_to(rig.folder / "old", domain.uuid, first["backup_id"])
     assert digest(restored["vda"]) == before
+
+
+@pytest.mark.feature("T27")
+@pytest.mark.share(3)
+@pytest.mark.parametrize("size", [8 * MIB, 8 * MIB + 1536], ids=["whole", "ragged"])
+@pytest.mark.parametrize("how", ["stopped", "running", "raw"])
+def test_a_disk_that_was_shrunk_and_grown_back_has_no_old_bytes_at_its_end(
+    rig: Rig, domain: BlankDomain, blank_domain: Any, tmp_path: Path, how: str, size: int
+) -> None:
+    """It has the size and the bitmap that it had, and QEMU forgets with the end what was written there."""
+    if how == "raw":
+        domain = blank_domain([DiskFile("vda", tmp_path / "vda.raw", "raw").create(16 * MIB)])
+    domain.write("vda", 0, 15 * MIB, 1)
+    rig.back_up(domain.uuid)
+    domain.write("vda", 14 * MIB, 64 * KIB, 2)
+    if how == "stopped":
+        domain.handle.destroy()
+        for number in (size, 16 * MIB):
+            subprocess.run(["qemu-img", "resize", "-q", "--shrink", domain.disks[0].path, str(number)], check=True)
+        assert_next_is_good(rig, domain, INCREMENTAL)
+        domain.handle.create()
+    for again in range(2 if how == "raw" else 1):
+        domain.handle.blockResize("vda", size, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        domain.handle.blockResize("vda", 16 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        domain.write("vda", 16 * MIB - 64 * KIB, 64 * KIB, 3)  # as a partition table's second copy
+        assert_next_is_good(rig, domain, INCREMENTAL)
+        domain.write("vda", (10 + again) * MIB, 2 * MIB, 4)
+        assert_next_is_good(rig, domain, {"vda": ("differential", "")}, type="differential")
 
 
 def test_an_old_qcow2_is_a_full_when_its_domain_was_stopped(rig: Rig, blank_domain: Any, tmp_path: Path) -> None:
