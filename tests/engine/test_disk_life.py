@@ -245,6 +245,36 @@ def test_a_domain_that_moved_to_another_host_goes_on(rig: Rig, domain: BlankDoma
         assert_host_is_clean(rig, moved)
 
 
+@pytest.mark.feature("T7", "T8")
+def test_a_domain_that_migrated_while_it_ran_goes_on(
+    rig: Rig, libvirtd: Libvirtd, blank_domain: Any, tmp_path: Path
+) -> None:
+    """To another libvirtd and its own QEMU, over shared storage: the image brings its bitmap along, what QEMU remembers stays."""
+    disks = [
+        DiskFile("vda", tmp_path / "a.qcow2").create(8 * MIB),
+        DiskFile("vdb", tmp_path / "b.raw", "raw").create(MIB),
+    ]
+    domain: BlankDomain = blank_domain(disks)
+    domain.write("vda", 0, 2 * MIB, 1)
+    rig.back_up(domain.uuid)
+    for disk in ("vda", "vdb"):
+        domain.write(disk, 64 * KIB, 64 * KIB, 2)
+    with Libvirtd(tmp_path / "lv", like=libvirtd) as other, BlankDomain(other.uri, disks, running=False) as moved:
+        moved.handle.undefine()
+        moved.name, moved.uuid = domain.name, domain.uuid
+        flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE
+        domain.handle.migrate3(moved.connection, {}, flags)
+        assert moved.state()[0] == RUNNING
+        assert moved.handle.listAllCheckpoints() == []
+        moved.write("vda", 4 * MIB, MIB, 3)
+        rig.uri = other.uri
+
+        assert_next_is_good(rig, moved, {**INCREMENTAL, "vdb": ("full", "bitmap_lost")})
+        moved.write("vdb", 0, 64 * KIB, 4)
+        assert_next_is_good(rig, moved, {**INCREMENTAL, "vdb": ("incremental", "")})
+        assert_host_is_clean(rig, moved)
+
+
 @pytest.mark.feature("T7")
 @pytest.mark.feature("T24")
 def test_a_domain_that_was_saved_to_disk_and_goes_on(rig: Rig, domain: BlankDomain) -> None:
