@@ -14,6 +14,7 @@ from typing import Any
 from controller.clock import Clock
 from controller.db import models
 from controller.db.database import Database
+from controller.db.statements import insert_rows, statement
 from controller.errors import HypervisorBanned
 from controller.security.caller import current_caller
 from controller.security.permissions import Rule
@@ -90,25 +91,22 @@ class Audit:
 
 
 def _insert(time: datetime, token_id: str, token_name: str, method: str, resource: str, outcome: str, peer: str) -> int:
-    row = models.Audit.create(
-        time=time,
-        token_id=token_id,
-        token_name=token_name,
-        method=method,
-        resource=resource,
-        outcome=outcome,
-        peer=peer,
-        detail={},
-    )
-    return int(row.sequence)
+    row = {
+        "time": time,
+        "token_id": token_id,
+        "token_name": token_name,
+        "method": method,
+        "resource": resource,
+        "outcome": outcome,
+        "peer": peer,
+        "detail": {},
+    }
+    return int(insert_rows(models.Audit, [row], "RETURNING sequence")[0][0])
 
 
 def _end(sequence: int, outcome: str, made: str) -> None:
-    table = models.Audit
-    values: dict[str, Any] = {"outcome": outcome}
-    if made:
-        values["detail"] = {"made": made}
-    table.update(**values).where(table.sequence == sequence).execute()
+    detail = models.Audit.detail.db_value({"made": made} if made else {})
+    statement("UPDATE audit SET outcome = ?, detail = ? WHERE sequence = ?", outcome, detail, sequence)
 
 
 def _text(message: Any, path: str) -> str:

@@ -8,7 +8,7 @@ A watch keeps the newest version that was told and nothing else, so a slow waite
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from controller.db.notes import Note
@@ -17,7 +17,7 @@ JOB, OUTBOX, EVENT = "job", "outbox", "event"
 
 
 class Watch:
-    """What one waiter knows of one job, outbox or log. Used on the event loop only."""
+    """What one waiter knows of one job or log. Used on the event loop only."""
 
     def __init__(self, changes: "Changes") -> None:
         self._changes = changes
@@ -52,6 +52,7 @@ class Changes:
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._watches: dict[tuple[str, str], set[Watch]] = {}
+        self._outboxes: dict[str, list[Callable[[], None]]] = {}
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
@@ -60,10 +61,16 @@ class Changes:
             yield watch
 
     @contextmanager
-    def watch_outbox(self, hypervisor_id: str) -> Iterator[Watch]:
-        """Watch a hypervisor's commands; versions are numbers of the outbox, so `wait(watch.newest, …)` waits for the next."""
-        with self._watching(OUTBOX, hypervisor_id) as watch:
-            yield watch
+    def hear_outbox(self, hypervisor_id: str, heard: Callable[[], None]) -> Iterator[None]:
+        """Have `heard` called whenever a hypervisor has a new command; it must be quick and not raise."""
+        listeners = self._outboxes.setdefault(hypervisor_id, [])
+        listeners.append(heard)
+        try:
+            yield
+        finally:
+            listeners.remove(heard)
+            if not listeners:
+                del self._outboxes[hypervisor_id]
 
     @contextmanager
     def watch_events(self) -> Iterator[Watch]:
@@ -100,5 +107,8 @@ class Changes:
 
     def _deliver(self, notes: Sequence[Note]) -> None:
         for one in notes:
+            if one.topic == OUTBOX:
+                for heard in list(self._outboxes.get(one.key, ())):
+                    heard()
             for watch in self._watches.get((one.topic, one.key), ()):
                 watch.tell(one.value)

@@ -85,8 +85,8 @@ class Courier:
                 except Exception:
                     log.exception("webhooks could not be looked after; trying again")
                     wait = LOOK_SECONDS
-                await asyncio.sleep(_LEAST_SECONDS)
                 await self._pause(watch, seen, wait)
+                await asyncio.sleep(_LEAST_SECONDS)
 
     async def _pause(self, watch: Watch, seen: int, seconds: float) -> None:
         """Wait for an event, for the end of an attempt, or for the time to pass."""

@@ -15,6 +15,8 @@ from typing import Any
 
 from controller import events, webhooks
 from controller.db import models
+from controller.db.fields import from_microseconds, to_microseconds
+from controller.db.statements import statement
 from controller.errors import CursorExpired, WebhookDeliveryNotFound, WebhookNotFound
 from controller.events import EventFilter
 from controller.rules.deliveries import wait_after
@@ -105,12 +107,16 @@ def claim(webhook_id: str, limit: int, now: datetime) -> list[Delivery]:
     return taken
 
 
+_NEXT_DUE = """
+    SELECT MIN(d.due_time) FROM webhook_delivery d JOIN webhook w ON w.webhook_id = d.webhook_id
+    WHERE d.state = ? AND w.enabled AND (w.hold_time IS NULL OR w.hold_time <= ?)
+"""
+
+
 def next_due(now: datetime) -> datetime | None:
     """Return when the next delivery wants to be tried, None when none waits but those that are held back."""
-    free = _Webhook.hold_time.is_null() | (_Webhook.hold_time <= now)
-    row = Row.select(Row.due_time).join(_Webhook).where((Row.state == WAITING) & _Webhook.enabled & free)
-    first = row.order_by(Row.due_time).first()
-    return None if first is None else first.due_time
+    ((due_time,),) = statement(_NEXT_DUE, WAITING, to_microseconds(now))
+    return None if due_time is None else from_microseconds(due_time)
 
 
 def arrived(delivery: Delivery, now: datetime) -> None:

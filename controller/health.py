@@ -15,7 +15,8 @@ import peewee
 
 from controller import happenings, system_log
 from controller.db import models
-from controller.db.statements import find_row
+from controller.db.fields import to_microseconds
+from controller.db.statements import find_row, find_where, put_row, statement
 from controller.rules import health as rules
 from controller.rules.health import Check, Intervals, Summary
 
@@ -97,8 +98,8 @@ def rank_of(found: Found) -> int:
 
 def checks_of(storage_id: str) -> dict[str, Check]:
     """Return what each hypervisor found last, as the rules see it."""
-    rows: Any = CheckRow.select(*_CHECK).where(CheckRow.storage_id == storage_id).tuples()
-    return {row[0]: Check(*row) for row in rows}
+    rows = find_where(CheckRow, "storage_id = ?", storage_id)
+    return {row.hypervisor_id: _check(row) for row in rows}
 
 
 def users() -> dict[str, list[str]]:
@@ -146,6 +147,13 @@ def begin(storage_id: str, hypervisor_id: str, job_id: str, now: datetime) -> No
     ).execute()
 
 
+_STATE_OF = "SELECT state FROM storage_check WHERE storage_id = ? AND hypervisor_id = ?"
+_STILL_HEALTHY = """
+    UPDATE storage_health SET check_time = ?, hypervisor_id = ? WHERE storage_id = ? AND state = 'healthy'
+    RETURNING storage_id
+"""
+
+
 def note(
     job_id: str,
     storage_id: str,
@@ -170,10 +178,12 @@ def note(
             "fail_time": before.fail_time if before else now,
         }
     change |= {"state": verdict, "check_time": now, "job_id": job_id}
-    CheckRow.insert(storage_id=storage_id, hypervisor_id=hypervisor_id, try_time=now, **change).on_conflict(
-        conflict_target=[CheckRow.storage_id, CheckRow.hypervisor_id], update=change
-    ).execute()
+    key = {"storage_id": storage_id, "hypervisor_id": hypervisor_id}
+    repeated = verdict == "healthy" and statement(_STATE_OF, *key.values()) == [("healthy",)]
+    put_row(CheckRow, key, {"try_time": now}, change)
     _measure(storage_id, hypervisor_id, change, now)
+    if repeated and statement(_STILL_HEALTHY, to_microseconds(now), hypervisor_id, storage_id):
+        return  # what one more of the same finds changes no verdict, and reading a thousand would take longer than the check
     checks = checks_of(storage_id)
     # Who has just looked is online, and so was whoever looked before; the next tick knows better.
     conclude(storage_id, checks, users=checks, online=checks, enabled=True, intervals=Intervals(), now=now)
@@ -208,7 +218,7 @@ def conclude(
         "healthy_count": summary.healthy_count,
         "unhealthy_count": summary.unhealthy_count,
     }
-    Row.insert(storage_id=storage_id, **values).on_conflict(conflict_target=[Row.storage_id], update=values).execute()
+    put_row(Row, {"storage_id": storage_id}, {}, values)
     if changed and (before is not None or summary.state != "unknown"):
         _tell(storage_id, before.state if before else "unknown", summary, failure, now)
 
@@ -220,6 +230,10 @@ def forget_storage(storage_id: str) -> None:
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------------
+
+
+def _check(row: models.StorageCheck) -> Check:
+    return Check(row.hypervisor_id, row.state, row.check_time, row.try_time, row.fail_time)
 
 
 def _tell(storage_id: str, before: str, summary: Summary, failure: dict[str, Any] | None, now: datetime) -> None:

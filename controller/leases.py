@@ -124,10 +124,10 @@ def first_holders(resources: Sequence[str]) -> dict[str, str]:
 def chains_of(job_ids: Sequence[str]) -> dict[str, frozenset[str]]:
     """Return the chains that each of these jobs holds."""
     prefix = chain_resource("")
-    rows = LeaseHold.select().where(LeaseHold.job_id.in_(list(job_ids)) & LeaseHold.resource.startswith(prefix))
     found: dict[str, set[str]] = {job_id: set() for job_id in job_ids}
-    for row in rows:
-        found[row.job_id].add(row.resource.removeprefix(prefix))
+    for row in find_rows(LeaseHold.job_id, job_ids):
+        if row.resource.startswith(prefix):
+            found[row.job_id].add(row.resource.removeprefix(prefix))
     return {job_id: frozenset(chains) for job_id, chains in found.items()}
 
 

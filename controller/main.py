@@ -76,10 +76,12 @@ def _serve(options: argparse.Namespace) -> int:
     import asyncio
 
     from controller import config, logs
+    from engine.memory import keep_connections_small
 
     settings = config.load(options.config)
     logs.setup(settings.log_level)
     _raise_file_limit()
+    keep_connections_small()
     return asyncio.run(_run(settings))
 
 

@@ -21,7 +21,7 @@ import peewee
 
 from controller import happenings, reach, settings, storages
 from controller.db import models
-from controller.db.statements import find_row, find_rows
+from controller.db.statements import find_row, find_rows, find_where
 from controller.errors import (
     ControllerError,
     EncryptionImmutable,
@@ -151,8 +151,8 @@ def find(reference: str) -> Schedule:
 
 def of_hypervisor(hypervisor_id: str) -> Schedule | None:
     """Return a hypervisor's live schedule."""
-    row = Row.get_or_none((Row.hypervisor_id == hypervisor_id) & Row.delete_time.is_null())
-    return None if row is None else of_rows([row])[0]
+    rows = find_where(Row, "hypervisor_id = ? AND delete_time IS NULL", hypervisor_id)
+    return of_rows(rows)[0] if rows else None
 
 
 def list_schedules(

@@ -148,11 +148,15 @@ _PUBLIC = (
 )
 PUBLIC_SERVICES = tuple(service.full_name for file in _PUBLIC for service in file.services_by_name.values())
 
+# Bytes of a TLS record that we send; gRPC holds a buffer of this size for each connection, of 16 KiB by default.
+RECORD_BYTES_MAX = 2048
+
 # Our clients ping every 20 s; a peer that pings more often than the least interval is sent away. A frozen peer is noticed
 # only by ping_timeout_ms, a vanished one by keepalive_timeout_ms.
 _OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.tsi.max_frame_size", RECORD_BYTES_MAX),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),

@@ -17,7 +17,8 @@ from controller import installation, system_log
 from controller.cycle import stale
 from controller.db import models
 from controller.db.database import Database
-from controller.errors import CannotStart
+from controller.db.statements import find_row, statement
+from controller.errors import CannotStart, HypervisorNotFound
 from controller.files import write_json
 from controller.limits import Limits
 
@@ -41,22 +42,26 @@ def notice(why: str, limits: Limits, now: datetime) -> int:
 
 def heard(hypervisor_id: str, journal_id: str, acknowledged_sequence: int, limits: Limits, now: datetime) -> bool:
     """Look at what an agent knows to be confirmed, before its session begins; True when a new epoch began for it."""
-    hypervisor, epoch = models.Hypervisor, installation.get().epoch
-    row = hypervisor.get(hypervisor.hypervisor_id == hypervisor_id)
+    epoch = installation.get().epoch
+    row = find_row(models.Hypervisor.hypervisor_id, hypervisor_id)
+    if row is None:
+        raise HypervisorNotFound(hypervisor_id=hypervisor_id)
     known = row.greeted_epoch == epoch
     noticed = known and acknowledged_sequence > _stored(hypervisor_id, journal_id)
     if noticed:
         epoch = notice(f"hypervisor {row.name} has confirmations that are not in the database", limits, now)
     told = SPOKEN if noticed or row.greeted_epoch == SPOKEN else epoch
     if row.greeted_epoch != told:
-        hypervisor.update(greeted_epoch=told).where(hypervisor.hypervisor_id == hypervisor_id).execute()
+        statement("UPDATE hypervisor SET greeted_epoch = ? WHERE hypervisor_id = ?", told, hypervisor_id)
     return noticed
 
 
+_STORED = "SELECT stored_sequence FROM agent_journal WHERE hypervisor_id = ? AND journal_id = ?"
+
+
 def _stored(hypervisor_id: str, journal_id: str) -> int:
-    row = models.AgentJournal
-    found = row.get_or_none((row.hypervisor_id == hypervisor_id) & (row.journal_id == journal_id))
-    return 0 if found is None else int(found.stored_sequence)
+    found = statement(_STORED, hypervisor_id, journal_id)
+    return int(found[0][0]) if found else 0
 
 
 # ---- the mark -----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any
 
 from controller import happenings, health, proofs, reach, settings, totals
 from controller.db import models, secrets
+from controller.db.fields import to_microseconds
 from controller.db.secrets import Vault
-from controller.db.statements import find_row, statement
+from controller.db.statements import find_row, find_where, statement
 from controller.errors import (
     EncryptionImmutable,
     EtagMismatch,
@@ -184,8 +185,7 @@ def names_of(storage_ids: Collection[str]) -> dict[str, str]:
 
 def open_keys(storage_id: str, vault: Vault) -> list[StorageKey]:
     """Return all keys of a storage, opened; for work, never for a reply. Raises BoxDamaged."""
-    table = models.StorageKey
-    rows = table.select().where(table.storage_id == storage_id).order_by(table.key_id)
+    rows = find_where(models.StorageKey, "storage_id = ? ORDER BY key_id", storage_id)
     return [StorageKey(row.key_id, vault.open("storage_key", "box", row.key_id, bytes(row.box))) for row in rows]
 
 
@@ -207,8 +207,14 @@ def closed_keys(storage_id: str) -> list[WrappedKey]:
 
 def wrapped_keys(storage_id: str) -> dict[str, str]:
     """Return the key objects that lie under `keys/`, by key id."""
-    table = models.StorageKey
-    return {row.key_id: row.wrapped for row in table.select().where(table.storage_id == storage_id)}
+    return {row.key_id: row.wrapped for row in find_where(models.StorageKey, "storage_id = ?", storage_id)}
+
+
+_HAS_BACKUP = "SELECT 1 FROM backup WHERE storage_id = ? AND delete_time IS NULL"
+_HAS_JOB = """
+    SELECT 1 FROM job WHERE storage_id = ? AND type IN ('backup', 'test')
+        AND state IN ('completed', 'completed_with_warnings') AND dispatch_time > ?
+"""
 
 
 def has_been_used(storage: Storage, hypervisor_id: str) -> bool:
@@ -216,18 +222,11 @@ def has_been_used(storage: Storage, hypervisor_id: str) -> bool:
 
     A backup of it says so, or a job that wrote there since the storage was changed last: that may have been its place.
     """
-    job, backup = models.Job, models.Backup
-    jobs = job.select().where(
-        (job.storage_id == storage.storage_id)
-        & job.type.in_(("backup", "test"))
-        & job.state.in_(("completed", "completed_with_warnings"))
-        & (job.dispatch_time > storage.update_time)
-    )
-    backups = backup.select().where((backup.storage_id == storage.storage_id) & backup.delete_time.is_null())
-    if storage.per_hypervisor:
-        jobs = jobs.where(job.hypervisor_id == hypervisor_id)
-        backups = backups.where(backup.hypervisor_id == hypervisor_id)
-    return bool(backups.exists() or jobs.exists())
+    seen, values = ("AND hypervisor_id = ?", [hypervisor_id]) if storage.per_hypervisor else ("", [])
+    if statement(f"{_HAS_BACKUP} {seen} LIMIT 1", storage.storage_id, *values):
+        return True
+    changed = to_microseconds(storage.update_time)
+    return bool(statement(f"{_HAS_JOB} {seen} LIMIT 1", storage.storage_id, changed, *values))
 
 
 # From one hypervisor to the next over the index `backup_maker`: DISTINCT would read every backup of the storage.

@@ -13,6 +13,7 @@ from typing import Any
 from controller import events, happenings
 from controller.db import models, secrets
 from controller.db.secrets import Vault
+from controller.db.statements import statement
 from controller.errors import EtagMismatch, WebhookExists, WebhookNotFound
 from engine.ids import new_id
 
@@ -124,7 +125,9 @@ def delete(reference: str, now: datetime) -> None:
 
 def enabled_ids() -> list[str]:
     """Return the ids of the webhooks that are switched on."""
-    return [row.webhook_id for row in Row.select(Row.webhook_id).where(Row.enabled).order_by(Row.webhook_id)]
+    return [
+        webhook_id for (webhook_id,) in statement("SELECT webhook_id FROM webhook WHERE enabled ORDER BY webhook_id")
+    ]
 
 
 def with_secrets(webhook_id: str, vault: Vault, now: datetime) -> tuple[tuple[str, ...], Webhook]:

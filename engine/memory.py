@@ -21,6 +21,7 @@ _MMAP_THRESHOLD = -3
 _ARENA_MAX = -8
 KEPT_BYTES = 64 << 20
 LARGE_BYTES = 1 << 20
+CONNECTION_BLOCK_BYTES = 8 << 10
 READ_BYTES = 8 << 20  # more than any frame
 
 _DONT_NEED = 4  # madvise's advice, from bits/mman-linux.h
@@ -38,6 +39,18 @@ def keep_one_pool() -> None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
         mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def keep_connections_small() -> None:
+    """Set this for a process with thousands of TLS connections, before its first thread starts.
+
+    gRPC takes three buffers of 8 KiB and two of 17 KiB for each, of which a quiet connection uses the beginning: blocks of their own
+    take up only the pages that were written, where those of the pool were all written by somebody before.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_ARENA_MAX, 2)
+        mallopt(_MMAP_THRESHOLD, CONNECTION_BLOCK_BYTES)
 
 
 def keep_read_blocks() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from clients.gen.backupmanager.agent.v1 import command_pb2
@@ -20,9 +21,17 @@ log = logging.getLogger(__name__)
 COMMANDS_MAX = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a session sends next, and whether there may be more behind it."""
+
+    commands: list[command_pb2.Command] = field(repr=False)
+    more: bool
+
+
 def take(
     hypervisor_id: str, session_id: str, sent: AbstractSet[str], vault: Vault, limits: Limits, now: datetime
-) -> list[command_pb2.Command]:
+) -> Taken:
     """Return the next commands for a session that has sent `sent`, and remember that they may leave us.
 
     Raises StaleGeneration when a newer session of the hypervisor has begun: only its owner sends.
@@ -41,7 +50,7 @@ def take(
             elif message := _build(maker, pending, job, limits, now):
                 messages.append(message)
     outbox.mark_sent([one.command_id for one in messages], now)
-    return messages
+    return Taken(messages, bool(waiting))
 
 
 def _is_over(pending: Pending, job: Job) -> bool:

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from controller import happenings, hypervisors
 from controller.db import models
-from controller.db.statements import find_row
+from controller.db.statements import find_row, statement
 from controller.errors import (
     EnrollmentTokenInvalid,
     HypervisorBanned,
@@ -135,11 +135,20 @@ def renew(hypervisor_id: str, serial: str, sign: Callable[[str], C], now: dateti
     return certificate
 
 
+_CONFIRM = """
+    UPDATE hypervisor SET certificate_serial = ?, pending_serial = '' WHERE hypervisor_id = ? AND pending_serial = ?
+"""
+
+
 def confirm(hypervisor_id: str, serial: str) -> None:
     """Note that a session began with this certificate: a renewed one replaces the one before from now on."""
-    _Hypervisor.update(certificate_serial=serial, pending_serial="").where(
-        (_Hypervisor.hypervisor_id == hypervisor_id) & (_Hypervisor.pending_serial == serial)
-    ).execute()
+    statement(_CONFIRM, serial, hypervisor_id, serial)
+
+
+def admit(hypervisor_id: str, serial: str) -> None:
+    """Let a session begin: its certificate is good, and from now on the hypervisor's own. Raises as `check_certificate` does."""
+    hypervisors.check_certificate(hypervisor_id, serial)
+    confirm(hypervisor_id, serial)
 
 
 def _hash(secret: str) -> str:

@@ -20,8 +20,10 @@ from controller.agents.convert import Accepted, AgentEvent, Finished, Records, R
 from controller.agents.results import apply_records, apply_result
 from controller.cycle import dispatch
 from controller.db import models
+from controller.db.fields import to_microseconds
 from controller.db.models import AgentEvent as EventRow
 from controller.db.models import AgentJournal
+from controller.db.statements import insert_rows, statement
 from controller.errors import JobCancelled
 from controller.jobs import (
     CANCELLED,
@@ -41,16 +43,24 @@ from engine.errors import WindowClosed
 log = logging.getLogger(__name__)
 
 APPLIED = "applied"
+_FIND_JOURNAL = "SELECT stored_sequence, close_time FROM agent_journal WHERE hypervisor_id = ? AND journal_id = ?"
+_NEW_JOURNAL = """
+    INSERT INTO agent_journal (hypervisor_id, journal_id, stored_sequence, create_time, update_time)
+    VALUES (?, ?, 0, ?, ?) ON CONFLICT DO NOTHING
+"""
+_STORED = "UPDATE agent_journal SET stored_sequence = ?, update_time = ? WHERE hypervisor_id = ? AND journal_id = ?"
 _STOPPED_REASONS = {JobCancelled.reason, "LEASE_LOST"}  # how a cancelled work may word its end
 
 
 def open_journal(hypervisor_id: str, journal_id: str, now: datetime) -> tuple[int, bool]:
     """Return up to where a journal's events are stored, and whether it is closed; a new one begins at 0."""
-    AgentJournal.insert(
-        hypervisor_id=hypervisor_id, journal_id=journal_id, stored_sequence=0, create_time=now, update_time=now
-    ).on_conflict_ignore().execute()
-    row = AgentJournal.get(_journal(hypervisor_id, journal_id))
-    return row.stored_sequence, row.close_time is not None
+    found = statement(_FIND_JOURNAL, hypervisor_id, journal_id)
+    if not found:
+        time = to_microseconds(now)
+        statement(_NEW_JOURNAL, hypervisor_id, journal_id, time, time)
+        found = statement(_FIND_JOURNAL, hypervisor_id, journal_id)
+    stored, close_time = found[0]
+    return stored, close_time is not None
 
 
 def close_journal(hypervisor_id: str, journal_id: str, now: datetime) -> None:
@@ -80,7 +90,7 @@ def store_batch(
         outcome = _apply_safely(hypervisor_id, event, epoch, limits, now)
         _keep(hypervisor_id, journal_id, event, outcome, now)
         stored = event.sequence
-    AgentJournal.update(stored_sequence=stored, update_time=now).where(_journal(hypervisor_id, journal_id)).execute()
+    statement(_STORED, stored, to_microseconds(now), hypervisor_id, journal_id)
     return stored
 
 
@@ -195,20 +205,21 @@ def _end(job: Job, how: End, limits: Limits, now: datetime) -> None:
 def _keep(hypervisor_id: str, journal_id: str, event: AgentEvent, outcome: str, now: datetime) -> None:
     """Keep an event for the record. The records of a reindex are in the catalog, and too many to keep twice."""
     bulk = event.kind == "records"
-    EventRow.insert(
-        hypervisor_id=hypervisor_id,
-        journal_id=journal_id,
-        sequence=event.sequence,
-        job_id=event.stamp.job_id,
-        attempt=event.stamp.attempt,
-        generation=event.stamp.generation,
-        epoch=event.stamp.epoch,
-        time=event.time,
-        store_time=now,
-        kind=event.kind,
-        outcome=outcome,
-        body=None if bulk else event.body,
-    ).execute()
+    row = {
+        "hypervisor_id": hypervisor_id,
+        "journal_id": journal_id,
+        "sequence": event.sequence,
+        "job_id": event.stamp.job_id,
+        "attempt": event.stamp.attempt,
+        "generation": event.stamp.generation,
+        "epoch": event.stamp.epoch,
+        "time": event.time,
+        "store_time": now,
+        "kind": event.kind,
+        "outcome": outcome,
+        "body": None if bulk else event.body,
+    }
+    insert_rows(EventRow, [row])
 
 
 def _journal(hypervisor_id: str, journal_id: str) -> object:

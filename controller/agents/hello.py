@@ -20,6 +20,8 @@ from controller.agents.convert import Greeting
 from controller.agents.outbox import Stamp
 from controller.cycle import dispatch, presence
 from controller.db import models
+from controller.db.fields import to_microseconds
+from controller.db.statements import statement
 from controller.errors import InvalidField, OperationLost, Unsupported
 from controller.installation import Installation
 from controller.jobs import DISPATCHED, SENT, End
@@ -35,7 +37,6 @@ OPERATIONS_MAX = 1000
 COMMAND_IDS_MAX = 5000  # as many as an agent names
 
 Verdict: TypeAlias = Literal["keep", "cancel", "unknown"]
-_Hypervisor = models.Hypervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +125,30 @@ def _protocol(greeting: Greeting) -> int:
     return min(greeting.protocol_version, PROTOCOL_VERSION)
 
 
+_REGISTER = """
+    UPDATE hypervisor SET session_id = ?, session_count = session_count + 1, agent_version = ?, protocol_version = ?,
+        boot_id = ?, capabilities = ?, clock_offset_microseconds = ?, last_contact_time = ?
+    WHERE hypervisor_id = ?
+"""
+
+
 def _register(hypervisor_id: str, greeting: Greeting, protocol: int, now: datetime) -> str:
     """Make this the hypervisor's session, whoever had it before, and keep what the host says of itself."""
     session_id = new_id(now)
     offset = greeting.time - now if greeting.time else None
     if offset is not None and abs(offset) > CLOCK_OFFSET_WARNED:
         log.warning("clock off hypervisor_id=%s seconds=%d", hypervisor_id, offset.total_seconds())
-    _Hypervisor.update(
-        session_id=session_id,
-        session_count=_Hypervisor.session_count + 1,
-        agent_version=greeting.agent_version,
-        protocol_version=protocol,
-        boot_id=greeting.boot_id,
-        capabilities=greeting.capabilities,
-        clock_offset_microseconds=None if offset is None else offset // timedelta(microseconds=1),
-        last_contact_time=now,
-    ).where(_Hypervisor.hypervisor_id == hypervisor_id).execute()
+    statement(
+        _REGISTER,
+        session_id,
+        greeting.agent_version,
+        protocol,
+        greeting.boot_id,
+        models.Hypervisor.capabilities.db_value(greeting.capabilities),
+        None if offset is None else offset // timedelta(microseconds=1),
+        to_microseconds(now),
+        hypervisor_id,
+    )
     return session_id
 
 

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 from controller.cycle import turn
 from controller.db.database import Database
-from controller.db.models import SessionOwner
 from controller.db.statements import statement
 from controller.errors import StaleGeneration
 
@@ -21,6 +20,10 @@ log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 10.0  # a turn lasts three times as long
 RETRY_SECONDS = 1.0
+_BEGIN = """
+    INSERT INTO session_owner (hypervisor_id, session_id, owner) VALUES (?, ?, ?)
+    ON CONFLICT (hypervisor_id) DO UPDATE SET session_id = excluded.session_id, owner = excluded.owner
+"""
 _FIND = """
     SELECT h.session_id, h.session_count, o.owner
     FROM hypervisor h LEFT JOIN session_owner o ON o.hypervisor_id = h.hypervisor_id AND o.session_id = h.session_id
@@ -71,10 +74,7 @@ class Ownership:
 
 def begin(hypervisor_id: str, session_id: str, owner: str) -> None:
     """Make a session its owner's; the hypervisor's earlier one is nobody's any more. In the transaction of Hello."""
-    SessionOwner.insert(hypervisor_id=hypervisor_id, session_id=session_id, owner=owner).on_conflict(
-        conflict_target=[SessionOwner.hypervisor_id],
-        update={SessionOwner.session_id: session_id, SessionOwner.owner: owner},
-    ).execute()
+    statement(_BEGIN, hypervisor_id, session_id, owner)
 
 
 def check(hypervisor_id: str, session_id: str) -> None:

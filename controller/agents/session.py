@@ -1,12 +1,13 @@
 """One agent's stream, as tasks around one outbound queue.
 
     requests ──► reader ──► database, in the order of arrival ──► answers ─┐
-    outbox changes ──► pump ──► commands ─────────────────────────────────┼─► queue ──► run (a generator) ──► gRPC writes
-    clock ──► watch ──► ends a session that fell silent or does not read ──┘
+    outbox changes ──► pump ──► commands ─────────────────────────────────┴─► queue ──► run (a generator) ──► gRPC writes
+    sessions.py, every second ──► look ──► ends a session that fell silent or does not read, wakes the pump
 
 The generator is the one writer: concurrent writes on one stream hang grpc.aio. It empties the queue before it ends, so that a
 receipt for what was stored still goes out. The reader takes the next message when the last one is stored, and so an agent that
-is too quick waits in gRPC's flow control; the queue is bounded for one that does not read.
+is too quick waits in gRPC's flow control; the queue is bounded for one that does not read. The pump is a task only while there is
+something to send: of thousands of sessions few have any.
 """
 
 import asyncio
@@ -19,12 +20,14 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
-from controller import claims, hypervisors, installation, job_log, jobs
+from controller import claims, installation, job_log, jobs
 from controller.agents import convert, events, hello, outbox
-from controller.agents.deliveries import take
+from controller.agents.deliveries import Taken, take
 from controller.agents.hello import Suspect, Welcome
 from controller.agents.outbox import Stamp
+from controller.agents.outgoing import Outgoing
 from controller.agents.ownership import Ownership
+from controller.agents.pulse import Pulse, Sign
 from controller.changes import Changes
 from controller.clock import Clock
 from controller.cycle import dispatch
@@ -41,7 +44,6 @@ log = logging.getLogger(__name__)
 Request = session_service_pb2.SessionRequest
 Response = session_service_pb2.SessionResponse
 
-QUEUE_MAX = 64
 HELLO_SECONDS = 30.0
 WRITE_SECONDS = 60.0  # a peer whose program hangs still answers pings; its stream would hold some 4 MiB for ever
 COMMANDS_SECONDS = (
@@ -71,14 +73,14 @@ class Parts:
     installation: Installation
     ownership: Ownership
     controller_version: str
+    pulse: Pulse
 
 
 @dataclass(slots=True)
 class _Inventory:
     """A report of which parts are still to come."""
 
-    version: int = 0
-    part_count: int = 0
+    part_count: int
     bytes: int = 0
     parts: dict[int, list[Domain]] = field(default_factory=dict)
 
@@ -92,39 +94,37 @@ class Session:
         self.session_id = ""
         self._parts = parts
         self._on_welcome = on_welcome
-        self._queue: asyncio.Queue[Response] = asyncio.Queue(QUEUE_MAX)
+        self._queue = Outgoing()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._handling = asyncio.Lock()
-        self._greeted = asyncio.Event()
-        self._settled = asyncio.Event()  # what the agent was doing is known; from here on it gets commands
+        self._greeted = False
+        self._settled = False  # what the agent was doing is known; from here on it gets commands
         self._greeting: convert.Greeting | None = None
         self._suspects: tuple[Suspect, ...] = ()
-        self._inventory = _Inventory()
+        self._inventory: _Inventory | None = None
+        self._inventory_version = 0
         self._heard = loop.time()
         self._write_began: float | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._sent: dict[str, float] = {}  # command_id -> when
+        self._pumping: asyncio.Task[None] | None = None
+        self._looked = loop.time()  # for commands, last
+        self._news = False  # of commands
 
     async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Response, None]:
         """Yield what is to be written, until the session ends; then raise what it ended with, if with anything."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        tasks = [asyncio.create_task(one) for one in (self._read(requests), self._pump(), self._watch())]
-        for task in tasks:
-            task.add_done_callback(self._task_done)
-        getter: asyncio.Task[Response] | None = None
+        reader = asyncio.create_task(self._read(requests))
+        reader.add_done_callback(self._task_done)
         try:
-            while True:
-                getter = getter or asyncio.create_task(self._queue.get())
-                wanted: set[asyncio.Future[Any]] = {getter, self._ended}
-                await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
-                if not getter.done() and self._queue.empty():
-                    break
-                response, getter = await getter, None
-                self._write_began = loop.time()
-                yield response
-                self._write_began = None
+            with self._parts.changes.hear_outbox(self.hypervisor_id, self._wake):
+                while (response := await self._queue.get()) is not None:
+                    self._write_began = loop.time()
+                    yield response
+                    self._write_began = None
         finally:
-            waiting: list[asyncio.Task[Any]] = [*tasks, *([getter] if getter else [])]
+            waiting = [reader, *([self._pumping] if self._pumping else [])]
             for one in waiting:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
@@ -141,6 +141,7 @@ class Session:
         else:
             self._ended.set_exception(error)
             self._ended.exception()  # seen, also when nobody is left to raise it to
+        self._queue.close()
 
     async def finish(self, error: ControllerError) -> None:
         """End the session once the message in hand is dealt with and its answer is queued."""
@@ -159,44 +160,54 @@ class Session:
                 await self._handle(request)
         self.end(None)
 
-    async def _pump(self) -> None:
-        """Send the hypervisor's commands, and again every RESEND_SECONDS, until the agent has confirmed them."""
-        parts, loop = self._parts, asyncio.get_running_loop()
-        await self._settled.wait()
-        sent: dict[str, float] = {}  # command_id -> when
-        with parts.changes.watch_outbox(self.hypervisor_id) as watch:
-            while True:
-                seen = watch.newest
-                sent = {one: when for one, when in sent.items() if loop.time() - when < RESEND_SECONDS}
-                commands = await parts.database.run(
-                    take,
-                    self.hypervisor_id,
-                    self.session_id,
-                    frozenset(sent),
-                    parts.vault,
-                    parts.limits,
-                    parts.clock.now(),
-                )
-                for command in commands:
-                    sent[command.command_id] = loop.time()
-                    await self._queue.put(Response(command=command))
-                if not commands:
-                    await watch.wait(seen, min(COMMANDS_SECONDS, RESEND_SECONDS))
-                    if parts.changes.closed:
-                        return
+    def look(self) -> None:
+        """End a session that fell silent or does not read, and look for commands now and then."""
+        now = asyncio.get_running_loop().time()
+        allowed = self._parts.limits.silence_max.total_seconds() if self._greeted else HELLO_SECONDS
+        if now - self._heard > allowed and not self._handling.locked():
+            last = self._parts.clock.now() - timedelta(seconds=now - self._heard)
+            self.end(HypervisorUnreachable(hypervisor_id=self.hypervisor_id, last_contact_time=last.isoformat()))
+        if self._write_began is not None and now - self._write_began > WRITE_SECONDS:
+            log.error("session dropped, its agent does not read hypervisor_id=%s", self.hypervisor_id)
+            self._drop()
+        if now - self._looked >= min(COMMANDS_SECONDS, RESEND_SECONDS):
+            self._wake()
 
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        silence = self._parts.limits.silence_max.total_seconds()
-        while not self._ended.done():
-            await asyncio.sleep(min(1.0, silence / 6))
-            allowed = silence if self._greeted.is_set() else HELLO_SECONDS
-            if loop.time() - self._heard > allowed and not self._handling.locked():
-                last = self._parts.clock.now() - timedelta(seconds=loop.time() - self._heard)
-                self.end(HypervisorUnreachable(hypervisor_id=self.hypervisor_id, last_contact_time=last.isoformat()))
-            if self._write_began is not None and loop.time() - self._write_began > WRITE_SECONDS:
-                log.error("session dropped, its agent does not read hypervisor_id=%s", self.hypervisor_id)
-                self._drop()
+    def _wake(self) -> None:
+        """Have the pump look for commands."""
+        self._news = True
+        if self._settled and self._pumping is None and not self._ended.done():
+            self._pumping = asyncio.create_task(self._pump())
+            self._pumping.add_done_callback(self._pumped)
+
+    def _pumped(self, task: "asyncio.Task[None]") -> None:
+        self._pumping = None
+        self._task_done(task)
+        if self._news and not task.cancelled():
+            self._wake()
+
+    async def _pump(self) -> None:
+        """Send the hypervisor's commands, and those again that the agent has not confirmed for RESEND_SECONDS."""
+        parts, loop = self._parts, asyncio.get_running_loop()
+        while self._news:
+            self._news, self._looked = False, loop.time()
+            self._sent = {one: when for one, when in self._sent.items() if loop.time() - when < RESEND_SECONDS}
+            found = await parts.database.run(
+                take,
+                self.hypervisor_id,
+                self.session_id,
+                frozenset(self._sent),
+                parts.vault,
+                parts.limits,
+                parts.clock.now(),
+            )
+            await self._send(found)
+
+    async def _send(self, found: Taken) -> None:
+        self._news |= found.more
+        for command in found.commands:
+            self._sent[command.command_id] = asyncio.get_running_loop().time()
+            await self._queue.put(Response(command=command))
 
     def _drop(self) -> None:
         """Give up a stream that cannot even be told its end; the agent notices by its own clock."""
@@ -212,13 +223,13 @@ class Session:
 
     async def _handle(self, request: Request) -> None:
         kind = request.WhichOneof("message")
-        if (kind == "hello") == self._greeted.is_set():
+        if (kind == "hello") == self._greeted:
             raise InvalidField(field="message", problem="Hello is the first message, and comes once")
         match kind:
             case "hello":
                 await self._hello(request.hello)
             case "heartbeat":
-                await self._heartbeat(request.heartbeat)
+                self._heartbeat(request.heartbeat)
             case "command_receipt":
                 command_id = request.command_receipt.command_id
                 await self._parts.database.run(outbox.receive, self.hypervisor_id, command_id, self._parts.clock.now())
@@ -240,32 +251,46 @@ class Session:
     async def _hello(self, message: session_service_pb2.Hello) -> None:
         parts = self._parts
         greeting = convert.greeting(message)
-        welcome = await parts.database.run(
-            hello.greet, self.hypervisor_id, greeting, parts.ownership.owner, parts.limits, parts.clock.now()
-        )
+        now = parts.clock.now()
+
+        def greet() -> tuple[Welcome, Taken | None]:
+            welcome = hello.greet(self.hypervisor_id, greeting, parts.ownership.owner, parts.limits, now)
+            if welcome.journal_closed or welcome.stored_sequence < greeting.last_sequence:
+                return welcome, None
+            return welcome, self._judge(welcome.session_id, welcome.suspects)
+
+        welcome, found = await parts.database.run(greet)
         self.session_id, self._greeting, self._suspects = welcome.session_id, greeting, welcome.suspects
         await self._queue.put(Response(welcome=self._welcome(welcome)))
+        self._greeted = True
         self._on_welcome(self)
-        self._greeted.set()
-        if not welcome.journal_closed:
-            await self._settle(welcome.stored_sequence)
+        if found is not None:
+            await self._settle(found)
 
-    async def _settle(self, stored_sequence: int) -> None:
+    async def _events_stored(self, stored_sequence: int) -> None:
         """Once all that the agent had to say at Hello is stored, judge the jobs that it does not know, and send commands."""
-        parts = self._parts
-        if self._settled.is_set() or self._greeting is None or stored_sequence < self._greeting.last_sequence:
+        if self._settled or self._greeting is None or stored_sequence < self._greeting.last_sequence:
             return
-        now = parts.clock.now()
-        await parts.database.run(hello.judge, self.hypervisor_id, self._suspects, parts.limits, now)
-        await parts.database.run(dispatch.run, parts.limits, now, self.hypervisor_id)
-        self._settled.set()
+        await self._settle(await self._parts.database.run(self._judge, self.session_id, self._suspects))
 
-    async def _heartbeat(self, message: session_service_pb2.Heartbeat) -> None:
+    def _judge(self, session_id: str, suspects: tuple[Suspect, ...]) -> Taken:
+        """Return the session's first commands. On the database's thread."""
+        parts, now = self._parts, self._parts.clock.now()
+        hello.judge(self.hypervisor_id, suspects, parts.limits, now)
+        dispatch.run(parts.limits, now, self.hypervisor_id)
+        return take(self.hypervisor_id, session_id, frozenset(), parts.vault, parts.limits, now)
+
+    async def _settle(self, found: Taken) -> None:
+        self._greeting, self._suspects = None, ()
+        await self._send(found)
+        self._settled = True
+        if self._news:
+            self._wake()
+
+    def _heartbeat(self, message: session_service_pb2.Heartbeat) -> None:
         now = self._parts.clock.now()
         offset = convert.instant(message.time) - now if message.HasField("time") else None
-        await self._parts.database.run(
-            hypervisors.heard, self.hypervisor_id, now, offset, message.load, message.scratch_free_bytes
-        )
+        self._parts.pulse.felt(self.hypervisor_id, Sign(now, offset, message.load, message.scratch_free_bytes))
 
     async def _events(self, message: event_pb2.EventBatch) -> None:
         if len(message.events) > EVENTS_MAX:
@@ -283,7 +308,7 @@ class Session:
             return
         await self._queue.put(Response(event_receipt=event_pb2.EventReceipt(journal_id=journal_id, sequence=stored)))
         if self._greeting is not None and journal_id == self._greeting.journal_id:
-            await self._settle(stored)
+            await self._events_stored(stored)
 
     async def _progress(self, message: event_pb2.ProgressReport) -> None:
         await self._parts.database.run(
@@ -300,11 +325,11 @@ class Session:
             raise InvalidField(
                 field="inventory.part", problem=f"must be below part_count, at most {INVENTORY_PARTS_MAX}"
             )
-        if message.version < self._inventory.version:
+        if message.version < self._inventory_version:
             return
-        if message.version > self._inventory.version:
-            self._inventory = _Inventory(message.version, message.part_count)
-        whole = self._inventory
+        if message.version > self._inventory_version or self._inventory is None:
+            self._inventory = _Inventory(message.part_count)
+        self._inventory_version, whole = message.version, self._inventory
         whole.bytes += message.ByteSize()
         if whole.bytes > INVENTORY_BYTES_MAX:
             raise InvalidField(field="inventory", problem=f"has more than {INVENTORY_BYTES_MAX} bytes")
@@ -314,7 +339,7 @@ class Session:
         if len(whole.parts) < whole.part_count:
             return
         domains = [one for _, part in sorted(whole.parts.items()) for one in part]
-        self._inventory = _Inventory(message.version, message.part_count)
+        self._inventory = None
         await self._parts.database.run(
             claims.take_inventory, self.hypervisor_id, self.session_id, domains, self._parts.clock.now()
         )

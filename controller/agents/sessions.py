@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from clients.gen.backupmanager.agent.v1 import session_service_pb2
-from controller import hypervisors
-from controller.agents import enrollment
+from controller.agents import enrollment, session
 from controller.agents.ownership import Ownership
+from controller.agents.pulse import Pulse
 from controller.agents.session import Parts, Session
 from controller.changes import Changes
 from controller.clock import Clock
@@ -39,7 +39,9 @@ class Sessions:
         ownership: Ownership,
         controller_version: str,
     ) -> None:
-        self._parts = Parts(database, vault, clock, limits, changes, installation, ownership, controller_version)
+        pulse = Pulse(database)
+        self._parts = Parts(database, vault, clock, limits, changes, installation, ownership, controller_version, pulse)
+        self._watch: asyncio.Task[None] | None = None
         self._all: set[Session] = set()
         self._live: dict[str, Session] = {}
         self._stopping = False
@@ -62,26 +64,28 @@ class Sessions:
         """
         if self._stopping:
             raise ShuttingDown
-        await self._parts.database.run(_admit, hypervisor_id, certificate_serial)
-        session = Session(hypervisor_id, self._parts, self._welcomed)
-        self._all.add(session)
+        await self._parts.database.run(enrollment.admit, hypervisor_id, certificate_serial)
+        one = Session(hypervisor_id, self._parts, self._welcomed)
+        self._all.add(one)
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._look(), name="sessions")
         try:
             if self._stopping:
                 raise ShuttingDown
-            async with aclosing(session.run(requests)) as responses:
+            async with aclosing(one.run(requests)) as responses:
                 async for response in responses:
                     yield response
         finally:
-            self._all.discard(session)
-            if self._live.get(hypervisor_id) is session:
+            self._all.discard(one)
+            if self._live.get(hypervisor_id) is one:
                 del self._live[hypervisor_id]
             self._gone.set()
-            log.info("session ended hypervisor_id=%s session_id=%s", hypervisor_id, session.session_id)
+            log.info("session ended hypervisor_id=%s session_id=%s", hypervisor_id, one.session_id)
 
     def end(self, hypervisor_id: str, error: ControllerError) -> None:
         """End a hypervisor's session, if there is one, with this error."""
-        for session in [one for one in self._all if one.hypervisor_id == hypervisor_id]:
-            session.end(error)
+        for one in [one for one in self._all if one.hypervisor_id == hypervisor_id]:
+            one.end(error)
 
     async def stop(self, seconds: float = 5) -> None:
         """End all sessions: each answers what it has in hand, writes its last messages, and raises ShuttingDown.
@@ -91,22 +95,28 @@ class Sessions:
         self._stopping = True
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(session.finish(ShuttingDown()) for session in list(self._all)))
+                await asyncio.gather(*(one.finish(ShuttingDown()) for one in list(self._all)))
                 while self._all:
                     self._gone.clear()
                     await self._gone.wait()
         except TimeoutError:
             log.warning("sessions did not end in time count=%d", len(self._all))
+        if self._watch is not None:
+            self._watch.cancel()
+        await self._parts.pulse.stop()
 
-    def _welcomed(self, session: Session) -> None:
+    async def _look(self) -> None:
+        """Look after all sessions, for ever: a task and a timer for each would be most of what an idle controller does."""
+        silence = self._parts.limits.silence_max.total_seconds()
+        while True:
+            await asyncio.sleep(min(1.0, silence / 6, session.RESEND_SECONDS))
+            for one in list(self._all):
+                one.look()
+
+    def _welcomed(self, newer: Session) -> None:
         """Make a session the hypervisor's own; an older one ends."""
-        older = self._live.get(session.hypervisor_id)
-        self._live[session.hypervisor_id] = session
+        older = self._live.get(newer.hypervisor_id)
+        self._live[newer.hypervisor_id] = newer
         if older is not None:
             older.end(StaleGeneration(problem="a newer session of this hypervisor has begun", generation=0))
-        log.info("session began hypervisor_id=%s session_id=%s", session.hypervisor_id, session.session_id)
-
-
-def _admit(hypervisor_id: str, serial: str) -> None:
-    hypervisors.check_certificate(hypervisor_id, serial)
-    enrollment.confirm(hypervisor_id, serial)
+        log.info("session began hypervisor_id=%s session_id=%s", newer.hypervisor_id, newer.session_id)

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from controller import happenings, system_log
 from controller.db import models
+from controller.db.fields import to_microseconds
+from controller.db.statements import statement
 from controller.limits import Limits
 
 if TYPE_CHECKING:
     from controller.cycle.tick import Round
 
 _Presence, _Hypervisor = models.HypervisorPresence, models.Hypervisor
+_ARRIVED = """
+    INSERT INTO hypervisor_presence (hypervisor_id, online, change_time) VALUES (?, TRUE, ?)
+    ON CONFLICT (hypervisor_id) DO UPDATE SET online = TRUE, change_time = excluded.change_time
+        WHERE NOT hypervisor_presence.online
+    RETURNING hypervisor_id
+"""
 
 
 async def step(around: "Round") -> None:
@@ -24,17 +32,7 @@ async def step(around: "Round") -> None:
 
 def arrived(hypervisor_id: str, now: datetime) -> None:
     """A session of the hypervisor begins."""
-    changed = (
-        _Presence.insert(hypervisor_id=hypervisor_id, online=True, change_time=now)
-        .on_conflict(
-            conflict_target=[_Presence.hypervisor_id],
-            update={_Presence.online: True, _Presence.change_time: now},
-            where=~_Presence.online,
-        )
-        .returning(_Presence.hypervisor_id)
-        .execute()
-    )
-    if list(changed):
+    if statement(_ARRIVED, hypervisor_id, to_microseconds(now)):
         happenings.record("hypervisor.online", now, hypervisor_id=hypervisor_id)
 
 

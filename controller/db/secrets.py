@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from controller.db.models import Secret
-from controller.db.statements import chunks, statement, value_lines
+from controller.db.statements import chunks, find_where, statement, value_lines
 from controller.errors import CannotStart
 from controller.files import write_atomic
 
@@ -111,7 +111,7 @@ def put(vault: Vault, table: str, row_id: str, name: str, value: str, now: datet
 
 def open_all(vault: Vault, table: str, row_id: str) -> dict[str, str]:
     """Return a row's secrets by name. Raises BoxDamaged."""
-    rows = Secret.select().where((Secret.table_name == table) & (Secret.row_id == row_id))
+    rows = find_where(Secret, "table_name = ? AND row_id = ?", table, row_id)
     return {row.name: vault.open(table, row.name, row_id, bytes(row.box)).decode() for row in rows}
 
 

@@ -158,6 +158,19 @@ def _default(column: Any) -> str:
     return "'{}'".format(str(value).replace("'", "''"))
 
 
+def put_row(table: type[Table], key: Mapping[str, Any], first: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Give `values` to the row with this primary or unique key; one that is made for it gets those of `first` as well."""
+    row = {**key, **first, **values}
+    insert_rows(table, [row], _on_conflict(table, tuple(key), tuple(values)))
+
+
+@functools.lru_cache(200)
+def _on_conflict(table: Any, key: tuple[str, ...], names: tuple[str, ...]) -> str:
+    columns = {name: field.column_name for name, field in table._meta.fields.items()}  # noqa: SLF001 - as above
+    changes = ", ".join(f'"{columns[one]}" = excluded."{columns[one]}"' for one in names)
+    return f"ON CONFLICT ({', '.join(columns[one] for one in key)}) DO UPDATE SET {changes}"
+
+
 def value_lines(count: int, line: str) -> str:
     """Return `line` so many times, as what follows VALUES; `?` in it stands for a value."""
     return ", ".join([line] * count)

@@ -141,7 +141,8 @@ class Machine(RuleBasedStateMachine):
         world, host = self.world, self.hosts[number]
         sent = frozenset(host.sent)
         hypervisor_id = host.agent.hypervisor_id
-        for command in world.run(take, hypervisor_id, host.session_id, sent, world.vault, world.limits, world.now()):
+        taken = world.run(take, hypervisor_id, host.session_id, sent, world.vault, world.limits, world.now())
+        for command in taken.commands:
             host.sent.add(command.command_id)
             stamp = Stamp(command.job_id, command.attempt, command.generation, command.epoch)
             if receipt:

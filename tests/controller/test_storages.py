@@ -221,7 +221,7 @@ def test_what_opens_no_more_fails_the_job_and_not_the_session(world: World) -> N
     )
 
     ended = world.job(job.job_id)
-    assert sent == []
+    assert sent.commands == []
     assert ended.state == "failed"
     assert ended.failure is not None
     assert ended.failure.reason == "INTERNAL"

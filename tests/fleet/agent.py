@@ -41,6 +41,7 @@ class Plan:
     welcomes: int = 0
     began: "Counter[_Key]" = field(default_factory=Counter)  # (job, attempt): how often an engine was started for it
     finished: "Counter[_Key]" = field(default_factory=Counter)
+    ended: set[_Key] = field(default_factory=set)  # whose end the controller has acknowledged
     taken: list[float] = field(default_factory=list)  # when each command came, by the monotonic clock
     at_work: "Counter[str]" = field(default_factory=Counter)  # hypervisor -> the servers that its batches work on now
     at_work_max: int = 0  # of one hypervisor
@@ -244,6 +245,7 @@ class SimulatedAgent:
             event = self._events.popleft()
             if event.HasField("finished"):
                 self._operations.pop((event.job_id, event.attempt), None)
+                self._plan.ended.add((event.job_id, event.attempt))
 
     async def _send_events(self) -> None:
         """Send all that is not acknowledged; what comes twice is passed over there."""

@@ -79,7 +79,7 @@ def test_secrets_are_opened_once_for_all_commands_of_a_batch(world: World, monke
             patch.setattr(Vault, "open", noted)
             commands = world.run(
                 take, house.agent.hypervisor_id, session_id, frozenset(), world.vault, world.limits, world.now()
-            )
+            ).commands
         assert len(commands) == len(house.servers)
         assert [one.run.batch.position for one in commands] == list(range(len(house.servers)))
         assert {one.run.batch.job_count for one in commands} == {len(house.servers)}
