@@ -1,13 +1,16 @@
 """Tidy up with a look at the storage (C7): what dead engines of this host left there, and checkpoints that belong to no backup.
 
     storage   attempts of this host that nobody is at work on go                 (orphans.py)
-              uploads in parts that nothing came to for a week go                (storage/s3_cleanup.py)
+              uploads in parts that nothing came to for a week go                (storage/s3_cleanup.py, storage/rclone_stale.py)
+              objects of a storage's test that was killed a week ago or earlier go
     domain    checkpoints and bitmaps of this repository without a backup go: nothing can be counted from them
 
 An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing; and for one
 who wants a domain without any of our checkpoints, to take an internal snapshot for example.
 """
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +18,16 @@ from engine import listing
 from engine.catalog import list_servers, read_history
 from engine.format import names
 from engine.orphans import ORPHAN_AGE, remove_dead_here
-from engine.storage.base import Storage
+from engine.storage import check
+from engine.storage.base import Entry, Storage
 
 if TYPE_CHECKING:
     from engine.hypervisor.checkpoints import Checkpoint
 
 
-def clean_storage(storage: Storage, host: str, lock_folder: Path) -> list[str]:
+def clean_storage(storage: Storage, host: str, lock_folder: Path, now: datetime | None = None) -> list[str]:
     """Remove the dead attempts of this host, whatever their server; return sentences of what was done. Raises StorageError."""
+    now = now or datetime.now(UTC)
     done = []
     for server_id in list(list_servers(storage)):
         history = read_history(storage, server_id, {})
@@ -30,7 +35,19 @@ def clean_storage(storage: Storage, host: str, lock_folder: Path) -> list[str]:
         done += [f"removed the unfinished backup {backup_id}" for backup_id in removed]
     stale = storage.remove_stale(ORPHAN_AGE.total_seconds())
     done += [f"aborted the upload of {name}, which nobody went on with" for name in stale]
+    for name in forgotten_trials(storage.list(check.FOLDER), now):
+        storage.delete(name)
+        done.append(f"removed {name}, which a test of the storage left")
     return done
+
+
+def forgotten_trials(entries: Iterable[Entry], now: datetime) -> list[str]:
+    """Return the names among `entries` that tests of the storage left, longer ago than any test may run. Pure.
+
+    One whose time is not known stays; so does what no test of ours makes.
+    """
+    old = now.timestamp() - ORPHAN_AGE.total_seconds()
+    return sorted(one.name for one in entries if check.is_trial(one.name) and 0 < one.modified_time < old)
 
 
 def drop_stale_checkpoints(

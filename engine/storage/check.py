@@ -8,6 +8,7 @@ A step that fails ends the test. What had worked before, and what was never come
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ TEST_BYTES = 8 * MIB  # two frames: enough to see a rate, little enough for a sl
 RANGE_BYTES = 4 * KIB
 RANGES = 8
 FOLDER = "test"  # no name of the format lies there: readers of the repository leave it alone
+_TRIAL = re.compile(rf"{FOLDER}/[0-9a-f]{{16}}(-small)?")
 CLOCK_SECONDS_MAX = 300  # S3 servers refuse what was signed a quarter of an hour off; a third of that is a warning
 BEFORE = ("connect", "repository")
 STEPS = ("write", "rename", "size", "refuse_second_write", "read", "range_read", "list", "delete")
@@ -73,6 +75,11 @@ class Trial:
 
     def _since(self, begun: float) -> float:
         return max(self._clock() - begun, 1e-6)
+
+
+def is_trial(name: str) -> bool:
+    """Tell whether a test gives its objects such names. What is older than any test was left by one that was killed."""
+    return _TRIAL.fullmatch(name) is not None
 
 
 def finish_name(storage: Storage) -> str:
