@@ -31,7 +31,7 @@ def of_server(server_id: str) -> Resolved:
 
 def of_servers(chosen: Sequence[Server]) -> dict[str, Resolved]:
     """Return the levels of servers by id, with two statements for all of them."""
-    package_levels = _package_defaults(sorted({server.package_id for server in chosen} - {""}))
+    package_levels = package_defaults(sorted({server.package_id for server in chosen} - {""}))
     schedule_levels = _schedule_defaults(sorted({server.hypervisor_id for server in chosen} - {""}))
     return {
         server.server_id: rules.resolve(
@@ -135,7 +135,8 @@ def clear_lock(server_id: str, now: datetime) -> Server:
 # ---- inside -------------------------------------------------------------------------------------------------------------
 
 
-def _package_defaults(package_ids: Sequence[str]) -> dict[str, str]:
+def package_defaults(package_ids: Sequence[str]) -> dict[str, str]:
+    """Return the levels that packages say, by id."""
     table = models.Package
     return {
         row.package_id: row.default_level

@@ -1,11 +1,13 @@
 """The beginning of many jobs of one batch, by statements of many rows each.
 
-    insert_all ──► pending ──waiting──► (those whose leases were taken) ──dispatch_all──► dispatched, commands in the outbox
+    insert_all ──┬─ its leases were taken ──────────────────────────────────────────────► dispatched, commands in the outbox
+                 └─ pending ──waiting──► (those whose leases were taken) ──dispatch_all──► dispatched, commands in the outbox
 
 It does for each what `jobs.insert` and `jobs.dispatch` do for one, with the same events in the same order: a thousand batches
 of fifty servers that are due at one instant are 50,000 jobs, and one statement for each row of each took minutes.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +17,7 @@ from controller import happenings, proofs
 from controller.agents import outbox
 from controller.agents.outbox import Stamp
 from controller.db import models
-from controller.db.fields import to_microseconds
+from controller.db.fields import Encoded, encode, to_microseconds
 from controller.db.notes import note
 from controller.db.statements import insert_rows, statement, value_lines
 from controller.jobs import NewJob
@@ -37,22 +39,40 @@ class Waiting:
     epoch: int
 
 
-def insert_all(new: Sequence[NewJob], epoch: int, now: datetime) -> None:
-    """Add a batch's jobs, which wait for their turn; none of them has a request_id."""
+def insert_all(new: Sequence[NewJob], generations: Mapping[str, int], epoch: int, now: datetime) -> None:
+    """Add a batch's jobs: those that have everything they want, under their generation, as sent, the others as waiting.
+
+    None of them has a request_id.
+    """
     if any(one.request_id for one in new):
         raise ValueError("a job that a request made is inserted alone")
+    same = {"request_id": None, "epoch": epoch, "create_time": now}
+    waits = {**same, "state": states.PENDING, "version": 1, "generation": 0, "dispatch_time": None}
+    sent = {**same, "state": states.DISPATCHED, "version": 2, "dispatch_time": now}
     insert_rows(
         models.Job,
         [
-            {**_values(one), "request_id": None, "state": states.PENDING, "epoch": epoch, "create_time": now}
+            {**_values(one), **sent, "generation": generations[one.job_id]}
+            if one.job_id in generations
+            else {**_values(one), **waits}
             for one in new
         ],
     )
     _tell("job.created", states.PENDING, [(one, 1) for one in new], now)
+    _sent([(of_new(one, epoch), 2) for one in new if one.job_id in generations], generations, now)
+
+
+def of_new(new: NewJob, epoch: int) -> Waiting:
+    """Return a job that is only just made as far as its being sent needs it."""
+    return Waiting(new.job_id, new.type, new.hypervisor_id, new.server_id, new.storage_id, 1, epoch)
+
+
+_NAMES = tuple(NewJob.__dataclass_fields__)
+_read = operator.attrgetter(*_NAMES)
 
 
 def _values(new: NewJob) -> dict[str, Any]:
-    return {name: getattr(new, name) for name in NewJob.__dataclass_fields__}  # asdict would copy what is in them
+    return dict(zip(_NAMES, _read(new), strict=True))  # asdict would copy what is in them
 
 
 _WAITING = f"""
@@ -81,8 +101,13 @@ def dispatch_all(chosen: Sequence[Waiting], generations: Mapping[str, int], now:
         given = [value for one in part for value in (one.job_id, generations[one.job_id])]
         sql = _DISPATCH.format(lines=value_lines(len(part), "(?, ?)"))
         versions |= dict(statement(sql, states.DISPATCHED, to_microseconds(now), *given, states.PENDING))
-    sent = [one for one in chosen if one.job_id in versions]
-    _tell("job.dispatched", states.DISPATCHED, [(one, versions[one.job_id]) for one in sent], now)
+    return _sent([(one, versions[one.job_id]) for one in chosen if one.job_id in versions], generations, now)
+
+
+def _sent(jobs: Sequence[tuple[Waiting, int]], generations: Mapping[str, int], now: datetime) -> int:
+    """Do what follows from jobs being sent, each with its version; return how many there are."""
+    _tell("job.dispatched", states.DISPATCHED, jobs, now)
+    sent = [one for one, _ in jobs]
     for storage_id, job_type in sorted({(one.storage_id, one.type) for one in sent}):
         proofs.note_use(storage_id, job_type, now)
     for hypervisor_id in sorted({one.hypervisor_id for one in sent}):
@@ -97,6 +122,10 @@ def dispatch_all(chosen: Sequence[Waiting], generations: Mapping[str, int], now:
 
 def _tell(kind: str, state: str, jobs: Sequence[tuple[NewJob | Waiting, int]], now: datetime) -> None:
     """Record one event for each job, and tell its version to those who watch it."""
+    bodies = {
+        (job_type, version): Encoded(encode({"type": job_type, "state": state, "version": version}))
+        for job_type, version in {(job.type, version) for job, version in jobs}
+    }
     happened: list[dict[str, Any]] = [
         {
             "time": now,
@@ -105,7 +134,7 @@ def _tell(kind: str, state: str, jobs: Sequence[tuple[NewJob | Waiting, int]], n
             "server_id": job.server_id,
             "storage_id": job.storage_id,
             "hypervisor_id": job.hypervisor_id,
-            "body": {"type": job.type, "state": state, "version": version},
+            "body": bodies[job.type, version],
         }
         for job, version in jobs
     ]

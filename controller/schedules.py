@@ -21,7 +21,8 @@ import peewee
 
 from controller import happenings, reach, settings, storages
 from controller.db import models
-from controller.db.statements import find_row, find_rows, find_where
+from controller.db.fields import to_microseconds
+from controller.db.statements import find_row, find_rows, find_where, statement
 from controller.errors import (
     ControllerError,
     EncryptionImmutable,
@@ -299,16 +300,20 @@ def undelete(schedule_id: str, now: datetime) -> Schedule:
     return get(schedule_id)
 
 
+_STARTED = "UPDATE schedule SET last_start_time = ?, due_time = ?, anchor_time = ? WHERE schedule_id = ?"
+
+
 def started(present: Schedule, now: datetime) -> None:
     """Note that a run has started; if one was due, it is this one, and the next is due an interval later (D28).
 
     A run that somebody forces before it is due leaves the rhythm alone.
     """
-    values: dict[str, Any] = {"last_start_time": now}
-    if present.due_time is not None and present.due_time <= now:
-        next_due = rules.next_due(present.due_time, now, present.interval)
-        values |= {"due_time": next_due, "anchor_time": next_due - present.interval}
-    Row.update(**values).where(Row.schedule_id == present.schedule_id).execute()
+    due_time, anchor_time = present.due_time, present.anchor_time
+    if due_time is not None and due_time <= now:
+        due_time = rules.next_due(due_time, now, present.interval)
+        anchor_time = due_time - present.interval
+    times = (None if one is None else to_microseconds(one) for one in (now, due_time, anchor_time))
+    statement(_STARTED, *times, present.schedule_id)
 
 
 def storage_changed(storage_id: str, now: datetime) -> None:

@@ -12,6 +12,7 @@ Concurrency says, also while nobody can reach us. Each schedule and each batch i
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ import peewee
 from controller import (
     access,
     batches,
-    bulk_jobs,
     happenings,
     hypervisors,
     installation,
@@ -32,7 +32,8 @@ from controller import (
     system_log,
 )
 from controller.batches import Batch, NewBatch
-from controller.cycle import batch_work
+from controller.cycle import batch_work, shares
+from controller.cycle.shares import Share
 from controller.db import models
 from controller.errors import (
     BatchWaiting,
@@ -44,19 +45,20 @@ from controller.errors import (
     JobStale,
     NothingToRetry,
 )
-from controller.jobs import End, Failure, NewJob
+from controller.jobs import Failure, NewJob
 from controller.limits import Limits
 from controller.rules import access as levels
 from controller.rules import admission, states
 from controller.rules import batch as rules
 from controller.rules import schedule as hours
 from controller.schedules import Schedule
-from controller.servers import Server
+from controller.settings import Settings
 from controller.storages import Storage
 from engine.ids import new_id, new_ids
 
 if TYPE_CHECKING:
     from controller.cycle.tick import Round
+    from engine.errors import BackupManagerError
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def fire(schedule_id: str, limits: Limits, now: datetime) -> str:
     )
     if not _insert(new, now):
         return ""
-    consider(new.batch_id, limits, now)
+    _consider(batches.get(new.batch_id), schedule, limits, now)
     return new.batch_id
 
 
@@ -204,18 +206,20 @@ def _insert(new: NewBatch, now: datetime) -> bool:
 def consider(batch_id: str, limits: Limits, now: datetime) -> bool:
     """Start a deferred batch if that may be, else write down what it waits for. Tells whether it has started."""
     batch = batches.get(batch_id)
-    if batch.state != states.DEFERRED:
-        return False
+    return batch.state == states.DEFERRED and _consider(batch, schedules.get(batch.schedule_id), limits, now)
+
+
+def _consider(batch: Batch, schedule: Schedule, limits: Limits, now: datetime) -> bool:
     try:
-        schedule = schedules.get(batch.schedule_id)
         if not schedule.live or (batch.origin == "schedule" and not schedule.enabled):
             return not batch_work.end(
                 batch, states.CANCELLED, now, Failure(JobCancelled.reason, "the schedule was switched off")
             )
         with models.proxy.atomic():
-            _check(batch, schedule, limits, now)
-            _take(batch)
-            _start(batch, schedule, now)
+            chosen = settings.get()
+            _check(batch, schedule, chosen, limits, now)
+            _take(batch, chosen.max_concurrent_batches)
+            _start(batch, schedule, chosen, now)
     except _NotNow as reason:
         _defer(batch, reason, now)
         return False
@@ -227,18 +231,17 @@ def consider(batch_id: str, limits: Limits, now: datetime) -> bool:
     return True
 
 
-def _check(batch: Batch, schedule: Schedule, limits: Limits, now: datetime) -> None:
+def _check(batch: Batch, schedule: Schedule, chosen: Settings, limits: Limits, now: datetime) -> None:
     """Raise what keeps a batch from beginning now."""
-    if settings.get().dispatch_paused:
+    if chosen.dispatch_paused:
         raise _NotNow(PAUSED, "the dispatcher is paused")
     if batch.origin == "schedule" and not hours.is_open(schedule.hours, now):
         raise _NotNow(CLOSED, "the schedule's window is closed")
     admission.check_hypervisor("backup", hypervisors.find(batch.hypervisor_id, limits, now))
 
 
-def _take(batch: Batch) -> None:
-    """Take the right to work alone on the hypervisor, and a place among the batches. Raises _NotNow."""
-    cap = settings.get().max_concurrent_batches
+def _take(batch: Batch, cap: int | None) -> None:
+    """Take the right to work alone on the hypervisor, and a place among `cap` batches. Raises _NotNow."""
     if cap is not None and not leases.claim_slot(_SLOTS, batch.batch_id, cap):
         raise _NotNow(CAPPED, f"{cap} batches are at work already")
     resource = leases.work_resource(batch.hypervisor_id)
@@ -251,23 +254,22 @@ def _take(batch: Batch) -> None:
         raise _NotNow(BUSY, f"{kind} {', '.join(holders)} is at work on the hypervisor")
 
 
-def _start(batch: Batch, schedule: Schedule, now: datetime) -> None:
+def _start(batch: Batch, schedule: Schedule, chosen: Settings, now: datetime) -> None:
     storage = storages.find(batch.storage_id)
-    spec = {**batch.spec, **_settings_of(schedule)}
     limited = batch.origin == "schedule"
-    batches.change(
-        batch.batch_id,
-        (states.DEFERRED,),
+    begun = replace(
+        batch,
         state=states.DISPATCHED,
         wait=None,
         start_time=now,
         close_time=hours.next_closing(schedule.hours, now) if limited else None,
-        spec=spec,
+        spec={**batch.spec, **_settings_of(schedule, chosen)},
     )
+    changed = {name: getattr(begun, name) for name in ("state", "wait", "start_time", "close_time", "spec")}
+    batches.change(batch.batch_id, (states.DEFERRED,), **changed)
     if batch.origin != "retry":
         schedules.started(schedule, now)
-    chosen = _servers(batch, schedule)
-    _add_jobs(batch, chosen, storage, spec, now)
+    members = _members(batch, schedule)
     happenings.record(
         "batch.started",
         now,
@@ -275,16 +277,16 @@ def _start(batch: Batch, schedule: Schedule, now: datetime) -> None:
         schedule_id=batch.schedule_id,
         hypervisor_id=batch.hypervisor_id,
         storage_id=batch.storage_id,
-        body={"servers": len(chosen), "origin": batch.origin},
+        body={"servers": len(members), "origin": batch.origin},
     )
-    log.info("batch started batch_id=%s hypervisor_id=%s servers=%d", batch.batch_id, batch.hypervisor_id, len(chosen))
-    batch_work.look_after(batch.batch_id, now)
+    log.info("batch started batch_id=%s hypervisor_id=%s servers=%d", batch.batch_id, batch.hypervisor_id, len(members))
+    _add_jobs(begun, members, storage, now)
 
 
-def _settings_of(schedule: Schedule) -> dict[str, Any]:
+def _settings_of(schedule: Schedule, chosen: Settings) -> dict[str, Any]:
     """Return what holds for all jobs of a batch, in JSON types, as it is at the batch's start."""
     resolved = schedule.resolved
-    time_max = rules.time_max(settings.get().batch_time_max, schedule.interval)
+    time_max = rules.time_max(chosen.batch_time_max, schedule.interval)
     return {
         "concurrency": resolved.backup_concurrency.value,
         "consistency": resolved.consistency.value,
@@ -294,37 +296,50 @@ def _settings_of(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _servers(batch: Batch, schedule: Schedule) -> list[Server]:
+def _members(batch: Batch, schedule: Schedule) -> list[Share]:
     """Return the servers of a batch in their order (X13): those whose level has them backed up by schedule."""
-    known = access.commissioned(batch.hypervisor_id)
-    found = access.of_servers(known)
-    chosen = {one.server_id: one for one in known if levels.allows(found[one.server_id].level, "scheduled")}
+    known = shares.of_hypervisor(batch.hypervisor_id)
+    said = access.package_defaults(sorted({one.package_id for one in known} - {""}))
+    found = {
+        one.server_id: one
+        for one in known
+        if levels.allows(
+            levels.resolve(
+                one.access_override, said.get(one.package_id, levels.INHERIT), schedule.default_access
+            ).level,
+            "scheduled",
+        )
+    }
     if "server_ids" in batch.spec:
-        chosen = {server_id: one for server_id, one in chosen.items() if server_id in batch.spec["server_ids"]}
+        found = {server_id: one for server_id, one in found.items() if server_id in batch.spec["server_ids"]}
     cut_off = batches.cut_off(schedule.schedule_id, JobStale.reason)
     candidates = [
-        rules.Candidate(one.server_id, one.last_backup_time, one.server_id in cut_off) for one in chosen.values()
+        rules.Candidate(one.server_id, one.last_backup_time, one.server_id in cut_off) for one in found.values()
     ]
-    return [chosen[one.server_id] for one in rules.order(candidates)]
+    return [found[one.server_id] for one in rules.order(candidates)]
 
 
-def _add_jobs(batch: Batch, chosen: Sequence[Server], storage: Storage, spec: dict[str, Any], now: datetime) -> None:
+def _add_jobs(batch: Batch, members: Sequence[Share], storage: Storage, now: datetime) -> None:
     """Add the servers' shares, and that one is left out and why (S21, X15)."""
-    job_ids, backup_ids = new_ids(now, len(chosen)), new_ids(now, len(chosen))  # those of jobs sort as the servers come
+    job_ids, backup_ids = (
+        new_ids(now, len(members)),
+        new_ids(now, len(members)),
+    )  # those of jobs sort as the servers come
     new = [
-        _job_of(batch, server, spec, job_ids[position], backup_ids[position], position)
-        for position, server in enumerate(chosen)
+        _job_of(batch, member, job_ids[position], backup_ids[position], position)
+        for position, member in enumerate(members)
     ]
-    bulk_jobs.insert_all(new, installation.get().epoch, now)
-    for job, server in zip(new, chosen, strict=True):
+    refused: dict[str, BackupManagerError] = {}
+    for job, member in zip(new, members, strict=True):
         try:
             admission.check_storage("backup", storage)
-            admission.check_server("backup", server, now)
+            admission.check_server("backup", member, now)
         except ControllerError as error:
-            jobs.end(job.job_id, End(states.SKIPPED, Failure.of(error)), now)
+            refused[job.job_id] = error
+    batch_work.begin(batch, new, refused, installation.get().epoch, now)
 
 
-def _job_of(batch: Batch, server: Server, spec: dict[str, Any], job_id: str, backup_id: str, position: int) -> NewJob:
+def _job_of(batch: Batch, server: Share, job_id: str, backup_id: str, position: int) -> NewJob:
     return NewJob(
         job_id=job_id,
         type="backup",
@@ -334,10 +349,10 @@ def _job_of(batch: Batch, server: Server, spec: dict[str, Any], job_id: str, bac
         backup_id=backup_id,
         spec={
             "type": "incremental",
-            "consistency": spec["consistency"],
+            "consistency": batch.spec["consistency"],
             "disks": [],
             "domain_uuid": server.domain_uuid,
-            "full_interval_days": spec["full_interval_days"],
+            "full_interval_days": batch.spec["full_interval_days"],
             "position": position,
         },
         requester=batch.requester,

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from controller import backups, batches, bulk_jobs, happenings, jobs, leases, servers, storages
+from controller import backups, batches, bulk_jobs, happenings, jobs, leases, storages
 from controller.batches import Batch
 from controller.bulk_jobs import Waiting
+from controller.cycle import shares
 from controller.db import models
 from controller.errors import JobCancelled, JobStale, ServerBusy, ServerDeleted
-from controller.jobs import End, Failure
+from controller.jobs import End, Failure, NewJob
 from controller.rules import admission, states
 from controller.rules import batch as rules
 from engine.errors import BackupManagerError, WindowClosed
@@ -43,6 +44,20 @@ def look_after(batch_id: str, now: datetime) -> None:
         settle(batch_id, now)
 
 
+def begin(
+    batch: Batch, new: Sequence[NewJob], refused: Mapping[str, BackupManagerError], epoch: int, now: datetime
+) -> None:
+    """Add the jobs of a batch that starts now: those that are refused end at once, saying why, and the first others are sent."""
+    first = [bulk_jobs.of_new(job, epoch) for job in new if job.job_id not in refused][: rules.SENT_MAX]
+    late = batch.close_time is not None and now >= batch.close_time
+    generations = {} if late else _claim_all(first)
+    bulk_jobs.insert_all(new, generations, epoch, now)
+    for job_id, error in refused.items():
+        jobs.end(job_id, End(states.SKIPPED, Failure.of(error)), now)
+    if not generations or len(generations) < len(first):
+        look_after(batch.batch_id, now)
+
+
 def _feed(batch: Batch, sent: int, now: datetime) -> None:
     late = batch.close_time is not None and now >= batch.close_time
     after = ""
@@ -61,7 +76,7 @@ def _allowed(chosen: Sequence[Waiting], now: datetime) -> list[Waiting]:
         admission.check_storage("backup", storages.find(chosen[0].storage_id))
     except BackupManagerError as error:
         return _leave_out(dict.fromkeys([job.job_id for job in chosen], error), chosen, now)
-    known = {server.server_id: server for server in servers.find_all([job.server_id for job in chosen])}
+    known = {share.server_id: share for share in shares.of_servers([job.server_id for job in chosen])}
     refused: dict[str, BackupManagerError] = {}
     for job in chosen:
         try:

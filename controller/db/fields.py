@@ -18,6 +18,15 @@ _MICROSECOND = timedelta(microseconds=1)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True)  # json.dumps would make one for each value
 
 
+encode = _ENCODER.encode
+
+
+class Encoded(str):
+    """A JSON value as text already, for one that many rows have."""
+
+    __slots__ = ()
+
+
 def to_microseconds(time: datetime) -> int:
     """Return an instant as microseconds since 1970. Raises ValueError for a time without a zone."""
     if time.tzinfo is None:
@@ -58,7 +67,7 @@ class JsonField(_JsonBase):
     field_type = "TEXT"
 
     def db_value(self, value: Any) -> str | None:
-        return None if value is None else _ENCODER.encode(value)
+        return None if value is None else value if type(value) is Encoded else encode(value)
 
     def python_value(self, value: str | None) -> Any:
         return None if value is None else json.loads(value)

@@ -4,11 +4,12 @@ Asked when work is ordered, and again when it leaves the queue: what was allowed
 """
 
 from datetime import datetime
+from typing import Protocol
 
 from controller import hypervisors
 from controller.errors import ServerConflict, ServerDeleted, ServerLocked, StorageDisabled, StorageReadOnly
 from controller.hypervisors import Hypervisor
-from controller.servers import Server
+from controller.rules.access import Lock
 from controller.storages import Storage
 
 WRITING = frozenset(
@@ -18,6 +19,31 @@ TIMED = frozenset({"backup", "delete", "prune", "purge"})  # refused when the ho
 
 MIGRATING = "migrating"  # a domain's state, as its agent reports it
 MIGRATION = "its hypervisor reports that it is migrating; wait for the end of that"
+
+
+class Machine(Protocol):
+    """What is asked of a server before its machine is touched."""
+
+    @property
+    def server_id(self) -> str: ...
+
+    @property
+    def hypervisor_id(self) -> str: ...
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def lock(self) -> Lock | None: ...
+
+    @property
+    def domain_state(self) -> str: ...
+
+    @property
+    def conflict(self) -> bool: ...
+
+    @property
+    def rival_hypervisor_ids(self) -> tuple[str, ...]: ...
 
 
 def check_storage(verb: str, storage: Storage) -> None:
@@ -35,7 +61,7 @@ def check_hypervisor(verb: str, hypervisor: Hypervisor) -> None:
         hypervisors.check_clock(hypervisor)
 
 
-def check_server(verb: str, server: Server, now: datetime, *, to_files: bool = False) -> None:
+def check_server(verb: str, server: Machine, now: datetime, *, to_files: bool = False) -> None:
     """Raise ServerDeleted, ServerLocked or ServerConflict unless its machine may be read from or written to now.
 
     What leaves the machine alone (a restore to files, work on a storage) asks for nothing of that.
