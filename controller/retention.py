@@ -8,6 +8,7 @@ A history holds all that the catalog has of one server on one storage. What is d
 (R20). Functions that end in the database are sync, run by `Database.run`; the rest may run anywhere.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ class Applied:
 
     @property
     def rules(self) -> Rules:
-        return policies.rules(self.policy, self.keep_last, find_zone("time_zone", self.time_zone), self.storage_type)
+        return _rules(tuple(self.policy.items()), self.keep_last, self.time_zone, self.storage_type)
+
+
+@functools.lru_cache(1000)
+def _rules(policy: tuple[tuple[str, Any], ...], keep_last: int, time_zone: str, storage_type: str) -> Rules:
+    """Return the engine's rules; the same ones for thousands of servers."""
+    return policies.rules(dict(policy), keep_last, find_zone("time_zone", time_zone), storage_type)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ asked again by whoever deletes it (delete.py). On a repository of chains the uni
 point keeps all of it. Where each point restores on its own (PBS), the unit is the point.
 """
 
+import functools
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -118,6 +120,10 @@ class Verdict:
         return bool(self.reasons)
 
 
+_own = functools.cache(Reason)  # for its own sake: few words, and many backups that have them
+_ORDER = operator.attrgetter("create_time", "backup_id")  # as `Backup.order`
+
+
 # ---- presets (R2-R4) ---------------------------------------------------------------------------------------------------
 
 AGE_PRESETS: Mapping[str, Policy] = MappingProxyType(
@@ -165,32 +171,37 @@ def decide(
     `backups` is all that one storage holds of one server. `extends` has, by disk, the chain that the next incremental would
     go on with, where that is known; else the chain of the disk's newest point counts as active (R7).
     """
-    history = sorted(backups, key=lambda one: one.order)
+    history = sorted(backups, key=_ORDER)
     if rules.policy is None:
-        return {one.backup_id: (Reason(NO_POLICY),) for one in history}
+        return {one.backup_id: (_own(NO_POLICY),) for one in history}
     found: dict[str, list[Reason]] = {one.backup_id: [] for one in history}
     damaged = _damaged(history)
     for backup_id, source in damaged.items():
         found[backup_id].append(Reason(DAMAGED, "" if source == backup_id else source))
     sound = [one for one in history if one.backup_id not in damaged]
     if sound:
-        found[sound[-1].backup_id].append(Reason(NEWEST))
+        found[sound[-1].backup_id].append(_own(NEWEST))
     chains = _Chains(history, sound, rules)
     for chain, rule in chains.kept_whole(extends or {}):
         for one in chains.members[chain]:
-            found[one.backup_id].append(Reason(rule))
+            found[one.backup_id].append(_own(rule))
     for backup, disks, rule in _selected(sound, rules.policy, rules, now):
-        found[backup.backup_id].append(Reason(rule))
+        found[backup.backup_id].append(_own(rule))
         chains.select(backup, disks)
     for one, of in chains.drawn_in():
         found[one.backup_id].append(Reason(CHAIN, of.backup_id))
     _keep_needed(history, found)
-    return {backup_id: tuple(dict.fromkeys(reasons)) for backup_id, reasons in found.items()}
+    return {
+        backup_id: tuple(dict.fromkeys(reasons) if len(reasons) > 1 else reasons)
+        for backup_id, reasons in found.items()
+    }
 
 
 def _damaged(history: list[Backup]) -> dict[str, str]:
     """Return what cannot be restored, each with the damaged backup that is to blame: itself, one it needs, or one that is gone."""
     there = {one.backup_id for one in history}
+    if not any(one.damaged or any(disk.needs - there for disk in one.disks) for one in history):
+        return {}  # nearly always
     users: dict[str, list[str]] = defaultdict(list)
     to_blame: dict[str, str] = {}
     for one in history:
@@ -224,22 +235,25 @@ def _selected(
         (MONTHLY, policy.monthly, lambda local: (local.year, local.month)),
         (YEARLY, policy.yearly, lambda local: local.year),
     )
+    if not any(count for _, count, _ in buckets):
+        return
     for disk in sorted({disk.disk for one in sound for disk in one.disks}):
         holders = [one for one in reversed(sound) if any(point.disk == disk for point in one.disks)]
+        dated = [(one, one.create_time.astimezone(rules.zone)) for one in holders]
         for rule, count, bucket in buckets:
-            for one in _newest_of_buckets(holders, count, bucket, rules.zone):
+            for one in _newest_of_buckets(dated, count, bucket):
                 yield one, [disk], rule
 
 
 def _newest_of_buckets(
-    newest_first: Iterable[Backup], count: int, bucket: Callable[[datetime], object], zone: tzinfo
+    newest_first: Iterable[tuple[Backup, datetime]], count: int, bucket: Callable[[datetime], object]
 ) -> Iterator[Backup]:
-    """Yield the newest backup of each of the `count` most recent buckets that hold one (R5)."""
+    """Yield the newest backup of each of the `count` most recent buckets that hold one (R5); each comes with its local time."""
     seen: set[object] = set()
-    for one in newest_first:
+    for one, local in newest_first:
         if len(seen) == count:
             return
-        key = bucket(one.create_time.astimezone(zone))
+        key = bucket(local)
         if key not in seen:
             seen.add(key)
             yield one
@@ -280,16 +294,14 @@ class _Chains:
                 yield chain, KEEP_LAST
 
     def select(self, backup: Backup, disks: Collection[str]) -> None:
-        """Note that a rule selects these disks of a backup."""
+        """Note that a rule selects these disks of a backup; to chains that are kept whole anyway it means nothing."""
         for point in backup.disks:
-            if point.disk in disks:
-                self._selected[self._key(backup, point)].append(backup)
+            if point.disk in disks and (chain := self._key(backup, point)) not in self._whole:
+                self._selected[chain].append(backup)
 
     def drawn_in(self) -> Iterator[tuple[Backup, Backup]]:
         """Yield the points that no rule selects and that stand in a chain with one that is, and that one."""
         for chain, selected in self._selected.items():
-            if chain in self._whole:
-                continue
             last = max(selected, key=lambda one: one.order)
             own = {one.backup_id for one in selected}
             members = self.members[chain]
@@ -301,6 +313,8 @@ class _Chains:
 
 def _keep_needed(history: list[Backup], found: dict[str, list[Reason]]) -> None:
     """Keep what a kept backup needs, whatever the reason it is kept for."""
+    if all(found.values()):
+        return
     by_id = {one.backup_id: one for one in history}
     fresh = [backup_id for backup_id, reasons in found.items() if reasons]
     while fresh:

@@ -74,6 +74,7 @@ def seed(state: Path, url: str, size: Size) -> Seeded:
             database.call(_insert, models.Backup, (one.backup for one in points))
             database.call(_insert, models.BackupDisk, (one.disk for one in points))
             database.call(_insert, models.BackupNeed, (need for one in points for need in one.needs))
+        database.call(_add_up)
     finally:
         database.close()
     return Seeded(tuple(hosts), storage_id)
@@ -180,6 +181,18 @@ def _point(host: Host, server_id: str, storage_id: str, chain: Sequence[str], ti
         {"backup": backup_id, "needed_backup_id": needed, "position": number} for number, needed in enumerate(older)
     )
     return _Point(backup, disk, needs)
+
+
+def _add_up() -> None:
+    """Keep what backups add up to, as `controller/totals.py` does with each change."""
+    models.proxy.execute_sql("""
+        INSERT INTO backup_total (server_id, storage_id, backup_count, stored_bytes, last_backup_time)
+        SELECT server_id, storage_id, COUNT(*), SUM(stored_bytes), MAX(create_time) FROM backup GROUP BY server_id, storage_id
+    """)
+    models.proxy.execute_sql("""
+        INSERT INTO unprotected_server (server_id, begin_time) SELECT server_id, create_time FROM server
+        WHERE NOT EXISTS (SELECT 1 FROM backup_total WHERE backup_total.server_id = server.server_id)
+    """)
 
 
 def _insert(table: Any, rows: Iterable[dict[str, Any]]) -> None:
