@@ -87,7 +87,7 @@ def _steady(name: str, runs: Sequence[_Flows], rate: int, kind: str) -> bool:
 def windows(samples: Samples, seconds: float, after: float = 0.0) -> Iterator[int]:
     """Yield how many bytes came in each window of `seconds`, from the first byte to the last one. Raises RuntimeError if there is none.
 
-    `after`: only windows that begin at that time or later.
+    `after`: only windows that begin at that time or later, if any.
     """
     total = samples[-1][1]
     first = next((index for index, one in enumerate(samples) if one[1] > samples[0][1]), 0)
@@ -103,7 +103,7 @@ def windows(samples: Samples, seconds: float, after: float = 0.0) -> Iterator[in
             before, beyond = moving[end - 1], moving[end]
             share = (at + seconds - before[0]) / max(beyond[0] - before[0], 1e-9)
             yield int(before[1] + (beyond[1] - before[1]) * share) - count
-    if not found:
+    if not found and not after:
         raise RuntimeError(f"it moved for less than {seconds} s: {moving[0]} to {moving[-1]}")
 
 
@@ -146,7 +146,7 @@ class _Host:
             changed = time.monotonic()
             self._pass(GRANT_SECONDS)
             engine.grant(workers=2)
-        return max(_lag(one, changed, then) for one in (flows.read, flows.stored))
+        return max(_lag(flows.read, changed, then, least=0), _lag(flows.stored, changed, then, least=0.95))
 
     @staticmethod
     def _pass(seconds: float) -> None:
@@ -196,13 +196,14 @@ def _grows(value: Callable[[], int]) -> Callable[[], int]:
     return told
 
 
-def _lag(samples: Samples, changed: float, rate: int) -> float:
-    """Return the seconds after `changed` from which on every window of half the time keeps to `rate`, 99 for never."""
+def _lag(samples: Samples, changed: float, rate: int, least: float) -> float:
+    """Return the seconds after `changed` from which on every window of half the time has `least` to 1.05 of `rate`, 99 for never."""
     seconds = GRANT_SECONDS / 2
     seen = [(at, value) for at, value in samples if changed <= at <= changed + GRANT_SECONDS]
     for at, _ in seen:
-        if at + seconds > changed + GRANT_SECONDS:
+        shares = [count / seconds / rate for count in windows(seen, seconds, after=at)]
+        if not shares:
             break
-        if all(abs(count / seconds / rate - 1) <= 0.05 for count in windows(seen, seconds, after=at)):
+        if all(least <= share <= 1.05 for share in shares):
             return at - changed
     return 99.0
