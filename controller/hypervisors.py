@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from controller import happenings
 from controller.db import models
 from controller.db.fields import to_microseconds
-from controller.db.statements import find_row, find_rows, statement
+from controller.db.statements import find_row, find_rows, find_where, statement
 from controller.errors import (
     ClockSkew,
     HypervisorBanned,
@@ -207,7 +207,10 @@ def heard(hypervisor_id: str, now: datetime, offset: timedelta | None, load: flo
 
 
 def replace_domains(hypervisor_id: str, session_id: str, domains: Sequence[Domain], now: datetime) -> bool:
-    """Keep a whole inventory in place of the last one. False when a newer session has taken over."""
+    """Keep a whole inventory in place of the last one. False when a newer session has taken over.
+
+    One that says what the last one said is not written again: after a restart all agents send theirs at once.
+    """
     changed = (
         Row.update(inventory_time=now)
         .where((Row.hypervisor_id == hypervisor_id) & (Row.session_id == session_id))
@@ -216,7 +219,6 @@ def replace_domains(hypervisor_id: str, session_id: str, domains: Sequence[Domai
     if changed != 1:
         return False
     domain = models.Domain
-    domain.delete().where(domain.hypervisor_id == hypervisor_id).execute()
     rows = [
         {
             "hypervisor_id": hypervisor_id,
@@ -228,6 +230,10 @@ def replace_domains(hypervisor_id: str, session_id: str, domains: Sequence[Domai
         }
         for one in {one.domain_uuid: one for one in domains}.values()
     ]
+    known = {row.domain_uuid: row.__data__ for row in find_where(domain, "hypervisor_id = ?", hypervisor_id)}
+    if known == {row["domain_uuid"]: row for row in rows}:
+        return True
+    domain.delete().where(domain.hypervisor_id == hypervisor_id).execute()
     for start in range(0, len(rows), _ROWS_MAX):
         domain.insert_many(rows[start : start + _ROWS_MAX]).execute()
     return True

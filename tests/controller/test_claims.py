@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from controller import claims, servers
+from controller import claims, hypervisors, servers
+from controller.db import models
 from controller.errors import ServerConflict
 from controller.order_types import BackupOrder
 from controller.servers import Server
@@ -175,3 +176,28 @@ def test_a_conflict_that_comes_while_a_job_waits_ends_it(scene: Scene) -> None:
     failure = scene.world.job(waiting.job_id).failure
     assert failure is not None
     assert failure.reason == "SERVER_CONFLICT"
+
+
+def test_an_inventory_that_says_the_same_again_is_not_written_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deletions: list[object] = []
+    delete = models.Domain.delete
+
+    def noted() -> object:
+        deletions.append(None)
+        return delete()
+
+    monkeypatch.setattr(models.Domain, "delete", noted)
+    before = scene.world.run(hypervisors.inventory_time, scene.h1.hypervisor_id)
+
+    scene.world.clock.advance(1)
+    scene.shows(scene.h1, has=True)
+    assert deletions == []
+    assert scene.world.run(hypervisors.inventory_time, scene.h1.hypervisor_id) != before
+
+    scene.domain = replace(scene.domain, state="shutoff")
+    scene.shows(scene.h1, has=True)
+    assert deletions
+    (domain,) = scene.world.run(hypervisors.list_domains, scene.h1.hypervisor_id)
+    assert domain.state == "shutoff"
