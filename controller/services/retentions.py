@@ -1,7 +1,9 @@
 """Retention: why backups stay, which go soon, and what another policy would keep."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any, TypeAlias
 
 from clients.gen.backupmanager.v1 import retention_pb2, retention_service_pb2_grpc
 from clients.gen.backupmanager.v1 import retention_service_pb2 as messages
@@ -17,6 +19,7 @@ from controller.services.parts import Context, Parts
 _DAYS_MAX = 400  # retention looks no further ahead
 _SERVERS_MAX = 1000  # of one call: some seconds at the most
 _PART = 20  # servers in one turn of the database's thread: a few tens of milliseconds
+Place: TypeAlias = tuple[str, str]  # a storage, and the server on it that was looked at last
 _HOUR, _LONG = timedelta(hours=1), timedelta(days=3650)
 
 
@@ -86,21 +89,9 @@ class RetentionServicer(retention_service_pb2_grpc.RetentionServiceServicer):
         page = paging.page("expirations", (days, storage, server), request.page_size, request.page_token, (str, str))
         days = days or (await run(settings.get)).warning_window_days
         wanted = await run(_wanted, storage, server)
-        reached, found, seen = page.after or ("", ""), list[Expiration](), 0
-        for storage_id in (one for one in wanted[0] if one >= reached[0]):
-            after = reached[1] if storage_id == reached[0] else ""
-            while len(found) < page.size and seen < _SERVERS_MAX:
-                part, last = await run(_part, storage_id, after, wanted[1], days, now)
-                found, seen, after = found + part, seen + _PART, last
-                if not last:
-                    break
-            if after:
-                reached = (storage_id, after)
-                break
-        else:
-            reached = ("", "")
+        found, reached = await expirations_from(run, wanted, page.after or ("", ""), page.size, days, now)
         shown = [convert_retention.expiration(one) for one in sorted(found, key=lambda one: one.expire_time)]
-        token = page.token(reached) if reached[1] else ""
+        token = page.token(reached) if reached is not None else ""
         return messages.ListExpirationsResponse(expirations=shown, next_page_token=token)
 
     async def _trial(self, request: messages.PreviewRetentionRequest, now: datetime) -> Trial:
@@ -122,6 +113,27 @@ class RetentionServicer(retention_service_pb2_grpc.RetentionServiceServicer):
         full_days = check.number("imagined.full_interval_days", asked.full_interval_days, 0, 3650)
         span = check.number("imagined.days", asked.days, 1, retention_trial.DAYS_MAX)
         return retention_trial.of_imagined(interval, full_days, span, wish, now)
+
+
+async def expirations_from(
+    run: Callable[..., Awaitable[Any]], wanted: tuple[list[str], str], begin: Place, size: int, days: int, now: datetime
+) -> tuple[list[Expiration], Place | None]:
+    """Return what goes soon from a storage and the server before, some more than `size` of them, and where the next page begins.
+
+    None for nowhere: all is said. Each part is a turn of its own of the database's thread.
+    """
+    found: list[Expiration] = []
+    seen = 0
+    for storage_id in (one for one in wanted[0] if one >= begin[0]):
+        after = begin[1] if storage_id == begin[0] else ""
+        while True:
+            if len(found) >= size or seen >= _SERVERS_MAX:
+                return found, (storage_id, after)
+            part, after = await run(_part, storage_id, after, wanted[1], days, now)
+            found, seen = found + part, seen + _PART
+            if not after:
+                break
+    return found, None
 
 
 def _wanted(storage: str, server: str) -> tuple[list[str], str]:

@@ -17,14 +17,17 @@ from controller import (
     schedules,
     servers,
     settings,
+    storages,
 )
 from controller.cycle import dispatch, prune
 from controller.db import models
 from controller.errors import DeleteBound
 from controller.jobs import Failure, Job, JobFilter
 from controller.order_types import DeleteOrder
+from controller.retention import Expiration
 from controller.schedules import NewSchedule, Schedule, ScheduleChange
 from controller.servers import Server
+from controller.services import retentions
 from controller.storages import Storage
 from tests.controller.chains import DAY, left, put, put_chain, put_chains
 from tests.controller.world import Agent, World
@@ -464,6 +467,34 @@ def test_each_backup_says_why_it_stays_and_what_goes_soon_is_listed(place: Place
     assert world.run(retention.expirations, world.now(), 7, server_ids=[place.server.server_id]) == [
         *world.run(retention.expirations, world.now(), 7, storage_id=place.storage.storage_id)
     ]
+
+
+@pytest.mark.feature("R16")
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_what_goes_soon_is_listed_over_pages_without_a_gap_or_a_double(place: Place, size: int) -> None:
+    """Also where a page is full just as a storage ends: the storages behind it were left out then."""
+    world = place.world
+    for name in ("a", "b", "c"):
+        storage = world.storage(name, retention={"days": 1}, keep_last=0)
+        for number in range(2):
+            server = world.server(place.agent, f"{name}{number}")
+            put_chains(world, place.agent, server, storage, 3, 1)
+    whole = world.run(retention.expirations, world.now(), 7)
+    assert len({one.server_id for one in whole}) == 6
+
+    async def page(begin: retentions.Place) -> tuple[list[Expiration], retentions.Place | None]:
+        wanted = sorted(one.storage_id for one in world.run(storages.list_storages)), ""
+        return await retentions.expirations_from(world.database.run, wanted, begin, size, 7, world.now())
+
+    found: list[str] = []
+    begin: retentions.Place | None = ("", "")
+    pages = 0
+    while begin is not None:
+        part, begin = asyncio.run(page(begin))
+        found += [one.backup_id for one in part]
+        pages += 1
+    assert sorted(found) == sorted(one.backup_id for one in whole)
+    assert (pages > 1) == (size < 100)
 
 
 def test_an_earlier_epochs_candidates_are_no_harm(place: Place) -> None:
