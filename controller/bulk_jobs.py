@@ -37,6 +37,7 @@ class Waiting:
     storage_id: str
     attempt: int
     epoch: int
+    batch_id: str
 
 
 def insert_all(new: Sequence[NewJob], generations: Mapping[str, int], epoch: int, now: datetime) -> None:
@@ -64,7 +65,7 @@ def insert_all(new: Sequence[NewJob], generations: Mapping[str, int], epoch: int
 
 def of_new(new: NewJob, epoch: int) -> Waiting:
     """Return a job that is only just made as far as its being sent needs it."""
-    return Waiting(new.job_id, new.type, new.hypervisor_id, new.server_id, new.storage_id, 1, epoch)
+    return Waiting(new.job_id, new.type, new.hypervisor_id, new.server_id, new.storage_id, 1, epoch, new.batch_id)
 
 
 _NAMES = tuple(NewJob.__dataclass_fields__)
@@ -76,7 +77,7 @@ def _values(new: NewJob) -> dict[str, Any]:
 
 
 _WAITING = f"""
-    SELECT job_id, type, hypervisor_id, server_id, storage_id, attempt, epoch FROM job
+    SELECT job_id, type, hypervisor_id, server_id, storage_id, attempt, epoch, batch_id FROM job
     WHERE batch_id = ? AND state = '{states.PENDING}' AND job_id > ? ORDER BY job_id LIMIT ?
 """  # noqa: S608 - made of constants
 
@@ -134,6 +135,7 @@ def _tell(kind: str, state: str, jobs: Sequence[tuple[NewJob | Waiting, int]], n
             "server_id": job.server_id,
             "storage_id": job.storage_id,
             "hypervisor_id": job.hypervisor_id,
+            "batch_id": job.batch_id,
             "body": bodies[job.type, version],
         }
         for job, version in jobs

@@ -380,6 +380,7 @@ def _event(kind: str, job_id: str, now: datetime) -> None:
         server_id=job.server_id,
         storage_id=job.storage_id,
         hypervisor_id=job.hypervisor_id,
+        batch_id=job.batch_id,
         body=body,
     )
 

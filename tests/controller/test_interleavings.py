@@ -206,6 +206,15 @@ class Machine(RuleBasedStateMachine):
         self.world.tick()
         self.world.run(self._no_batch_waits_for_nothing)
 
+    @rule(seconds=st.sampled_from([5, 3600, 3600 * 24 * 40]), ahead=st.booleans())
+    def clock_jumps(self, seconds: int, ahead: bool) -> None:
+        """Somebody set the clock; nobody was heard meanwhile, and what the agents said before is from another time."""
+        self.world.clock.advance(seconds if ahead else -seconds)
+        self.world.tick()
+        for host in self.hosts:
+            host.agent.heartbeat()
+        self.world.tick()
+
     @rule()
     def restart(self) -> None:
         self.world.restart()

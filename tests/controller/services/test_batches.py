@@ -1,6 +1,7 @@
 """Batches over the wire: running a schedule now, looking at it, ending it, and trying again what failed."""
 
 import uuid
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,8 @@ from clients.gen.backupmanager.v1 import (
     batch_pb2,
     batch_service_pb2,
     batch_service_pb2_grpc,
+    event_pb2,
+    event_service_pb2,
     job_pb2,
     job_service_pb2,
     schedule_service_pb2,
@@ -19,7 +22,7 @@ from tests.servers.station import Station
 NOBODY = "0192aaaa-bbbb-7ccc-8ddd-eeeeeeeeeeee"
 
 
-@pytest.mark.feature("D26", "X13", "M5", "M7", "N7")
+@pytest.mark.feature("D26", "X13", "M5", "M7", "N6", "N7")
 async def test_a_schedule_is_run_seen_cancelled_and_not_retried(api: Api, controller: Controller) -> None:
     batches = batch_service_pb2_grpc.BatchServiceStub(api.channel)
     station = await Station.enroll(controller, fresh("hv"))
@@ -75,6 +78,52 @@ async def test_a_schedule_is_run_seen_cancelled_and_not_retried(api: Api, contro
         assert [one.batch_id for one in listed] == [second.batch_id, made.batch_id]
         one_job = batch_service_pb2.ListBatchesRequest(job_id=jobs[0].job_id)
         assert [one.batch_id for one in (await batches.ListBatches(one_job)).batches] == [made.batch_id]
+        await _each_filter_selects(batches, station.name, made, second)
+        await _its_events_are_one_story(api, made.batch_id)
+
+
+async def _each_filter_selects(
+    batches: batch_service_pb2_grpc.BatchServiceStub, schedule: str, made: batch_pb2.Batch, second: batch_pb2.Batch
+) -> None:
+    """Of two batches, an ended and a live one: state and dates find one of them, page by page both."""
+
+    async def found(**wanted: Any) -> list[str]:
+        def page(token: str) -> Any:
+            request = batch_service_pb2.ListBatchesRequest(
+                schedule_id=schedule, page_size=1, page_token=token, **wanted
+            )
+            return batches.ListBatches(request)
+
+        return [one.batch_id for one in await all_pages(page, "batches")]
+
+    both = [second.batch_id, made.batch_id]
+    assert await found() == both
+    assert await found(states=[batch_pb2.BATCH_STATE_CANCELLED]) == [made.batch_id]
+    assert await found(states=[batch_pb2.BATCH_STATE_CANCELLED, batch_pb2.BATCH_STATE_DISPATCHED]) == both
+    assert await found(start_time=second.create_time) == [second.batch_id]
+    assert await found(end_time=second.create_time) == [made.batch_id]
+    assert await found(start_time=made.create_time, end_time=made.create_time) == []
+
+
+async def _its_events_are_one_story(api: Api, batch_id: str) -> None:
+    """What a watch tells of a batch, a poll tells too, from any cursor on; the batch's own states are in it in their order."""
+    chosen = event_pb2.EventFilter(batch_id=batch_id)
+    whole = list((await api.events.PollEvents(event_service_pb2.PollEventsRequest(filter=chosen, cursor=0))).events)
+    states = [one.kind for one in whole if one.kind.startswith("batch.")]
+    assert states[0] == "batch.started"
+    assert states[-1] == "batch.cancelled"
+    assert {one.batch_id for one in whole} == {batch_id}
+    assert {"job.failed", "job.cancelled"} <= {one.kind for one in whole}
+    for number in range(len(whole)):
+        cursor = whole[number].sequence
+        rest = event_service_pb2.PollEventsRequest(filter=chosen, cursor=cursor)
+        assert list((await api.events.PollEvents(rest)).events) == whole[number + 1 :]
+    watched: list[event_pb2.Event] = []
+    watch: Any = api.events.WatchEvents(event_service_pb2.WatchEventsRequest(filter=chosen, cursor=whole[0].sequence))
+    while len(watched) < len(whole) - 1:
+        watched += (await watch.read()).events
+    watch.cancel()
+    assert watched == whole[1:]
 
 
 @pytest.mark.feature("M5")

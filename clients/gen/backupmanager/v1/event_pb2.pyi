@@ -70,7 +70,7 @@ class Event(_message.Message):
     schedule_id: _builtins.str
     """The schedule it is about."""
     batch_id: _builtins.str
-    """The batch it is about."""
+    """The batch it is about, or whose job."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it happened."""
@@ -126,7 +126,7 @@ class EventFilter(_message.Message):
     schedule_id: _builtins.str
     """Only about this schedule."""
     batch_id: _builtins.str
-    """Only about this batch."""
+    """Only about this batch and its jobs: with a cursor, how to watch one."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these kinds: a whole kind, or a thing with its dot (`job.`) for all that happens to such things. At most 50."""
