@@ -227,7 +227,7 @@ class _Worker:
             if isinstance(entry, FrameEntry):
                 self._reader.read(entry, self._opener)
             else:
-                self._reader.verify(entry)
+                self._reader.verify(entry, self._opener)
         except (FormatError, StorageError) as error:
             if not of_one_object(error):
                 raise

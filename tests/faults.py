@@ -298,7 +298,7 @@ class FaultyStorage(Storage):
             raise ObjectNotFound(storage=self.label, step=step, name=name)
 
 
-class _FaultyReader:
+class _FaultyReader(ObjectReader):
     def __init__(self, storage: FaultyStorage, inner: ObjectReader, name: str) -> None:
         self._storage, self._inner, self._name = storage, inner, name
         self.size_bytes = storage.end_of(name, inner.size_bytes)

@@ -291,6 +291,9 @@ class StorageContract:
                 (len(data) - 1, 1),
             ):
                 assert reader.read_at(offset, length) == data[offset : offset + length]
+                target = bytearray(length)
+                reader.read_into(offset, memoryview(target))
+                assert target == data[offset : offset + length]
         finally:
             reader.close()
 
@@ -323,7 +326,9 @@ class StorageContract:
 
         def read(number: int) -> bool:
             offset = number * 999_983 % (7 * MIB)
-            return bool(reader.read_at(offset, 700_001) == data[offset : offset + 700_001])
+            target = bytearray(700_001)
+            reader.read_into(offset, memoryview(target))
+            return bool(target == data[offset : offset + 700_001])
 
         try:
             with ThreadPoolExecutor(RACERS) as pool:

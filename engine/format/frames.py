@@ -118,8 +118,15 @@ class FrameOpener:
         self._digests = digests
         self._decompressor = Decompressor()
         # Mapped, for they begin at a page: what lies in them can be written past the page cache.
+        self._stored = mmap(-1, STORED_BYTES_MAX, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._box = mmap(-1, FRAME_BYTES_MAX, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._plain = mmap(-1, FRAME_BYTES_MAX, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+
+    def room(self, entry: Row | FrameEntry, name: str) -> memoryview:
+        """Return memory for a frame as it is stored, valid until the next call; `open` takes it. Raises FrameCorrupt."""
+        if not 0 <= entry.stored_bytes <= STORED_BYTES_MAX:
+            raise FrameCorrupt(name=name, frame=entry.number, detail=f"{entry.stored_bytes} bytes are no frame's")
+        return memoryview(self._stored)[: entry.stored_bytes]
 
     def open(self, stored: Buffer, entry: FrameEntry, header: bytes, key: Aead | None, name: str) -> memoryview:
         """Return a frame's plaintext, valid until the next call. `header` is the segment's, `key` its frames key.

@@ -76,12 +76,15 @@ class SegmentReader:
 
     def read(self, entry: FrameEntry, opener: FrameOpener) -> memoryview:
         """Return a frame's plaintext, checked; valid until the opener's next call. Raises FrameCorrupt."""
-        stored = self._source.read_at(entry.offset, entry.stored_bytes)
+        stored = opener.room(entry, self.name)
+        self._source.read_into(entry.offset, stored)
         return opener.open(stored, entry, self._header_bytes, self._frames_key, self.name)
 
-    def verify(self, row: Row | FrameEntry) -> None:
+    def verify(self, row: Row | FrameEntry, opener: FrameOpener) -> None:
         """Read a frame and compare its SHA-256; needs no key. Raises FrameCorrupt."""
-        check_digest(self._source.read_at(row.offset, row.stored_bytes), row, self.name)
+        stored = opener.room(row, self.name)
+        self._source.read_into(row.offset, stored)
+        check_digest(stored, row, self.name)
 
     def _reference(self, footer_bytes: bytes) -> SegmentRef:
         footer = self.footer

@@ -92,14 +92,27 @@ class Bucket(Protocol):
         """Yield sizes that sum to `total`, each when it may be sent; raises what ends the wait on a cancel."""
 
 
-class ObjectReader(Protocol):
+class ObjectReader(ABC):
     """An object being read in ranges, from `Storage.open`. Threads may share it; calls may then wait for each other."""
 
     size_bytes: int
 
+    @abstractmethod
     def read_at(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes from `offset`. Raises ObjectTruncated if the object ends before."""
 
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill `target`, bytes that can be written to, from `offset`; what is in it after a failure means nothing.
+
+        A thread that uses the same memory again and again needs no new pages for what it reads.
+        Raises what `read_at` does.
+        """
+        data = self.read_at(offset, len(target))
+        if len(data) != len(target):
+            raise ObjectTruncated(storage="", step="read", name="", end=offset + len(data), wanted=offset + len(target))
+        target[:] = data
+
+    @abstractmethod
     def close(self) -> None: ...
 
 

@@ -233,7 +233,7 @@ class DeadlineStorage(Storage):
             yield from page
 
 
-class _Reader:
+class _Reader(ObjectReader):
     """A reader whose reads have a deadline; as many threads as the inner one allows."""
 
     def __init__(self, guard: Guard, inner: ObjectReader, name: str) -> None:
@@ -242,6 +242,10 @@ class _Reader:
 
     def read_at(self, offset: int, length: int) -> bytes:
         return self._guard.call(f"read {self._name}", lambda: self._inner.read_at(offset, length))
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        # A read that nobody waits for any more may still come and write: the storage is dead by then, and so is its reader's work.
+        self._guard.call(f"read {self._name}", lambda: self._inner.read_into(offset, target))
 
     def close(self) -> None:
         self._guard.begin("close", self._inner.close, although_dead=True).over.wait(_GRACE_SECONDS)

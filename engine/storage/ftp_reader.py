@@ -3,18 +3,19 @@
     read_at(0, n) ──► REST 0, RETR ──► n bytes        read_at(n, m) ──► m bytes more of the same
     read_at far ahead, or back ──► the data connection is closed, the server's complaint dropped ──► REST, RETR
 
-A short way ahead is read and dropped where that is quicker than beginning anew, as the connection itself has shown. A reader
-that is not reading keeps its connection only until somebody needs one.
+Threads that ask side by side are put in order (turns.py). A short way ahead is read and dropped where that is quicker than
+beginning anew, as the connection itself has shown. A reader that is not reading keeps its connection only until somebody needs one.
 """
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
 from engine.errors import ObjectTruncated
 from engine.storage import ftp_tree
+from engine.storage.base import ObjectReader
 from engine.storage.ftp_wire import Control, Lost, Refused, Transfer
 from engine.storage.sftp_connect import reason_of
+from engine.storage.turns import Turns
 from engine.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ _SKIP_BYTES_MAX = 16 * MIB
 _PIECE_BYTES = 1 * MIB
 
 
-class FtpReader:
+class FtpReader(ObjectReader):
     """A file open for reading. Threads share it; one reads at a time."""
 
     def __init__(self, storage: "FtpStorage", name: str, size_bytes: int) -> None:
         self.size_bytes = size_bytes
         self._storage, self._name = storage, name
         self._path = storage.path(name)
-        self._lock = threading.Lock()
+        self._turns = Turns()
         self._control: Control | None = None
         self._transfer: Transfer | None = None
         self._position = 0
@@ -40,36 +41,35 @@ class FtpReader:
         self._rate = 0.0  # bytes a second of the last long read
 
     def read_at(self, offset: int, length: int) -> bytes:
-        if offset + length > self.size_bytes:
-            self._truncated(min(self.size_bytes, max(offset, 0)), offset + length)
-        if not length:
-            return b""
-        with self._lock:
-            target = bytearray(length)
-            self._storage.attempt_bound(
-                "read", self._name, lambda: self._read(offset, memoryview(target)), enduring=True
-            )
+        self._check_range(offset, length)
+        target = bytearray(length)
+        self.read_into(offset, memoryview(target))
+        return bytes(target)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        self._check_range(offset, len(target))
+        if not target:
+            return
+        with self._turns.turn(offset, len(target)):
+            self._storage.attempt_bound("read", self._name, lambda: self._read(offset, target), enduring=True)
             if self._transfer is not None and self._position < self.size_bytes:
                 self._storage.pool.lends(self)
             else:
                 self._end()
-            return bytes(target)
 
     def close(self) -> None:
-        with self._lock:
+        with self._turns.between():
             self._end()
 
     def let_go(self) -> bool:
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
+        with self._turns.between(wait=False) as free:
+            if not free:
+                return False
             held = self._control is not None
             self._end()
             return held
-        finally:
-            self._lock.release()
 
-    # ---- inner; all of it with the lock ---------------------------------------------------------------------------------
+    # ---- inner; all of it with the turn ---------------------------------------------------------------------------------
 
     def _read(self, offset: int, target: memoryview) -> None:
         """Fill `target` from `offset`. Raises Lost, Refused, ObjectTruncated; the stream is then closed."""
@@ -120,6 +120,10 @@ class FtpReader:
                 raise Lost("the data connection ended too early")
             self._position += count
             target = target[count:]
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset + length > self.size_bytes:
+            self._truncated(min(self.size_bytes, max(offset, 0)), offset + length)
 
     def _check_end(self, control: Control, position: int) -> None:
         """Raise ObjectTruncated if the file really ends at `position` or before."""

@@ -28,7 +28,7 @@ from engine.errors import (
     StoragePathInvalid,
     StorageUnreachable,
 )
-from engine.storage.base import Abilities, Buffer, Entry, Storage, Usage, check_name, is_name, part_name
+from engine.storage.base import Abilities, Buffer, Entry, ObjectReader, Storage, Usage, check_name, is_name, part_name
 from engine.storage.trouble import cause_of
 from engine.units import MIB
 from engine.writeback import begin_writeback
@@ -246,7 +246,7 @@ class LocalStorage(Storage):
                 os.fsync(above)
 
 
-class _LocalReader:
+class _LocalReader(ObjectReader):
     """An open file. Threads share it without a lock: pread has no position."""
 
     def __init__(self, storage: LocalStorage, name: str, handle: int, size_bytes: int) -> None:
@@ -254,22 +254,24 @@ class _LocalReader:
         self._storage, self._name, self._handle = storage, name, handle
 
     def read_at(self, offset: int, length: int) -> bytes:
-        pieces: list[bytes] = []
-        missing = length
+        target = bytearray(length)
+        self.read_into(offset, memoryview(target))
+        return bytes(target)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        done = 0
         with self._storage.failures("read", self._name):
-            while missing:
-                piece = os.pread(self._handle, missing, offset + length - missing)
-                if not piece:
+            while done < len(target):
+                count = os.preadv(self._handle, [target[done:]], offset + done)
+                if not count:
                     raise ObjectTruncated(
                         storage=self._storage.label,
                         step="read",
                         name=self._name,
-                        end=min(self.size_bytes, offset + length - missing),
-                        wanted=offset + length,
+                        end=min(self.size_bytes, offset + done),
+                        wanted=offset + len(target),
                     )
-                pieces.append(piece)
-                missing -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                done += count
 
     def close(self) -> None:
         if self._handle >= 0:

@@ -1,7 +1,7 @@
 """Objects below a folder of an rclone remote. One `rclone rcd` serves an open storage, for all requests of all threads.
 
     RcloneStorage ── Wire, HTTP on loopback ──► rclone rcd ── whatever the remote speaks ──► the storage
-       └── rclone_upload, RcloneReader             └── started, watched and ended by rclone_daemon
+       └── rclone_upload, rclone_reader            └── started, watched and ended by rclone_daemon
 
 rclone has the credentials, in a file on this host that we never read: even of a remote's type only rclone tells us. It takes
 about 70 MiB beside the engine's own memory. Which remotes are accepted is in rclone_remote, what its errors mean in
@@ -21,7 +21,6 @@ from engine.errors import (
     BucketNotFound,
     InvalidSpec,
     ObjectNotFound,
-    ObjectTruncated,
     RcloneConfigInvalid,
     RcloneRemoteRefused,
     StorageError,
@@ -33,6 +32,7 @@ from engine.spec import RcloneConfig
 from engine.storage.base import PART_SUFFIX, Abilities, Entry, Storage, Usage, check_name, is_name
 from engine.storage.rclone_daemon import BRIEF, Daemon, Patience
 from engine.storage.rclone_errors import Kind, failure, meaning, secrets_of, told
+from engine.storage.rclone_reader import RcloneReader
 from engine.storage.rclone_remote import Remote, check_place, hints_for, sections, why_impossible, why_refused
 from engine.storage.rclone_stale import give_up
 from engine.storage.rclone_upload import RcloneUpload
@@ -91,7 +91,7 @@ class RcloneStorage(Storage):
     def create(self, name: str, size_hint: int = 0) -> RcloneUpload:  # noqa: ARG002  # rclone's part sizes fit any segment
         return RcloneUpload(self, check_name(name))
 
-    def open(self, name: str) -> "RcloneReader":
+    def open(self, name: str) -> RcloneReader:
         return RcloneReader(self, name, self.size(name))
 
     def size(self, name: str) -> int:
@@ -348,49 +348,6 @@ class RcloneStorage(Storage):
             if not is_missing(refused):
                 raise
         self.remove_empty(wire, f"{folder}/x")
-
-
-class RcloneReader:
-    """An object being read in ranges, each a request of its own. Threads share it: their requests travel side by side."""
-
-    def __init__(self, storage: RcloneStorage, name: str, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._storage, self._name = storage, name
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        if offset + length > self.size_bytes:
-            raise self._truncated(self.size_bytes, offset + length)
-        if not length:
-            return b""
-        patience = self._storage.patience
-        return self._storage.attempt(
-            "read", self._name, lambda wire: self._read(wire, offset, length), patience.reading_attempts
-        )
-
-    def close(self) -> None:
-        """Nothing is open between two reads."""
-
-    def _read(self, wire: Wire, offset: int, length: int) -> bytes:
-        """Read once. What is short, or was refused, is looked at: an object that has become shorter is told as that."""
-        storage = self._storage
-        failed: Refused | Lost | None = None
-        try:
-            data = wire.read(storage.fs, self._name, offset, length, storage.patience.answer_seconds)
-            if len(data) == length:
-                return data
-        except (Refused, Lost) as error:
-            failed = error
-        if storage.interrupted or (isinstance(failed, Refused) and meaning(failed)[0] in {Kind.DENIED, Kind.LOGIN}):
-            raise failed or Lost("interrupted")
-        size = storage.size_of(storage.wire(), self._name)
-        if size is None:
-            raise ObjectNotFound(storage=storage.label, step="read", name=self._name) from failed
-        if size < offset + length:
-            raise self._truncated(size, offset + length) from failed
-        raise Lost(storage.told(str(failed)) if failed else "a read ended before its end") from failed
-
-    def _truncated(self, end: int, wanted: int) -> ObjectTruncated:
-        return ObjectTruncated(storage=self._storage.label, step="read", name=self._name, end=end, wanted=wanted)
 
 
 def is_missing(refused: Refused) -> bool:

@@ -1,7 +1,7 @@
 """What is said to one running `rclone rcd`, over HTTP on loopback.
 
     call     POST /operations/list      JSON in, JSON out
-    read     GET  /[remote:path]/name   with a Range
+    stream   GET  /[remote:path]/name   with a Range, whose answer is read as it is needed
     upload   POST /operations/uploadfile, a multipart form whose file has no known length: chunks as they come
 
 Connections are kept and used again, one request at a time each. There is no repeating here: a request that got no answer is
@@ -78,20 +78,28 @@ class Wire:
             answer: dict[str, Any] = json.loads(data)
             return answer
 
-    def read(self, fs: str, name: str, offset: int, length: int, seconds: float) -> bytes:
-        """Return up to `length` bytes of an object from `offset`; fewer where it ends before. Raises Refused and Lost."""
+    def stream(self, fs: str, name: str, offset: int, length: int, seconds: float) -> "ReadStream":
+        """Ask for `length` bytes of an object from `offset`, and wait for nothing. Raises Lost. `finish` or `abort` ends it."""
         headers = {**self._headers, "Range": f"bytes={offset}-{offset + length - 1}"}
-        with self._connection(seconds) as connection:
+        connection = self._take(seconds)
+        try:
             connection.request("GET", f"/{quote(f'[{fs}]')}/{quote(name)}", headers=headers)
-            response = connection.getresponse()
-            if response.status != http.client.PARTIAL_CONTENT:
-                raise Refused(response.status, _error_text(response.read(64 << 10)))
-            data = response.read(length)
-            if response.read(1):
-                raise Lost("more was sent than was asked for")
-            if len(data) < length:
-                connection.close()  # the object's end, or the connection's: it cannot be told here
-            return data
+            return ReadStream(self, connection, offset, length)
+        except (OSError, http.client.HTTPException) as error:
+            self.drop(connection)
+            raise self.lost(error) from error
+
+    def read(self, fs: str, name: str, offset: int, length: int, seconds: float) -> bytes:
+        """Return `length` bytes of an object from `offset`. Raises Refused, and Lost, also for an object that ends before."""
+        stream = self.stream(fs, name, offset, length, seconds)
+        try:
+            target = bytearray(length)
+            stream.read_into(memoryview(target))
+            stream.finish()
+            return bytes(target)
+        except BaseException:
+            stream.abort()
+            raise
 
     def upload(self, fs: str, folder: str, base: str, options: Mapping[str, object], seconds: float) -> "UploadStream":
         """Begin to write the object `base` in `folder`. Raises Lost. The stream's `finish` or `abort` ends it."""
@@ -125,7 +133,7 @@ class Wire:
         for connection in idle:
             connection.close()
 
-    # ---- used by the stream below ---------------------------------------------------------------------------------------
+    # ---- used by the streams below --------------------------------------------------------------------------------------
 
     def keep(self, connection: http.client.HTTPConnection) -> None:
         """Keep a connection for the next request."""
@@ -135,6 +143,11 @@ class Wire:
                 self._idle.append(connection)
                 return
         connection.close()
+
+    def lost(self, error: BaseException) -> Lost:
+        """Return why a request got no answer, and remember what it says of rclone."""
+        self.reset |= isinstance(error, ConnectionError)
+        return Lost("interrupted" if self._cut else reason_of(error))
 
     def drop(self, connection: http.client.HTTPConnection) -> None:
         with self._lock:
@@ -155,8 +168,7 @@ class Wire:
             kept = True
             raise
         except (OSError, http.client.HTTPException, ValueError) as error:
-            self.reset |= isinstance(error, ConnectionError)
-            raise Lost("interrupted" if self._cut else reason_of(error)) from error
+            raise self.lost(error) from error
         finally:
             if kept:
                 self.keep(connection)
@@ -191,6 +203,45 @@ class Wire:
                 return connection
         connection.close()
         raise Lost("interrupted")
+
+
+class ReadStream:
+    """Bytes from `position` to `end` of an object, on their way. One thread at a time."""
+
+    def __init__(self, wire: Wire, connection: http.client.HTTPConnection, offset: int, length: int) -> None:
+        self.position, self.end = offset, offset + length
+        self._wire, self._connection = wire, connection
+        self._response: http.client.HTTPResponse | None = None
+
+    def read_into(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes. Raises Refused, and Lost, also for an object that ends before."""
+        try:
+            if self._response is None:
+                self._response = self._connection.getresponse()
+                if self._response.status != http.client.PARTIAL_CONTENT:
+                    raise Refused(self._response.status, _error_text(self._response.read(64 << 10)))
+                if self._response.length not in {None, self.end - self.position}:
+                    raise Lost(f"{self._response.length} bytes where {self.end - self.position} were asked for")
+            while target:
+                count = self._response.readinto(target)
+                if not count:
+                    raise Lost("a read ended before its end")
+                self.position += count
+                target = target[count:]
+        except (OSError, http.client.HTTPException) as error:
+            raise self._wire.lost(error) from error
+
+    def finish(self) -> None:
+        """Let the next request have the connection, once all was read. Raises Lost if there is more."""
+        try:
+            if self._response is None or self._response.read(1):
+                raise Lost("more was sent than was asked for")
+        except (OSError, http.client.HTTPException) as error:
+            raise self._wire.lost(error) from error
+        self._wire.keep(self._connection)
+
+    def abort(self) -> None:
+        self._wire.drop(self._connection)
 
 
 class UploadStream:

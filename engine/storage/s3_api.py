@@ -86,12 +86,13 @@ class S3Api:
         token = headers.get("x-amz-meta-writer", "")
         return Head(int(headers.get("content-length", "0")), headers.get("etag", "").strip('"'), token)
 
-    def get(self, key: str, offset: int, length: int) -> Answer:
-        """Return the answer to a ranged read. Raises Refused with 404 or 416, else our errors."""
+    def get(self, key: str, offset: int, length: int, into: memoryview | None = None) -> Answer:
+        """Return the answer to a ranged read; `into`, of `length` bytes, may have taken its body. Raises Refused with 404 or 416."""
         headers = {"range": f"bytes={offset}-{offset + length - 1}"}
         return self.call(
-            "read", key, "GET", key, headers=headers, answer_bytes_max=max(length, ERROR_BYTES_MAX), enduring=True
-        )
+            "read", key, "GET", key, headers=headers, answer_bytes_max=max(length, ERROR_BYTES_MAX), enduring=True,
+            into=into,
+        )  # fmt: skip
 
     def put(self, step: str, key: str, body: Body, token: str, *, exclusive: bool, again: Callable[[], None]) -> str:
         """Write an object whole, and return its ETag. Raises Refused, with 412 if the name is taken (`exclusive`)."""
@@ -239,6 +240,7 @@ class S3Api:
         seconds: float = 0,
         enduring: bool = False,
         again: Callable[[], None] = lambda: None,
+        into: memoryview | None = None,
     ) -> Answer:
         """Return the answer to a request that may be repeated without harm. `again` is called before each repetition.
 
@@ -253,7 +255,9 @@ class S3Api:
             if number > 1:
                 again()
             try:
-                answer = self._once(method, key, query or {}, headers or {}, body, hashed, answer_bytes_max, seconds)
+                answer = self._once(
+                    method, key, query or {}, headers or {}, body, hashed, answer_bytes_max, seconds, into
+                )
                 if answer.status < 300 and not (method == "POST" and _ERROR.match(answer.body)):
                     return answer
                 refused = Refused(answer)
@@ -301,12 +305,15 @@ class S3Api:
         body_sha256: str,
         answer_bytes_max: int,
         seconds: float,
+        into: memoryview | None = None,
     ) -> Answer:
         path = self._base + ("/" + path_text(key) if key else "") or "/"
         now = datetime.fromtimestamp(self.clock(), UTC)
         signed = self._signer.sign(method, path, query, {"host": self._host_header, **headers}, body_sha256, now)
         target = path + ("?" + query_text(query) if query else "")
-        return self.wire.exchange(method, target, signed, body, answer_bytes_max=answer_bytes_max, seconds=seconds)
+        return self.wire.exchange(
+            method, target, signed, body, answer_bytes_max=answer_bytes_max, seconds=seconds, into=into
+        )
 
     def _endless(self, step: str) -> StorageError:
         return StorageError(storage=self.label, step=step, detail=f"the answer has more than {PAGES_MAX} pages")

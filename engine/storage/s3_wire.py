@@ -76,6 +76,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    filled: bool = False  # the body is not here: it went where who asked wanted it, all that there was room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +132,17 @@ class Wire:
         *,
         answer_bytes_max: int,
         seconds: float = 0,
+        into: memoryview | None = None,
     ) -> Answer:
         """Send a request and return its answer, whole. `seconds`: how long the answer may take, 0 for the stall limit.
 
+        `into` takes the body of a success, if that is just as long.
         Raises Lost, also for an answer that ends early, Oversized for one of more than `answer_bytes_max`, and Untrusted.
         """
         while True:
             connection, used = self._take()
             try:
-                answer, reusable = connection.exchange(method, target, headers, body, answer_bytes_max, seconds)
+                answer, reusable = connection.exchange(method, target, headers, body, answer_bytes_max, seconds, into)
             except Lost as lost:
                 self._drop(connection)
                 if used and connection.silent and not self._closed:
@@ -315,7 +318,14 @@ class _Connection(http.client.HTTPConnection):
         return self.sock is None or bool(select.select([self.sock], [], [], 0)[0])
 
     def exchange(
-        self, method: str, target: str, headers: Mapping[str, str], body: Body, answer_bytes_max: int, seconds: float
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Body,
+        answer_bytes_max: int,
+        seconds: float,
+        into: memoryview | None,
     ) -> tuple[Answer, bool]:
         """Return the answer, and whether the connection may be used again."""
         self.silent = True
@@ -334,6 +344,8 @@ class _Connection(http.client.HTTPConnection):
                 self._set_timeout(seconds)
             response = self.getresponse()
             self.silent = False
+            if into is not None and response.status < 300 and response.length == len(into):
+                return self._fill(response, into, reusable=sent)
             return self._read(response, answer_bytes_max, reusable=sent, seconds=seconds)
         except (OSError, http.client.HTTPException) as error:
             raise Lost(step, _reason(error, seconds or self._stall_seconds)) from error
@@ -360,6 +372,15 @@ class _Connection(http.client.HTTPConnection):
         if self.sock is not None:
             self.sock.settimeout(seconds)
 
+    def _fill(self, response: http.client.HTTPResponse, into: memoryview, *, reusable: bool) -> tuple[Answer, bool]:
+        done = 0
+        while done < len(into):
+            count = response.readinto(into[done:])
+            if not count:
+                raise Lost("answer", f"the answer ended after {done} of {len(into)} bytes")
+            done += count
+        return Answer(response.status, _headers(response), b"", filled=True), reusable and not response.will_close
+
     def _read(
         self, response: http.client.HTTPResponse, bytes_max: int, *, reusable: bool, seconds: float
     ) -> tuple[Answer, bool]:
@@ -375,8 +396,11 @@ class _Connection(http.client.HTTPConnection):
             response.read()
         if seconds:
             self._set_timeout(self._stall_seconds)
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        return Answer(response.status, headers, body), reusable and not response.will_close
+        return Answer(response.status, _headers(response), body), reusable and not response.will_close
+
+
+def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.getheaders()}
 
 
 def shut(sock: socket.socket) -> None:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from engine.errors import ObjectTruncated
+from engine.storage.base import ObjectReader
 from engine.storage.sftp_connect import Connection
 from engine.storage.sftp_wire import READ, Lost, Wire
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from engine.storage.sftp import SftpStorage
 
 
-class SftpReader:
+class SftpReader(ObjectReader):
     """A file open for reading. Threads share it: their requests travel side by side in one session."""
 
     def __init__(self, storage: "SftpStorage", name: str, size_bytes: int) -> None:

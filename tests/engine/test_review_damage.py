@@ -19,7 +19,7 @@ from tests.engine.rig import RecordingReport, Rig, digest, reason
 from tests.servers.guest import DiskFile
 
 
-class _BadReader:
+class _BadReader(ObjectReader):
     """Reads well until `good_until`, then as a bad sector does."""
 
     def __init__(self, inner: ObjectReader, error: StorageError, good_until: int) -> None:

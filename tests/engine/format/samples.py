@@ -20,7 +20,7 @@ from engine.format.placement import PlacedFrame, PlacedZero, place
 from engine.format.reader import SegmentReader
 from engine.format.writer import SegmentWriter
 from engine.spec import BackupType
-from engine.storage.base import Buffer
+from engine.storage.base import Buffer, ObjectReader
 
 SERVER = "00000000-0000-7000-8000-000000000001"
 OTHER_SERVER = "00000000-0000-7000-8000-000000000002"
@@ -60,7 +60,7 @@ class MemorySink:
         self.data += data
 
 
-class MemoryReader:
+class MemoryReader(ObjectReader):
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.size_bytes = len(data)

@@ -110,7 +110,7 @@ def verify(name: str, data: bytes) -> None:
         return
     reader = SegmentReader(MemoryReader(data), name, None, None)
     for row in reader.rows():
-        reader.verify(row)
+        reader.verify(row, FrameOpener())
 
 
 @pytest.mark.feature("T12", "T14", "T16")

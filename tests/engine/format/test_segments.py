@@ -101,7 +101,7 @@ def test_without_a_key_everything_can_be_verified(key):
 
     rows = list(reader.rows())
     for row in rows:
-        reader.verify(row)
+        reader.verify(row, FrameOpener())
 
     assert [row.number for row in rows] == [0, 1]
     assert (reader.ref, reader.size_bytes, reader.last) == (ref, 2000, True)
