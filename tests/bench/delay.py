@@ -52,7 +52,10 @@ async def _serve(seconds: float, ports: Sequence[int]) -> None:
 
 
 class _Forwarder:
-    """Forwards the connections to one port, until one side resets one, or both have ended it."""
+    """Forwards the connections to one port until both sides have ended them. A reset, too, arrives behind what was sent before it.
+
+    A client that has all it wanted often closes a connection while the server's last words are on their way, and so resets it.
+    """
 
     def __init__(self, seconds: float, port: int) -> None:
         self.port = port
@@ -74,34 +77,34 @@ class _Forwarder:
             asyncio.create_task(self._pump(reader, far_writer)),
             asyncio.create_task(self._pump(far_reader, writer)),
         ]
-        try:
-            await asyncio.gather(*pumps)
-            for one in (writer, far_writer):
-                one.close()
-        except OSError:
-            for pump in pumps:
-                pump.cancel()
-            for one in (writer, far_writer):
-                one.transport.abort()
+        await asyncio.gather(*pumps)
+        for one in (writer, far_writer):
+            one.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward one direction: a reader that says when each chunk is due, and a writer that waits for it."""
-        queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_MAX)
+        queue: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(_CHUNKS_MAX)
         delivery = asyncio.create_task(self._deliver(queue, writer))
         try:
-            chunk = b"?"
+            chunk: bytes | None = b"?"
             while chunk:
-                chunk = await reader.read(_CHUNK_BYTES)
+                try:
+                    chunk = await reader.read(_CHUNK_BYTES)
+                except OSError:
+                    chunk = None  # a reset
                 await queue.put((asyncio.get_running_loop().time() + self._seconds, chunk))
             await delivery
         finally:
             delivery.cancel()
 
-    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _deliver(self, queue: asyncio.Queue[tuple[float, bytes | None]], writer: asyncio.StreamWriter) -> None:
         while True:
             due, chunk = await queue.get()
             if (wait := due - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(wait)
+            if chunk is None:
+                writer.transport.abort()
+                return
             with suppress(OSError):  # the reading side notices a peer that is lost
                 if not chunk:
                     writer.write_eof()

@@ -38,3 +38,9 @@ def absent(name: str, aim: str, program: str) -> bool:
     line = {"figure": name, "value": None, "aim": aim, "met": False, "rounds": 0, "missing": program}
     print(json.dumps(line), flush=True)
     return True
+
+
+def failed(name: str, aim: str, error: str) -> None:
+    """Print a figure that is not met because it could not be measured, and why."""
+    line = {"figure": name, "value": None, "aim": aim, "met": False, "rounds": 0, "error": error}
+    print(json.dumps(line), flush=True)

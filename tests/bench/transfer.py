@@ -9,9 +9,11 @@ to the file where they belong. Loading the backend, as starting the interpreter,
 import json
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,15 @@ def _down(target: StorageSpec, name: str, file: Path) -> None:
     keep_read_blocks()
     with open_storage(target) as storage, file.open("wb", buffering=0) as sink:
         reader = storage.open(name)
+        mine = threading.local()  # memory of each thread, as a worker of a restore has it
         try:
 
             def fetch(offset: int) -> None:
-                os.pwrite(sink.fileno(), reader.read_at(offset, min(FRAME_BYTES, reader.size_bytes - offset)), offset)
+                if not hasattr(mine, "room"):
+                    mine.room = memoryview(mmap(-1, FRAME_BYTES))
+                target = mine.room[: min(FRAME_BYTES, reader.size_bytes - offset)]
+                reader.read_into(offset, target)
+                os.pwrite(sink.fileno(), target, offset)
 
             with ThreadPoolExecutor(Settings().workers) as pool:
                 for _ in pool.map(fetch, range(0, reader.size_bytes, FRAME_BYTES)):
