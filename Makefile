@@ -39,12 +39,13 @@ kill:
 	@.ci/bootstrap test
 	BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/test_kill.py tests/engine/test_resume.py \
 		tests/engine/test_started_meanwhile.py tests/engine/test_raw_random.py tests/engine/test_interrupted_backups.py \
+		tests/engine/test_interrupted_deletions.py \
 		tests/engine/storage tests/e2e/test_stress_engine.py
 
 storages:
 	@.ci/bootstrap storages
 	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py \
-		tests/engine/test_interrupted_backups.py tests/e2e/test_storage_types.py
+		tests/engine/test_interrupted_backups.py tests/engine/test_interrupted_deletions.py tests/e2e/test_storage_types.py
 
 databases:
 	@.ci/bootstrap test
