@@ -189,6 +189,7 @@ class StressWorld(World):
     async def prove_well(self, subject: Subject) -> job_pb2.Job:
         """Prove that all is clean, and that the next backup succeeds and restores byte by byte; return its job."""
         await self.prove_clean(subject)
+        await wait_until_async(self._is_online, 60, "the agent to be connected")  # it may just be dialing anew
         before = len(await self.list_backups(subject.server_id))
         subject.domain.write("vda", DATA_BYTES + MIB, 64 * KIB, random.randrange(1, 255))
         job = await self.good_backup(subject.server_id, subject.storage_id)
@@ -196,6 +197,12 @@ class StressWorld(World):
         await self.prove_restore(subject, job.backup_id)
         await self.prove_clean(subject)
         return job
+
+    async def _is_online(self) -> bool:
+        found = await self.hypervisors.GetHypervisor(
+            hypervisor_service_pb2.GetHypervisorRequest(hypervisor_id=HYPERVISOR)
+        )
+        return found.hypervisor.state == hypervisor_pb2.HYPERVISOR_STATE_ONLINE
 
     async def prove_restore(self, subject: Subject, backup_id: str, expected: str = "") -> None:
         """Restore a backup to files; they must be the disk as it is now, or have the digest given."""

@@ -51,7 +51,8 @@ async def test_no_agents_method_answers_on_the_public_port(
     controller: Controller, station: Station, method: str
 ) -> None:
     async with controller.channel() as channel:
-        assert (await call(channel, method)).reason == "UNAUTHENTICATED"
+        outcome = await call(channel, method)
+        assert outcome.reason == "UNAUTHENTICATED", outcome
     certificate = connect.ClientCertificate(station.key, station.chain)
     async with connect.channel(controller.api, controller.authority_pem, certificate=certificate) as channel:
         assert (await call(channel, method)).reason == "UNAUTHENTICATED", "a certificate is not asked for there"
