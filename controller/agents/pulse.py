@@ -54,15 +54,16 @@ class Pulse:
     async def _write_soon(self) -> None:
         await asyncio.sleep(WRITE_SECONDS)
         self._task = None
-        try:
-            await self._write()
-        except Exception:
-            log.exception("signs of life could not be written; the next ones come soon")
+        await self._write()
 
     async def _write(self) -> None:
         signs, self._signs = self._signs, {}
-        if signs:
+        if not signs:
+            return
+        try:
             await self._database.run(_keep, signs)
+        except Exception:
+            log.exception("signs of life could not be written; agents that are connected give new ones soon")
 
 
 def _keep(signs: dict[str, Sign]) -> None:

@@ -111,7 +111,11 @@ class Sessions:
         while True:
             await asyncio.sleep(min(1.0, silence / 6, session.RESEND_SECONDS))
             for one in list(self._all):
-                one.look()
+                try:
+                    one.look()
+                except Exception as error:  # its own fault ends one session, and not the care for the others
+                    log.exception("session ended by a fault of ours hypervisor_id=%s", one.hypervisor_id)
+                    one.end(error)
 
     def _welcomed(self, newer: Session) -> None:
         """Make a session the hypervisor's own; an older one ends."""

@@ -54,6 +54,16 @@ async def test_all_who_put_wait_for_room_and_one_that_gives_up_takes_no_place() 
     assert [await queue.get(), await queue.get()] == [numbered(1001), numbered(1002)]
 
 
+async def test_a_stop_goes_on_where_the_database_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(*_: object) -> None:
+        raise OSError("the database is gone")
+
+    pulse = Pulse(world.database)
+    pulse.felt("h1", Sign(world.now(), None, 0.1, 1))
+    monkeypatch.setattr(world.database, "run", gone)
+    await pulse.stop()
+
+
 @pytest.mark.feature("X16")
 async def test_signs_of_life_are_written_soon_and_the_last_ones_at_the_stop(world: World) -> None:
     agents = [world.enroll("h1"), world.enroll("h2")]

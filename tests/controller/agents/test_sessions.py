@@ -372,6 +372,25 @@ async def test_an_agent_that_falls_silent_is_let_go(world: World) -> None:
             assert await stream.end() == "HYPERVISOR_UNREACHABLE"
 
 
+async def test_a_fault_with_one_session_ends_it_and_the_others_are_looked_after(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.limits = Limits(heartbeat_seconds=0.1)
+    faulty, silent = world.enroll("h1"), world.enroll("h2")
+    look = session.Session.look
+
+    def fail_for_one(self: session.Session) -> None:
+        if self.hypervisor_id == faulty.hypervisor_id:
+            raise ValueError("a fault")
+        look(self)
+
+    monkeypatch.setattr(session.Session, "look", fail_for_one)
+    async with Controller(world) as controller, controller.dial(faulty) as one, controller.dial(silent) as other:
+        await asyncio.gather(one.hello(), other.hello())
+        assert await other.end() == "HYPERVISOR_UNREACHABLE"
+        await until(lambda: not controller.sessions.connected(), "both to have ended")
+
+
 async def test_heartbeats_keep_a_session_and_carry_the_clock(world: World) -> None:
     world.limits = Limits(heartbeat_seconds=0.2)
     async with Controller(world) as controller:
