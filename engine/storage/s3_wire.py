@@ -345,8 +345,12 @@ class _Connection(http.client.HTTPConnection):
             response = self.getresponse()
             self.silent = False
             if into is not None and response.status < 300 and response.length == len(into):
-                return self._fill(response, into, reusable=sent)
-            return self._read(response, answer_bytes_max, reusable=sent, seconds=seconds)
+                answer = self._fill(response, into)
+            else:
+                answer = self._read(response, answer_bytes_max)
+            if seconds:
+                self._set_timeout(self._stall_seconds)
+            return answer, sent and not response.will_close
         except (OSError, http.client.HTTPException) as error:
             raise Lost(step, _reason(error, seconds or self._stall_seconds)) from error
 
@@ -372,18 +376,16 @@ class _Connection(http.client.HTTPConnection):
         if self.sock is not None:
             self.sock.settimeout(seconds)
 
-    def _fill(self, response: http.client.HTTPResponse, into: memoryview, *, reusable: bool) -> tuple[Answer, bool]:
+    def _fill(self, response: http.client.HTTPResponse, into: memoryview) -> Answer:
         done = 0
         while done < len(into):
             count = response.readinto(into[done:])
             if not count:
                 raise Lost("answer", f"the answer ended after {done} of {len(into)} bytes")
             done += count
-        return Answer(response.status, _headers(response), b"", filled=True), reusable and not response.will_close
+        return Answer(response.status, _headers(response), b"", filled=True)
 
-    def _read(
-        self, response: http.client.HTTPResponse, bytes_max: int, *, reusable: bool, seconds: float
-    ) -> tuple[Answer, bool]:
+    def _read(self, response: http.client.HTTPResponse, bytes_max: int) -> Answer:
         length = response.length
         if length is not None and length > bytes_max:
             raise Oversized(f"the answer has {length} bytes, {bytes_max} were expected at most")
@@ -394,9 +396,7 @@ class _Connection(http.client.HTTPConnection):
             raise Lost("answer", f"the answer ended after {len(body)} of {length} bytes")
         if length is None:
             response.read()
-        if seconds:
-            self._set_timeout(self._stall_seconds)
-        return Answer(response.status, _headers(response), body), reusable and not response.will_close
+        return Answer(response.status, _headers(response), body)
 
 
 def _headers(response: http.client.HTTPResponse) -> dict[str, str]:
