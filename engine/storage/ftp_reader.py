@@ -10,12 +10,10 @@ beginning anew, as the connection itself has shown. A reader that is not reading
 import time
 from typing import TYPE_CHECKING
 
-from engine.errors import ObjectTruncated
 from engine.storage import ftp_tree
-from engine.storage.base import ObjectReader
 from engine.storage.ftp_wire import Control, Lost, Refused, Transfer
 from engine.storage.sftp_connect import reason_of
-from engine.storage.turns import Turns
+from engine.storage.turns import StreamReader
 from engine.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -26,36 +24,18 @@ _SKIP_BYTES_MAX = 16 * MIB
 _PIECE_BYTES = 1 * MIB
 
 
-class FtpReader(ObjectReader):
+class FtpReader(StreamReader):
     """A file open for reading. Threads share it; one reads at a time."""
 
     def __init__(self, storage: "FtpStorage", name: str, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._storage, self._name = storage, name
+        super().__init__(storage.label, name, size_bytes)
+        self._storage = storage
         self._path = storage.path(name)
-        self._turns = Turns()
         self._control: Control | None = None
         self._transfer: Transfer | None = None
         self._position = 0
         self._open_seconds = 0.0  # what the last RETR took to begin
         self._rate = 0.0  # bytes a second of the last long read
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        self._check_range(offset, length)
-        target = bytearray(length)
-        self.read_into(offset, memoryview(target))
-        return bytes(target)
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        self._check_range(offset, len(target))
-        if not target:
-            return
-        with self._turns.turn(offset, len(target)):
-            self._storage.attempt_bound("read", self._name, lambda: self._read(offset, target), enduring=True)
-            if self._transfer is not None and self._position < self.size_bytes:
-                self._storage.pool.lends(self)
-            else:
-                self._end()
 
     def close(self) -> None:
         with self._turns.between():
@@ -70,6 +50,13 @@ class FtpReader(ObjectReader):
             return held
 
     # ---- inner; all of it with the turn ---------------------------------------------------------------------------------
+
+    def _read_in_turn(self, offset: int, target: memoryview) -> None:
+        self._storage.attempt_bound("read", self._name, lambda: self._read(offset, target), enduring=True)
+        if self._transfer is not None and self._position < self.size_bytes:
+            self._storage.pool.lends(self)
+        else:
+            self._end()
 
     def _read(self, offset: int, target: memoryview) -> None:
         """Fill `target` from `offset`. Raises Lost, Refused, ObjectTruncated; the stream is then closed."""
@@ -121,18 +108,11 @@ class FtpReader(ObjectReader):
             self._position += count
             target = target[count:]
 
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset + length > self.size_bytes:
-            self._truncated(min(self.size_bytes, max(offset, 0)), offset + length)
-
     def _check_end(self, control: Control, position: int) -> None:
         """Raise ObjectTruncated if the file really ends at `position` or before."""
         size = ftp_tree.size(control, self._path)
         if size is not None and size <= position and size < self.size_bytes:
-            self._truncated(size, position + 1)
-
-    def _truncated(self, end: int, wanted: int) -> None:
-        raise ObjectTruncated(storage=self._storage.label, step="read", name=self._name, end=end, wanted=wanted)
+            raise self._truncated(size, position + 1)
 
     def _stop(self) -> None:
         """End the transfer, if there is one, before its end."""

@@ -10,11 +10,10 @@ sockets, not in our memory. Threads that ask side by side are put in order (turn
 
 from typing import TYPE_CHECKING
 
-from engine.errors import ObjectNotFound, ObjectTruncated
-from engine.storage.base import ObjectReader
+from engine.errors import ObjectNotFound
 from engine.storage.rclone_errors import Kind, meaning
 from engine.storage.rclone_wire import Lost, ReadStream, Refused, Wire
-from engine.storage.turns import Turns
+from engine.storage.turns import StreamReader
 from engine.units import KIB
 
 if TYPE_CHECKING:
@@ -23,37 +22,26 @@ if TYPE_CHECKING:
 _SKIP_BYTES_MAX = 256 * KIB  # cheaper than another request
 
 
-class RcloneReader(ObjectReader):
+class RcloneReader(StreamReader):
     """An object of `size_bytes`. Threads share it; one reads at a time."""
 
     def __init__(self, storage: "RcloneStorage", name: str, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
-        self._storage, self._name = storage, name
-        self._turns = Turns()
+        super().__init__(storage.label, name, size_bytes)
+        self._storage = storage
         self._stream: ReadStream | None = None
         self._end = -1  # of the last read
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        self._check_range(offset, length)
-        target = bytearray(length)
-        self.read_into(offset, memoryview(target))
-        return bytes(target)
-
-    def read_into(self, offset: int, target: memoryview) -> None:
-        self._check_range(offset, len(target))
-        if not target:
-            return
-        storage = self._storage
-        with self._turns.turn(offset, len(target)):
-            storage.attempt(
-                "read", self._name, lambda wire: self._read(wire, offset, target), storage.patience.reading_attempts
-            )
 
     def close(self) -> None:
         with self._turns.between():
             self._drop()
 
     # ---- inner; all of it with the turn ---------------------------------------------------------------------------------
+
+    def _read_in_turn(self, offset: int, target: memoryview) -> None:
+        storage = self._storage
+        storage.attempt(
+            "read", self._name, lambda wire: self._read(wire, offset, target), storage.patience.reading_attempts
+        )
 
     def _read(self, wire: Wire, offset: int, target: memoryview) -> None:
         """Read once. What is short, or was refused, is looked at: an object that has become shorter is told as that."""
@@ -103,10 +91,3 @@ class RcloneReader(ObjectReader):
         if self._stream is not None:
             self._stream.abort()
             self._stream = None
-
-    def _check_range(self, offset: int, length: int) -> None:
-        if offset + length > self.size_bytes:
-            raise self._truncated(self.size_bytes, offset + length)
-
-    def _truncated(self, end: int, wanted: int) -> ObjectTruncated:
-        return ObjectTruncated(storage=self._storage.label, step="read", name=self._name, end=end, wanted=wanted)

@@ -10,9 +10,12 @@ waiting is soon given up, until somebody does come too late.
 
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from engine.errors import ObjectTruncated
+from engine.storage.base import ObjectReader
 from engine.units import MIB
 
 WAIT_SECONDS = 0.02
@@ -80,3 +83,35 @@ class Turns:
                 return
             waited = True
             self._changed.wait(deadline - now)
+
+
+class StreamReader(ObjectReader):
+    """An object of `size_bytes` read through one stream, which threads share; one reads at a time."""
+
+    def __init__(self, label: str, name: str, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self._label, self._name = label, name
+        self._turns = Turns()
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self._check_range(offset, length)
+        target = bytearray(length)
+        self.read_into(offset, memoryview(target))
+        return bytes(target)
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        self._check_range(offset, len(target))
+        if target:
+            with self._turns.turn(offset, len(target)):
+                self._read_in_turn(offset, target)
+
+    @abstractmethod
+    def _read_in_turn(self, offset: int, target: memoryview) -> None:
+        """Fill `target`, which is not empty, from `offset`."""
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset + length > self.size_bytes:
+            raise self._truncated(self.size_bytes, offset + length)
+
+    def _truncated(self, end: int, wanted: int) -> ObjectTruncated:
+        return ObjectTruncated(storage=self._label, step="read", name=self._name, end=end, wanted=wanted)
