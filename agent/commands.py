@@ -1,6 +1,7 @@
 """One handler per command, and one effect per command_id, however often it is delivered.
 
 Command ──► known? receipt only
+        ──► a ticket to revoke? done, as often as it comes ──► CommandReceipt
         ──► on disk (spec in its folder, then the journal) ──► CommandReceipt ──► supervisor
         ──► not understood, or not possible: a rejection in the journal ──► CommandReceipt
 """
@@ -14,9 +15,12 @@ from agent.errors import AgentError, CommandLate, CommandUnsupported
 from agent.folder import Folder
 from agent.host import Host
 from agent.supervisor import Supervisor
+from agent.tickets import revoke
 from clients.gen.backupmanager.agent.v1 import command_pb2, event_pb2
 from engine import spec
 from engine.errors import BackupManagerError, EngineError
+from engine.ids import is_id
+from engine.ticket import SUFFIX
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,8 @@ class Commands:
             log.error("a command without an id was ignored job_id=%s", command.job_id)
             return False
         try:
+            if command.WhichOneof("body") == "revoke_ticket":
+                return await self._revoke_ticket(command)
             if await self._host.journal.knows(command.command_id):
                 return True
             # A cancel adds no event but an end, and may be what empties the journal.
@@ -116,6 +122,19 @@ class Commands:
         )
         if operation is not None:
             await self._supervisor.cancel(operation, grace_seconds)
+
+    async def _revoke_ticket(self, command: command_pb2.Command) -> bool:
+        """Take back the ticket that a job has left; False as long as the job might still leave one. Raises OSError."""
+        if not is_id(command.job_id):
+            log.error("a ticket without an id cannot be revoked job_id=%s", command.job_id)
+            return False
+        if any(
+            one.job_id == command.job_id and one.state != "finished" for one in await self._host.journal.operations()
+        ):
+            return False  # it comes again; the controller has asked for the job's end, or waits for it
+        file = self._host.config.tickets_folder / f"{command.job_id}{SUFFIX}"
+        await asyncio.to_thread(revoke, file, self._host.clock.now())
+        return True
 
     async def _reject(self, command: command_pb2.Command, error: BackupManagerError) -> None:
         log.warning("rejected job_id=%s reason=%s detail=%s", command.job_id, error.reason, error)

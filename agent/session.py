@@ -186,7 +186,9 @@ class Session:
 
     async def _take_command(self, command: command_pb2.Command) -> None:
         if await self._commands.take(command):
-            self._send_soon(Request(command_receipt=command_pb2.CommandReceipt(command_id=command.command_id)))
+            gone = command.WhichOneof("body") == "revoke_ticket"
+            receipt = command_pb2.CommandReceipt(command_id=command.command_id, ticket_gone=gone)
+            self._send_soon(Request(command_receipt=receipt))
 
     async def _take_receipt(self, sequence: int) -> None:
         self._supervisor.forget(await self._host.journal.acknowledge(sequence))

@@ -461,6 +461,11 @@ class LookTooLong(ControllerError):
     remedy = "Look for a mount that hangs on the hypervisor, or a server that takes connections and does not answer"
 
 
+class TicketNotFound(ControllerError):
+    reason = "TICKET_NOT_FOUND"
+    template = "there is no restore ticket {ticket_id}"
+
+
 # ---- ends of jobs, and of sessions --------------------------------------------------------------------------------------
 
 

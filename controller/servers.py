@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import peewee
 
-from controller import auto_purge, claims, happenings, hypervisors, leases, packages, totals
+from controller import auto_purge, claims, happenings, hypervisors, leases, packages, tickets, totals
 from controller.db import models
 from controller.db.fields import from_microseconds
 from controller.db.statements import chunks, fetch, find_row, find_rows, statement, value_lines
@@ -223,6 +223,7 @@ def delete(server_id: str, now: datetime) -> Server:
     totals.remove_server(server.server_id)
     _event("server.deleted", server.server_id, server.hypervisor_id, now)
     auto_purge.schedule(server.server_id, now)
+    tickets.revoke_all("server_deleted", now, server_id=server.server_id)
     return find(server.server_id)
 
 

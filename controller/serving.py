@@ -69,6 +69,8 @@ from clients.gen.backupmanager.v1 import (
     system_log_service_pb2_grpc,
     system_service_pb2,
     system_service_pb2_grpc,
+    ticket_service_pb2,
+    ticket_service_pb2_grpc,
     webhook_service_pb2,
     webhook_service_pb2_grpc,
 )
@@ -115,6 +117,7 @@ from controller.services.settings import SettingsServicer
 from controller.services.storages import StorageServicer
 from controller.services.system import SystemServicer
 from controller.services.system_log import SystemLogServicer
+from controller.services.tickets import TicketServicer
 from controller.services.webhooks import WebhookServicer
 from engine.units import MIB
 
@@ -143,6 +146,7 @@ _PUBLIC = (
     storage_service_pb2.DESCRIPTOR,
     system_log_service_pb2.DESCRIPTOR,
     system_service_pb2.DESCRIPTOR,
+    ticket_service_pb2.DESCRIPTOR,
     webhook_service_pb2.DESCRIPTOR,
     enrollment_service_pb2.DESCRIPTOR,
 )
@@ -300,6 +304,7 @@ def _add_services(server: aio.Server, parts: Parts, health: HealthServicer, enro
     schedule_service_pb2_grpc.add_ScheduleServiceServicer_to_server(ScheduleServicer(parts), server)
     settings_service_pb2_grpc.add_SettingsServiceServicer_to_server(SettingsServicer(parts), server)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(BackupServicer(parts), server)
+    ticket_service_pb2_grpc.add_TicketServiceServicer_to_server(TicketServicer(parts), server)
     event_service_pb2_grpc.add_EventServiceServicer_to_server(EventServicer(parts), server)
     system_log_service_pb2_grpc.add_SystemLogServiceServicer_to_server(SystemLogServicer(parts), server)
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(parts), server)

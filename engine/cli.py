@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--upload-limit", type=int, default=0, metavar="BYTES", help="bytes a second, 0: no limit")
     _host(verb)
 
-    verb = _verb(verbs, "list", "list backups on a storage")
+    verb = _verb(verbs, "list", "list backups on a storage", storage=False)
+    _ticket(verb, "a restore ticket: stands for the storage; its backup alone is listed")
     verb.add_argument("server", nargs="?", default="", help=_SERVER_ONLY)
 
     verb = _verb(verbs, "inventory", "list backups that this host's own catalog knows", storage=False)
@@ -120,12 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "restore", "restore disks of a domain", storage=False)
     verb.add_argument("domain", nargs="?", default="", help="server id, domain name or UUID, as `list` shows them")
     verb.add_argument("backup", nargs="?", default="", help="backup id; the latest if left out")
-    verb.add_argument(
-        "--ticket",
-        default="",
-        metavar="FILE",
-        help="a restore ticket: stands for storage, key and backup; only to files and devices",
-    )
+    _ticket(verb, "a restore ticket: stands for storage, key and backup; only to files and devices")
     verb.add_argument("--at", default="", metavar="TIME", help="the latest backup that is not later")
     verb.add_argument("--disk", action="append", default=[], metavar="TARGET", help="only this disk; may be repeated")
     verb.add_argument(
@@ -145,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--stop-grace", type=int, default=60, metavar="SECONDS", help="for the guest to shut down")
     _host(verb)
 
-    verb = _verb(verbs, "verify", "read and check every frame")
-    verb.add_argument("server", help=_SERVER)
+    verb = _verb(verbs, "verify", "read and check every frame", storage=False)
+    _ticket(verb, "a restore ticket: stands for storage, key and backup")
+    verb.add_argument("server", nargs="?", default="", help=_SERVER)
     verb.add_argument("backup", nargs="?", default="", help="backup id; all of the server's if left out")
     verb.add_argument("--without-key", action="store_true", help="check the stored bytes only")
 
@@ -239,6 +236,10 @@ def _verb(
         verb.add_argument("--passphrase-file", default="", metavar="FILE")
         verb.add_argument("--workers", type=int, default=4, help="threads")
     return verb
+
+
+def _ticket(verb: argparse.ArgumentParser, text: str) -> None:
+    verb.add_argument("--ticket", default="", metavar="FILE", help=text)
 
 
 def _catalog(verb: argparse.ArgumentParser) -> None:

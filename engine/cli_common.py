@@ -60,6 +60,7 @@ _EXIT_BY_REASON = {
         "REPOSITORY_FOREIGN",
         "OBJECT_EXISTS",
         "TICKET_EXPIRED",
+        "TICKET_REVOKED",
     },
     5: {
         "WRONG_KEY",

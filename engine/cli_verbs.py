@@ -21,6 +21,7 @@ from engine.cli_common import (
     server_keys,
 )
 from engine.cli_storage import load_storage_file
+from engine.cli_ticket import list_by_ticket, restore_by_ticket, verify_by_ticket
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, InvalidSpec, TargetError
 from engine.format.crypto import StorageKey
@@ -30,7 +31,6 @@ from engine.reindex import reindex
 from engine.repository import check_repository, list_servers, open_repository
 from engine.spec import BackupJob, BackupType, DeleteJob, Job, RestoreJob, Settings, TestJob, VerifyJob
 from engine.storage.open import open_storage
-from engine.ticket import load_ticket
 from engine.units import human_bytes
 from engine.work import Work
 
@@ -115,6 +115,10 @@ def _print_backup(result: dict[str, Any]) -> None:
 
 def list_backups(options: argparse.Namespace) -> int:
     """List what lies on the storage."""
+    if options.ticket:
+        return list_by_ticket(options)
+    if not options.storage:
+        raise InvalidSpec(field="--storage", problem="is needed, or else --ticket")
     report = ConsoleReport(quiet=True)
     with open_storage(load_storage_file(options.storage)) as storage:
         server_id = find_server(storage, options.server) if options.server else ""
@@ -200,7 +204,7 @@ def restore(options: argparse.Namespace) -> int:
     targets, points = _pairs(options.target, "--target"), _pairs(options.point, "--point")
     to_files = bool(options.to or targets)
     if options.ticket:
-        return _restore_by_ticket(options, targets)
+        return restore_by_ticket(options, _to_files(options, targets))
     if not (options.storage and options.domain):
         raise InvalidSpec(field="--storage", problem="and a domain are needed, or else --ticket")
     target, key = open_target(options)
@@ -219,21 +223,7 @@ def restore(options: argparse.Namespace) -> int:
         server_id=server_id, domain_uuid="" if to_files else server.domain_uuid, backup_id=server.backup_id,
         disks=tuple(options.disk), server_keys=server_keys(key, server_id), points=points, **_to_files(options, targets),
     )  # fmt: skip
-    return run_verb(options, make_job(restore=job), target, Settings(workers=options.workers), _print_restore)
-
-
-def _restore_by_ticket(options: argparse.Namespace, targets: dict[str, str]) -> int:
-    """Restore the one backup that a ticket is for; it never writes over a domain's disks."""
-    instead = ("domain", "storage", "passphrase_file", "at", "point", "yes")
-    for name in (one for one in instead if getattr(options, one)):
-        raise InvalidSpec(
-            field=name.replace("_", "-"), problem="cannot be given with a ticket, which stands for all of that"
-        )
-    if not (options.to or targets):
-        raise InvalidSpec(field="--to", problem="or --target is needed: a ticket restores to files and devices")
-    ticket = load_ticket(Path(options.ticket), datetime.now(UTC))
-    job = replace(ticket.job(tuple(options.disk)), **_to_files(options, targets))
-    return run_verb(options, make_job(restore=job), ticket.storage, Settings(workers=options.workers), _print_restore)
+    return run_verb(options, make_job(restore=job), target, Settings(workers=options.workers), print_restore)
 
 
 def _to_files(options: argparse.Namespace, targets: dict[str, str]) -> dict[str, Any]:
@@ -275,21 +265,26 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
     return found
 
 
-def _print_restore(result: dict[str, Any]) -> None:
+def print_restore(result: dict[str, Any]) -> None:
     print(f"restored {', '.join(result['disks'])}: {human_bytes(result['bytes_written'])} written")
     for file in result["files"]:
         print(f"  {file}")
 
 
 def verify(options: argparse.Namespace) -> int:
+    """Check backups of a server, or what a ticket is for."""
+    if options.ticket:
+        return verify_by_ticket(options)
+    if not (options.storage and options.server):
+        raise InvalidSpec(field="--storage", problem="and a server are needed, or else --ticket")
     target, key = open_target(options, want_key=not options.without_key)
     with open_storage(target) as storage:
         server_id = find_server(storage, options.server)
     job = VerifyJob(server_id, options.backup, server_keys(key, server_id))
-    return run_verb(options, make_job(verify=job), target, Settings(workers=options.workers), _print_verify)
+    return run_verb(options, make_job(verify=job), target, Settings(workers=options.workers), print_verify)
 
 
-def _print_verify(result: dict[str, Any]) -> None:
+def print_verify(result: dict[str, Any]) -> None:
     print(
         f"{result['frames']} frames, {human_bytes(result['stored_bytes'])} checked, {result['damaged_count']} damaged"
     )

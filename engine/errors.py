@@ -432,6 +432,14 @@ class TicketExpired(EngineError):
     remedy = "Ask for another one: bmctl backup ticket BACKUP --wait"
 
 
+class TicketRevoked(EngineError):
+    """A restore ticket was taken back before its time."""
+
+    reason = "TICKET_REVOKED"
+    template = "the restore ticket {path} was revoked at {revoke_time}"
+    remedy = "Ask for another one: bmctl backup ticket BACKUP --wait"
+
+
 class TicketExposed(EngineError):
     """A restore ticket holds credentials; one that others can read or write is not used."""
 

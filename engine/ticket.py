@@ -2,6 +2,8 @@
 
     agent ── TicketJob ──► engine (ticket_issue.py): can the backup be restored from here? ──► tickets/<id>.json
     bm-engine restore --ticket FILE --to FOLDER ──► private? not over? ──► the job of a restore to files
+              list, verify --ticket FILE ─────────► the same, of this one backup and what it needs
+    revoked: the agent puts a Revocation in the file's place, which holds no secret and says when
 
 The folder is 0700 and the file 0600: it holds the storage's credentials and the keys of one server, so that no command line
 has to. It may be used as often as wanted until it expires; a restore that has begun goes on. The agent removes what is over
@@ -10,13 +12,14 @@ has to. It may be used as often as wanted until it expires; a restore that has b
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from engine import spec
-from engine.errors import InvalidSpec, TicketExpired, TicketExposed
-from engine.spec import RestoreJob, StorageSpec
+from engine.errors import InvalidSpec, TicketExpired, TicketExposed, TicketRevoked
+from engine.spec import RestoreJob, StorageSpec, VerifyJob
 
 VERSION = 1
 SUFFIX = ".json"
@@ -58,9 +61,25 @@ class Ticket:
             manifest_digest=self.manifest_digest, server_keys=self.server_keys,
         )  # fmt: skip
 
+    def check(self) -> VerifyJob:
+        """Return a verification of what the ticket is for: of every disk of its backup, and of the backups that it needs."""
+        return VerifyJob(server_id=self.server_id, backup_id=self.backup_id, server_keys=self.server_keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """What stands in the place of a ticket that was revoked."""
+
+    revoke_time: str
+    revoked: bool = True
+    version: int = VERSION
+
 
 def load_ticket(path: Path, now: datetime) -> Ticket:
-    """Return a ticket that may be used. Raises TicketExposed, TicketExpired, InvalidSpec; none quotes what is in the file."""
+    """Return a ticket that may be used.
+
+    Raises TicketExposed, TicketExpired, TicketRevoked, InvalidSpec; none quotes what is in the file.
+    """
     ticket = parse_ticket(_read_private(path), str(path))
     if ticket.is_over(now):
         raise TicketExpired(path=path, expire_time=ticket.expire_time)
@@ -68,7 +87,10 @@ def load_ticket(path: Path, now: datetime) -> Ticket:
 
 
 def parse_ticket(data: bytes, name: str) -> Ticket:
-    """Return the ticket that a file's bytes are. Raises InvalidSpec."""
+    """Return the ticket that a file's bytes are. Raises TicketRevoked for what stands in its place, else InvalidSpec."""
+    with suppress(InvalidSpec, RecursionError):
+        revocation = spec.load(Revocation, data)
+        raise TicketRevoked(path=name, revoke_time=_time("revoke_time", revocation.revoke_time).isoformat())
     try:
         ticket = spec.load(Ticket, data)
         _time("create_time", ticket.create_time), _time("expire_time", ticket.expire_time)

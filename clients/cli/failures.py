@@ -97,6 +97,7 @@ _HINTS = {
     "PURGE_NOT_FOUND": "`bmctl purge list --all` shows the purges there are.",
     "PURGE_ENDED": "`bmctl purge list --all` shows how it ended.",
     "PURGE_RUNNING": "Stop what is not deleted yet with `bmctl job cancel {job_id}`.",
+    "TICKET_NOT_FOUND": "`bmctl ticket list --all` shows the tickets there are; one whose job goes on is ended by `bmctl job cancel`.",
     "JOB_ENDED": "Look at it with `bmctl job show {job_id}`.",
     "JOB_NOT_FOUND": "`bmctl job list` shows the jobs there are.",
     "SERVER_NOT_FOUND": "`bmctl server list` shows the servers there are.",

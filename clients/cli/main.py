@@ -27,6 +27,7 @@ RESOURCES = (
     ("batch", "clients.cli.batches", "What schedules did, and do."),
     ("preset", "clients.cli.presets", "Performance settings that go together."),
     ("backup", "clients.cli.backups", "Make, see, restore, check, delete backups."),
+    ("ticket", "clients.cli.tickets", "Restore tickets that lie on hypervisors."),
     ("chain", "clients.cli.chains", "Delete whole chains of backups."),
     ("retention", "clients.cli.retention", "Why backups stay, and what goes when."),
     ("purge", "clients.cli.purges", "What is left of deleted servers."),

@@ -55,6 +55,7 @@ _STYLES = {
     "banned": "bold red",
     "offline": "red",
     "revoked": "red",
+    "revoking": "bold yellow",
     "expired": "red",
     "cancelled": "magenta",
     "locked": "yellow",

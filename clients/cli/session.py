@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from clients.gen.backupmanager.v1.storage_service_pb2_grpc import StorageServiceStub
     from clients.gen.backupmanager.v1.system_log_service_pb2_grpc import SystemLogServiceStub
     from clients.gen.backupmanager.v1.system_service_pb2_grpc import SystemServiceStub
+    from clients.gen.backupmanager.v1.ticket_service_pb2_grpc import TicketServiceStub
     from clients.gen.backupmanager.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
 CALL_SECONDS = 30.0
@@ -114,6 +115,12 @@ class Controller:
         from clients.gen.backupmanager.v1.purge_service_pb2_grpc import PurgeServiceStub
 
         return PurgeServiceStub(self._link)
+
+    @cached_property
+    def tickets(self) -> TicketServiceStub:
+        from clients.gen.backupmanager.v1.ticket_service_pb2_grpc import TicketServiceStub
+
+        return TicketServiceStub(self._link)
 
     @cached_property
     def packages(self) -> PackageServiceStub:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clients.cli import ask
+from clients.cli import ask, words
 from clients.cli.failures import Usage
 from clients.cli.options import Output, StorageArgument, Yes
 from clients.cli.output import Screen
@@ -118,9 +118,17 @@ def update(
         if not paths and not request.secrets.ByteSize():
             raise Usage(field="storage update", problem="nothing to change was given")
         reply = await controller.call(controller.storages.UpdateStorage, request)
-        show_storage(Screen(output), reply.storage)
+        screen = Screen(output)
+        show_storage(screen, reply.storage)
+        _tell_revoked(screen, reply.revoked_ticket_count)
 
     run(work)
+
+
+def _tell_revoked(screen: Screen, count: int) -> None:
+    """Say that restore tickets went with a storage's way in, if any did."""
+    if count and not screen.json:
+        screen.side.print(f"{words.plural(count, 'restore ticket')} revoked: bmctl ticket list --all")
 
 
 def set_retention(
@@ -164,7 +172,10 @@ def delete(storage: StorageArgument, yes: Yes = False, output: Output = "table")
     async def work(controller: Controller) -> None:
         found = await find(controller, storage)
         ask.confirm(f"Forget storage {found.name} ({place_of(found)})? What lies there stays.", yes=yes)
-        await controller.call(controller.storages.DeleteStorage, DeleteStorageRequest(storage_id=found.storage_id))
-        Screen(output).show({"storage_id": found.storage_id}, lambda: f"Storage {found.name} is forgotten.")
+        request = DeleteStorageRequest(storage_id=found.storage_id)
+        reply = await controller.call(controller.storages.DeleteStorage, request)
+        screen = Screen(output)
+        screen.show({"storage_id": found.storage_id}, lambda: f"Storage {found.name} is forgotten.")
+        _tell_revoked(screen, reply.revoked_ticket_count)
 
     run(work)

@@ -62,6 +62,9 @@ class Maker:
         if pending.kind == "cancel":
             command.cancel.grace.CopyFrom(_span(CANCEL_GRACE))
             return command
+        if pending.kind == "revoke_ticket":
+            command.revoke_ticket.SetInParent()
+            return command
         batch, job_count = self._batch(job.batch_id) if job.batch_id else (None, 0)
         until = _begin_until(pending, job, batch, self._limits)
         command.deadline.CopyFrom(_span(max(until - self._now, _DEADLINE_MIN)))

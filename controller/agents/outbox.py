@@ -17,7 +17,7 @@ from controller.db.notes import note
 from controller.db.statements import chunks, find_where, insert_rows, statement, value_lines
 from engine.ids import new_ids
 
-Kind: TypeAlias = Literal["run", "cancel"]
+Kind: TypeAlias = Literal["run", "cancel", "revoke_ticket"]
 
 
 @dataclass(frozen=True, slots=True)

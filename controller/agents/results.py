@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controller import backups, hypervisors, jobs, prune_queue, reconciliation, servers, storages
+from controller import backups, hypervisors, jobs, prune_queue, reconciliation, servers, storages, tickets
 from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
@@ -51,6 +51,8 @@ def apply_result(job: Job, finished: Finished, now: datetime) -> tuple[dict[str,
             _delete(job, result.get("delete", {}), now)
         case "reindex" if completed:
             _reindex(job, result.setdefault("reindex", {}), now)
+        case "ticket" if completed:
+            tickets.left(job, result.get("ticket", {}), now)
         case "test" if completed:
             storages.pin_host_key(job.storage_id, host_key(result.get("test", {}).get("host_key", "")), now)
     return (result or None), warnings

@@ -14,13 +14,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from clients.gen.backupmanager.agent.v1 import event_pb2, session_service_pb2
-from controller import claims, installation, job_log, jobs
+from clients.gen.backupmanager.agent.v1 import command_pb2, event_pb2, session_service_pb2
+from controller import claims, installation, job_log, jobs, tickets
 from controller.agents import convert, events, hello, outbox
 from controller.agents.deliveries import Taken, take
 from controller.agents.hello import Suspect, Welcome
@@ -231,8 +231,9 @@ class Session:
             case "heartbeat":
                 self._heartbeat(request.heartbeat)
             case "command_receipt":
-                command_id = request.command_receipt.command_id
-                await self._parts.database.run(outbox.receive, self.hypervisor_id, command_id, self._parts.clock.now())
+                await self._parts.database.run(
+                    _receive, self.hypervisor_id, request.command_receipt, self._parts.clock.now()
+                )
             case "events":
                 await self._events(request.events)
             case "progress":
@@ -375,3 +376,10 @@ class Session:
         )
         message.time.FromDatetime(welcome.time)
         return message
+
+
+def _receive(hypervisor_id: str, receipt: command_pb2.CommandReceipt, now: datetime) -> None:
+    """Take in that an agent has a command, and with one that revokes a ticket that this is done."""
+    outbox.receive(hypervisor_id, receipt.command_id, now)
+    if receipt.ticket_gone:
+        tickets.confirm(hypervisor_id, receipt.command_id, now)

@@ -6,7 +6,7 @@
     ended jobs, with what agents said of them       Job Retention Days (120); later, while a backup that it made is there, or
                                                     it is the last failure of a server, or the last check of a storage
     ended batches without jobs                      as jobs
-    who did what                                    as jobs
+    who did what; restore tickets that are over     as jobs
 
 Each transaction removes a few hundred rows and finds its work anew, so a kill between two loses nothing and the next round goes
 on. A round stops after ROUND_SECONDS; what is left waits for the next one. With a job its request id goes, and not before (N7).
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from controller import audit_log, deliveries, events, settings, system_log
+from controller import audit_log, deliveries, events, settings, system_log, tickets
 from controller.cycle.tick import Round
 from controller.db import models
 from controller.rules.states import BATCH_LIVE, LIVE
@@ -62,6 +62,7 @@ async def step(around: Round) -> None:
         ("deliveries", deliveries.remove_dead, before.events),
         ("log", system_log.remove_before, before.logs),
         ("calls", audit_log.remove_before, before.jobs),
+        ("tickets", tickets.remove_before, before.jobs),
     )
     for name, remove, instant in simple:
         gone = count = await around.database.run(remove, instant, ROWS_MAX)

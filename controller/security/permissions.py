@@ -110,6 +110,8 @@ RULES: dict[str, Rule] = {
     f"{_V1}BackupService/StartRestore": Rule("operator", "backup_id", made="job_id"),
     f"{_V1}BackupService/StartVerify": Rule("operator", "backup_id", made="job_id"),
     f"{_V1}BackupService/CreateRestoreTicket": Rule("operator", "backup_id", made="job_id"),
+    f"{_V1}TicketService/ListTickets": Rule("viewer"),
+    f"{_V1}TicketService/RevokeTicket": Rule("operator", "ticket_id"),
     f"{_V1}BackupService/PreviewDelete": Rule("operator"),
     f"{_V1}BackupService/StartDelete": Rule("admin", "backup_ids", made="job_id"),
     f"{_V1}BatchService/ListBatches": Rule("viewer"),

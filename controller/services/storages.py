@@ -8,7 +8,7 @@ from datetime import datetime
 
 from clients.gen.backupmanager.v1 import storage_pb2, storage_service_pb2_grpc
 from clients.gen.backupmanager.v1 import storage_service_pb2 as messages
-from controller import health, orders, probes, schedules, storages, totals
+from controller import health, orders, probes, schedules, storages, tickets, totals
 from controller.context import Context as OrderContext
 from controller.db import secrets
 from controller.db.secrets import Vault
@@ -69,7 +69,7 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
         key = await self._make_key(change.secrets) if "encryption_passphrase" in change.secrets else None
         wrapped = await self._wrapped(present, change.secrets.get("added_passphrase", ""))
         # What was checked must be what is changed: the etag of the storage as it was read stands in for one not given.
-        record = await self._parts.database.run(
+        record, revoked = await self._parts.database.run(
             _change,
             present.storage_id,
             change,
@@ -79,14 +79,14 @@ class StorageServicer(storage_service_pb2_grpc.StorageServiceServicer):
             self._parts.vault,
             self._parts.now(),
         )
-        return messages.UpdateStorageResponse(storage=await self._shown(record))
+        return messages.UpdateStorageResponse(storage=await self._shown(record), revoked_ticket_count=revoked)
 
     async def DeleteStorage(
         self, request: messages.DeleteStorageRequest, context: Context
     ) -> messages.DeleteStorageResponse:
         reference = check.reference("storage_id", request.storage_id)
-        await self._parts.database.run(_delete, reference, self._parts.now())
-        return messages.DeleteStorageResponse()
+        revoked = await self._parts.database.run(_delete, reference, self._parts.now())
+        return messages.DeleteStorageResponse(revoked_ticket_count=revoked)
 
     async def TestStorage(self, request: messages.TestStorageRequest, context: Context) -> messages.TestStorageResponse:
         order = TestOrder(
@@ -229,13 +229,16 @@ def _change(
     etag: str,
     vault: Vault,
     now: datetime,
-) -> Storage:
-    """Change a storage, and let its schedules follow."""
+) -> tuple[Storage, int]:
+    """Change a storage, and let its schedules follow; how many restore tickets were revoked with the old way in is returned too."""
     if wrapped is not None:
         storages.set_wrapped(storage_id, wrapped.key_id, wrapped.before, wrapped.after)
+    before = storages.find(storage_id)
     changed = storages.update(storage_id, change, key, etag, vault, now)
     schedules.storage_changed(storage_id, now)
-    return changed
+    if not storage_types.is_another_way_in(before.type, before.config, change.config, change.secrets):
+        return changed, 0
+    return changed, tickets.revoke_all("storage_changed", now, storage_id=storage_id)
 
 
 def _present(reference: str, vault: Vault) -> tuple[Storage, dict[str, str]]:
@@ -246,5 +249,8 @@ def _present(reference: str, vault: Vault) -> tuple[Storage, dict[str, str]]:
     return present, {name: value for name, value in kept.items() if name in names}
 
 
-def _delete(reference: str, now: datetime) -> None:
-    storages.delete(storages.find(reference).storage_id, now)
+def _delete(reference: str, now: datetime) -> int:
+    """Forget a storage; return how many restore tickets were revoked with it."""
+    storage_id = storages.find(reference).storage_id
+    storages.delete(storage_id, now)
+    return tickets.revoke_all("storage_deleted", now, storage_id=storage_id)

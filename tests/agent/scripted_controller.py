@@ -48,6 +48,7 @@ class ScriptedController:
         self.hellos: list[session_service_pb2.Hello] = []
         self.events: list[event_pb2.Event] = []
         self.receipts: list[str] = []
+        self.gone: list[str] = []  # of them, those that say that a ticket is
         self.heartbeats: list[session_service_pb2.Heartbeat] = []
         self.progress: list[event_pb2.ProgressReport] = []
         self.log_lines: list[event_pb2.JobLogLine] = []
@@ -212,6 +213,8 @@ class ScriptedController:
                 self.heartbeats.append(request.heartbeat)
             case "command_receipt":
                 self.receipts.append(request.command_receipt.command_id)
+                if request.command_receipt.ticket_gone:
+                    self.gone.append(request.command_receipt.command_id)
                 self._waiting.pop(request.command_receipt.command_id, None)
             case "events":
                 self._store(request.events, outgoing)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.tickets import remove_expired, sweep
+from agent.tickets import remove_expired, revoke, sweep
+from clients.gen.backupmanager.agent.v1 import command_pb2
 from clients.gen.backupmanager.v1 import job_pb2
 from engine import spec
+from engine.errors import TicketRevoked
 from engine.spec import LocalConfig, StorageSpec
-from engine.ticket import LIFETIME_SECONDS_MAX, Ticket
-from tests.agent.conftest import run_command
+from engine.ticket import LIFETIME_SECONDS_MAX, Ticket, load_ticket
+from tests.agent.conftest import fresh_id, run_command
 from tests.agent.scripted_controller import ScriptedController
 from tests.clock import START, FakeClock
 from tests.servers.agent import Agent
@@ -136,3 +138,58 @@ def test_no_ticket_is_left_for_a_backup_that_is_not_there(tmp_path: Path, contro
         assert refused.failure.reason == "INVALID_FIELD"
         assert list((agent.state_folder / "tickets").iterdir()) == []
         assert (agent.state_folder / "tickets").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.feature("M11")
+def test_a_revoked_ticket_leaves_a_word_without_secrets_for_a_week(tmp_path: Path) -> None:
+    path, other = leave(tmp_path, "one.json", START), tmp_path / "other.json"
+    secret = path.read_bytes()
+    for file in (path, path, other):  # twice is as good as once, and where none is nothing is done
+        revoke(file, START)
+    assert not other.exists()
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(TicketRevoked) as caught:
+        load_ticket(path, START)
+    assert caught.value.facts["revoke_time"] == START.isoformat()
+    assert b"/vault" in secret
+    assert b"/vault" not in path.read_bytes()
+    os.utime(path, (START.timestamp(), START.timestamp()))
+    assert sweep(tmp_path, START + timedelta(seconds=LIFETIME_SECONDS_MAX)) == []
+    assert sweep(tmp_path, START + timedelta(seconds=LIFETIME_SECONDS_MAX + 1)) == ["one.json"]
+
+
+@pytest.mark.feature("M11")
+def test_what_is_no_ticket_any_more_is_removed_when_it_is_revoked_and_a_link_is_not_followed(tmp_path: Path) -> None:
+    broken, secret, link = tmp_path / "broken.json", tmp_path / "kept", tmp_path / "link.json"
+    broken.write_text('{"storage": ')
+    secret.write_text("somebody's own")
+    link.symlink_to(secret)
+    revoke(broken, START)
+    with pytest.raises(OSError):
+        revoke(link, START)
+    assert not broken.exists()
+    assert secret.read_text() == "somebody's own"
+
+
+@pytest.mark.feature("M11")
+def test_an_agent_takes_a_ticket_back_and_says_that_it_is_gone(tmp_path: Path, controller: ScriptedController) -> None:
+    with Agent(
+        tmp_path / "agent",
+        controller=controller.address,
+        token=controller.enrollment_token,
+        libvirt_uri="test:///default",
+    ) as agent:
+        job_id = fresh_id()
+        path = leave(agent.state_folder / "tickets", f"{job_id}.json", datetime.now(UTC))
+        command = command_pb2.Command(command_id=fresh_id(), job_id=job_id, attempt=1)
+        command.revoke_ticket.SetInParent()
+        escape = command_pb2.Command(command_id=fresh_id(), job_id="../identity", attempt=1)
+        escape.revoke_ticket.SetInParent()
+        controller.send(escape)
+        controller.send(command)
+        controller.wait_receipt(command.command_id)
+        assert controller.gone == [command.command_id]
+        with pytest.raises(TicketRevoked):
+            load_ticket(path, datetime.now(UTC))
+        assert (agent.state_folder / "identity.json").exists()
+        assert escape.command_id not in controller.receipts

@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from grpc_status import rpc_status
 
-from clients.gen.backupmanager.v1 import access_token_pb2, job_pb2, server_pb2, storage_pb2
+from clients.gen.backupmanager.v1 import access_token_pb2, job_pb2, server_pb2, storage_pb2, ticket_pb2
 from clients.gen.backupmanager.v1 import access_token_service_pb2 as token_calls
 from clients.gen.backupmanager.v1 import backup_service_pb2 as backup_calls
 from clients.gen.backupmanager.v1 import hypervisor_service_pb2 as hypervisor_calls
@@ -31,6 +31,7 @@ from clients.gen.backupmanager.v1 import overview_service_pb2 as overview_calls
 from clients.gen.backupmanager.v1 import server_service_pb2 as server_calls
 from clients.gen.backupmanager.v1 import storage_service_pb2 as storage_calls
 from clients.gen.backupmanager.v1 import system_service_pb2 as system_calls
+from clients.gen.backupmanager.v1 import ticket_service_pb2 as ticket_calls
 from tests.clients import overviews, rows
 from tests.clients.authority import Authority
 
@@ -61,6 +62,7 @@ class Canned:
         self.calls: dict[str, list[Any]] = defaultdict(list)
         self.hypervisors, self.domains, self.servers = rows.hypervisors(), rows.domains(), rows.servers()
         self.storages, self.backups, self.tokens = rows.storages(), rows.backups(), rows.tokens()
+        self.tickets = rows.tickets()
         self.jobs = {job.job_id: job for job in rows.jobs()}
         self.log = rows.log_entries()
         self.overview, self.chains = overviews.overview(), overviews.chains()
@@ -209,7 +211,7 @@ class Canned:
                 storage=storage_pb2.Storage(storage_id=rows.NAS, name=r.name, enabled=True)
             ),
             "UpdateStorage": lambda r: storage_calls.UpdateStorageResponse(storage=self._storage(r.storage)),
-            "DeleteStorage": lambda _: storage_calls.DeleteStorageResponse(),
+            "DeleteStorage": lambda _: storage_calls.DeleteStorageResponse(revoked_ticket_count=1),
             "ProbeStorage": lambda _: storage_calls.ProbeStorageResponse(job_id=rows.JOB),
             "TestStorage": lambda _: storage_calls.TestStorageResponse(job_id=rows.JOB),
             "ReindexStorage": lambda _: storage_calls.ReindexStorageResponse(job_id=rows.JOB),
@@ -241,6 +243,8 @@ class Canned:
             "StartRestore": lambda _: backup_calls.StartRestoreResponse(job_id=rows.JOB),
             "StartVerify": lambda _: backup_calls.StartVerifyResponse(job_id=rows.JOB),
             "CreateRestoreTicket": lambda _: backup_calls.CreateRestoreTicketResponse(job_id=rows.JOB),
+            "ListTickets": lambda _: ticket_calls.ListTicketsResponse(tickets=self.tickets),
+            "RevokeTicket": self._revoke_ticket,
             "PreviewDelete": lambda _: backup_calls.PreviewDeleteResponse(
                 backups=self.backups,
                 stored_bytes=sum(one.stored_bytes for one in self.backups),
@@ -296,6 +300,13 @@ class Canned:
         end = start + (request.page_size or 100)
         token = str(end) if end < len(self.backups) else ""
         return backup_calls.ListBackupsResponse(backups=self.backups[start:end], next_page_token=token)
+
+    def _revoke_ticket(self, request: Any) -> Any:
+        found = next((one for one in self.tickets if one.ticket_id == request.ticket_id), None)
+        if found is None:
+            raise Refused("TICKET_NOT_FOUND", grpc.StatusCode.NOT_FOUND, {"ticket_id": request.ticket_id})
+        found.state = ticket_pb2.RESTORE_TICKET_STATE_REVOKING
+        return ticket_calls.RevokeTicketResponse(ticket=found)
 
     def _list_log(self, request: Any) -> Any:
         start = int(request.page_token or 0)

@@ -14,6 +14,7 @@ from clients.gen.backupmanager.v1 import (
     job_pb2,
     server_pb2,
     storage_pb2,
+    ticket_pb2,
 )
 from engine.units import GIB, MIB
 
@@ -242,3 +243,20 @@ def log_entries() -> list[job_pb2.JobLogEntry]:
         job_pb2.JobLogEntry(sequence=number, time=ago(minutes=2), level=level, message=message)
         for number, (level, message) in enumerate(words, 1)
     ]
+
+
+def tickets() -> list[ticket_pb2.RestoreTicket]:
+    one = ticket_pb2.RestoreTicket(
+        ticket_id=JOB,
+        state=ticket_pb2.RESTORE_TICKET_STATE_ACTIVE,
+        backup_id=FULL,
+        server_id=WEB1,
+        storage_id=OFFSITE,
+        hypervisor_id=HV1,
+        path=f"/var/lib/backup-manager/agent/tickets/{JOB}.json",
+        disks=["vda"],
+        requester="admin",
+        create_time=ago(hours=2),
+        expire_time=ago(hours=-22),
+    )
+    return [one]

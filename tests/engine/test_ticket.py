@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine import spec
 from engine.errors import BackupManagerError, InvalidSpec
 from engine.spec import LocalConfig, SftpConfig, StorageSpec
-from engine.ticket import CLOCK_STEP_MAX, LIFETIME_SECONDS_MAX, Ticket, load_ticket, parse_ticket
+from engine.ticket import CLOCK_STEP_MAX, LIFETIME_SECONDS_MAX, Revocation, Ticket, load_ticket, parse_ticket
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 SECRET, KEY = "s3cr3t-of-the-storage", "ab" * 32
@@ -150,15 +150,25 @@ def test_the_command_refuses_with_the_reason_and_the_remedy(tmp_path: Path) -> N
     exposed = write(tmp_path / "exposed.json", ticket(now), 0o644)
     to = ("--to", str(tmp_path))
 
+    revoked = tmp_path / "revoked.json"
+    revoked.write_text(spec.dump(Revocation(now.isoformat())))
+    revoked.chmod(0o600)
     for arguments, status, reason in (
-        (("--ticket", str(over), *to), 4, "TICKET_EXPIRED"),
-        (("--ticket", str(exposed), *to), 5, "TICKET_EXPOSED"),
-        (("--ticket", str(fresh)), 2, "INVALID_FIELD"),
-        (("--ticket", str(fresh), *to, "web1"), 2, "INVALID_FIELD"),
-        (("--ticket", str(fresh), *to, "--storage", "s.json"), 2, "INVALID_FIELD"),
-        (to, 2, "INVALID_FIELD"),
+        (("restore", "--ticket", str(over), *to), 4, "TICKET_EXPIRED"),
+        (("restore", "--ticket", str(revoked), *to), 4, "TICKET_REVOKED"),
+        (("list", "--ticket", str(over)), 4, "TICKET_EXPIRED"),
+        (("list", "--ticket", str(fresh), "web1"), 2, "INVALID_FIELD"),
+        (("list",), 2, "INVALID_FIELD"),
+        (("verify", "--ticket", str(revoked)), 4, "TICKET_REVOKED"),
+        (("verify", "--ticket", str(fresh), "--without-key"), 2, "INVALID_FIELD"),
+        (("verify", "web1"), 2, "INVALID_FIELD"),
+        (("restore", "--ticket", str(exposed), *to), 5, "TICKET_EXPOSED"),
+        (("restore", "--ticket", str(fresh)), 2, "INVALID_FIELD"),
+        (("restore", "--ticket", str(fresh), *to, "web1"), 2, "INVALID_FIELD"),
+        (("restore", "--ticket", str(fresh), *to, "--storage", "s.json"), 2, "INVALID_FIELD"),
+        (("restore", *to), 2, "INVALID_FIELD"),
     ):
-        command = [sys.executable, "-m", "engine.cli", "restore", "--json", *arguments]
+        command = [sys.executable, "-m", "engine.cli", arguments[0], "--json", *arguments[1:]]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode == status, (arguments, done.stdout, done.stderr)
         error = json.loads(done.stdout)["error"]

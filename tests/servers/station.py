@@ -191,7 +191,8 @@ class Session:
     async def command(self) -> command_pb2.Command:
         """Return the next command, with its receipt sent."""
         command = (await self.next("command")).command
-        await self.say(command_receipt=command_pb2.CommandReceipt(command_id=command.command_id))
+        gone = command.WhichOneof("body") == "revoke_ticket"
+        await self.say(command_receipt=command_pb2.CommandReceipt(command_id=command.command_id, ticket_gone=gone))
         return command
 
     async def event(self, command: command_pb2.Command, **event: Any) -> None:

@@ -33,6 +33,7 @@ from controller.db.models.servers import Package, Server, ServerClaim
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand, SessionOwner
 from controller.db.models.standing import BackupTotal, ServerFailure, StorageCheck, StorageHealth, UnprotectedServer
 from controller.db.models.storages import Secret, Storage, StorageKey
+from controller.db.models.tickets import Ticket
 from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
 
 ALL: tuple[type[Table], ...] = tuple(Table.__subclasses__())
@@ -82,6 +83,7 @@ __all__ = [
     "StorageKey",
     "SystemLog",
     "Table",
+    "Ticket",
     "Turn",
     "UnprotectedServer",
     "Webhook",

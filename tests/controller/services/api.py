@@ -35,6 +35,7 @@ from clients.gen.backupmanager.v1 import (
     storage_service_pb2_grpc,
     system_log_service_pb2_grpc,
     system_service_pb2_grpc,
+    ticket_service_pb2_grpc,
     webhook_service_pb2_grpc,
 )
 
@@ -62,6 +63,7 @@ class Api:
         self.schedules = schedule_service_pb2_grpc.ScheduleServiceStub(channel)
         self.settings = settings_service_pb2_grpc.SettingsServiceStub(channel)
         self.storages = storage_service_pb2_grpc.StorageServiceStub(channel)
+        self.tickets = ticket_service_pb2_grpc.TicketServiceStub(channel)
         self.system = system_service_pb2_grpc.SystemServiceStub(channel)
 
     async def make_storage(self, name: str = "", **fields: Any) -> storage_pb2.Storage:

@@ -150,8 +150,8 @@ class BackupServiceServicer:
     def CreateRestoreTicket(self, request, context):
         """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
         to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
-        server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
-        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        server's keys, never leaves the hypervisor, and expires by itself; TicketService lists tickets, and revokes them before. Scope:
+        operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,8 @@ class BackupServiceStub:
     CreateRestoreTicket: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.CreateRestoreTicketRequest, _backup_service_pb2.CreateRestoreTicketResponse]
     """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
     to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
-    server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
-    HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
+    server's keys, never leaves the hypervisor, and expires by itself; TicketService lists tickets, and revokes them before. Scope:
+    operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
     """
     PreviewDelete: _aio.UnaryUnaryMultiCallable[_backup_service_pb2.PreviewDeleteRequest, _backup_service_pb2.PreviewDeleteResponse]
     """Shows what deleting backups would remove, and gives the confirmation that it needs. Backups that others need pull
@@ -136,8 +136,8 @@ class BackupServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_backup_service_pb2.CreateRestoreTicketResponse]:
         """Starts a job that leaves a restore ticket on a hypervisor: a file, for its root alone, with which `bm-engine` restores this one backup
         to files there, without the controller; the job's result has the ready command. The ticket holds credentials of the storage and the
-        server's keys, never leaves the hypervisor, and expires by itself. Scope: operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND,
-        HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
+        server's keys, never leaves the hypervisor, and expires by itself; TicketService lists tickets, and revokes them before. Scope:
+        operator. Errors: BACKUP_NOT_FOUND, DISK_NOT_FOUND, HYPERVISOR_NOT_FOUND, HYPERVISOR_UNREACHABLE, ACCESS_LEVEL_DENIED, STORAGE_DISABLED, REQUEST_ID_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -296,6 +296,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
     is too old; `hypervisor_id`, `storage_id`, `problem`.
     """
+    ERROR_REASON_TICKET_NOT_FOUND: _ErrorReason.ValueType  # 301
+    """NOT_FOUND. There is no restore ticket of this id; one whose job has not ended is not there yet, CancelJob ends that; `ticket_id`."""
+    ERROR_REASON_TICKET_REVOKED: _ErrorReason.ValueType  # 302
+    """Of `bm-engine`: the restore ticket was revoked; `path`, `revoke_time`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The registry of every reason why a call, a job or a disk can fail.
@@ -581,4 +585,8 @@ ERROR_REASON_STORAGE_OUT_OF_REACH: ErrorReason.ValueType  # 300
 """FAILED_PRECONDITION. The hypervisor has no way to this storage: a program or a remote of rclone is missing there, or its agent
 is too old; `hypervisor_id`, `storage_id`, `problem`.
 """
+ERROR_REASON_TICKET_NOT_FOUND: ErrorReason.ValueType  # 301
+"""NOT_FOUND. There is no restore ticket of this id; one whose job has not ended is not there yet, CancelJob ends that; `ticket_id`."""
+ERROR_REASON_TICKET_REVOKED: ErrorReason.ValueType  # 302
+"""Of `bm-engine`: the restore ticket was revoked; `path`, `revoke_time`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -342,6 +342,9 @@ class UpdateStorageResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STORAGE_FIELD_NUMBER: _builtins.int
+    REVOKED_TICKET_COUNT_FIELD_NUMBER: _builtins.int
+    revoked_ticket_count: _builtins.int
+    """Restore tickets that were revoked with the storage's old credentials or its old place."""
     @_builtins.property
     def storage(self) -> _storage_pb2.Storage:
         """The storage."""
@@ -350,10 +353,11 @@ class UpdateStorageResponse(_message.Message):
         self,
         *,
         storage: _storage_pb2.Storage | None = ...,
+        revoked_ticket_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["storage", b"storage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoked_ticket_count", b"revoked_ticket_count", "storage", b"storage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,12 +391,17 @@ class DeleteStorageResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REVOKED_TICKET_COUNT_FIELD_NUMBER: _builtins.int
+    revoked_ticket_count: _builtins.int
+    """Restore tickets that were revoked with it."""
     def __init__(
         self,
+        *,
+        revoked_ticket_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoked_ticket_count", b"revoked_ticket_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,6 +36,7 @@ class Command(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    REVOKE_TICKET_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Id of the command."""
     job_id: _builtins.str
@@ -58,6 +59,10 @@ class Command(_message.Message):
     def cancel(self) -> Global___CancelCommand:
         """Stop a job's work."""
 
+    @_builtins.property
+    def revoke_ticket(self) -> Global___RevokeTicketCommand:
+        """Take back the restore ticket that the job has left."""
+
     def __init__(
         self,
         *,
@@ -69,12 +74,13 @@ class Command(_message.Message):
         deadline: _duration_pb2.Duration | None = ...,
         run: Global___RunCommand | None = ...,
         cancel: Global___CancelCommand | None = ...,
+        revoke_ticket: Global___RevokeTicketCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "deadline", b"deadline", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel", b"cancel", "deadline", b"deadline", "revoke_ticket", b"revoke_ticket", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body", b"body", "cancel", b"cancel", "command_id", b"command_id", "deadline", b"deadline", "epoch", b"epoch", "generation", b"generation", "job_id", b"job_id", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "body", b"body", "cancel", b"cancel", "command_id", b"command_id", "deadline", b"deadline", "epoch", b"epoch", "generation", b"generation", "job_id", b"job_id", "revoke_ticket", b"revoke_ticket", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run", "cancel", "revoke_ticket"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -87,20 +93,45 @@ class CommandReceipt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMAND_ID_FIELD_NUMBER: _builtins.int
+    TICKET_GONE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Which."""
+    ticket_gone: _builtins.bool
+    """Of a RevokeTicketCommand: nothing can be restored with the ticket's file any more. An agent that does not know that command cannot
+    say so.
+    """
     def __init__(
         self,
         *,
         command_id: _builtins.str = ...,
+        ticket_gone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "ticket_gone", b"ticket_gone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandReceipt: _TypeAlias = CommandReceipt  # noqa: Y015
+
+@_typing.final
+class RevokeTicketCommand(_message.Message):
+    """Takes back the restore ticket that the command's job has left, or may have left: its file is replaced by one without secrets that says
+    so. Where there is no such file nothing is done.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeTicketCommand: _TypeAlias = RevokeTicketCommand  # noqa: Y015
 
 @_typing.final
 class CancelCommand(_message.Message):
