@@ -2,7 +2,7 @@
 
     storage   attempts of this host that nobody is at work on go                 (orphans.py)
               uploads in parts that nothing came to for a week go                (storage/s3_cleanup.py, storage/rclone_stale.py)
-              objects of a storage's test that was killed a week ago or earlier go
+              objects and unfinished files that killed writers and tests left beside backups a week ago or earlier go
     domain    checkpoints and bitmaps of this repository without a backup go: nothing can be counted from them
 
 An agent does the same with what it remembers of each job (heal.py). This is for a person, who remembers nothing; and for one
@@ -19,7 +19,7 @@ from engine.catalog import list_servers, read_history
 from engine.format import names
 from engine.orphans import ORPHAN_AGE, remove_dead_here
 from engine.storage import check
-from engine.storage.base import Entry, Storage
+from engine.storage.base import PART_SUFFIX, Entry, Storage
 
 if TYPE_CHECKING:
     from engine.hypervisor.checkpoints import Checkpoint
@@ -34,7 +34,11 @@ def clean_storage(storage: Storage, host: str, lock_folder: Path, now: datetime 
         removed = remove_dead_here(storage, server_id, history, host, lock_folder)
         done += [f"removed the unfinished backup {backup_id}" for backup_id in removed]
     stale = storage.remove_stale(ORPHAN_AGE.total_seconds())
-    done += [f"aborted the upload of {name}, which nobody went on with" for name in stale]
+    for name in stale:
+        unfinished = name.endswith(PART_SUFFIX)
+        done.append(
+            f"removed {name}, unfinished" if unfinished else f"aborted the upload of {name}, which nobody went on with"
+        )
     for name in forgotten_trials(storage.list(check.FOLDER), now):
         storage.delete(name)
         done.append(f"removed {name}, which a test of the storage left")

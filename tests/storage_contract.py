@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +32,11 @@ from engine.errors import (
 )
 from engine.storage.base import NAME_BYTES_MAX, Storage
 from engine.units import KIB, MIB
-from tests.storage_places import Place
+from tests.storage_places import FolderPlace, Place
 from tests.waiting import wait_until
 
 WAIT_SECONDS = 30.0
+WEEK_SECONDS = 7 * 86_400.0
 RACERS = 8
 # Writes 4 MiB to the object argv[1] of the storage on stdin, says so, and waits for its end.
 WRITER = """
@@ -398,6 +400,24 @@ class StorageContract:
         place.plant_odd("d")
         assert [entry.name for entry in storage.list()] == ["d/object"]
         assert list(storage.folders()) == ["d"]
+
+    def test_what_killed_writers_left_beside_backups_goes_when_it_is_old(self, storage, place):
+        if not isinstance(place, FolderPlace):
+            assert not storage.parts("")  # a bucket's unfinished uploads are no objects
+            return
+        stale = ["keys/k.json.0123456789ab.part", "repository.json.0123456789ab.part", "test/x.0123456789ab.part"]
+        foreign = ["keys/tune.part", "movie.part", "test/notes.0123456789AB.part"]
+        storage.put("keys/k.json", b"key")  # so that the folders are the server's
+        storage.put("test/young", b"x")
+        for name in (*stale, *foreign, "test/young.aaaaaaaaaaaa.part"):
+            place.plant(name.encode())
+        for name in (*stale, *foreign):
+            os.utime(place.folder / name, (time.time() - 2 * WEEK_SECONDS,) * 2)
+        before = place.files()
+        assert sorted(storage.remove_stale(WEEK_SECONDS, dry_run=True)) == stale
+        assert place.files() == before
+        assert sorted(storage.remove_stale(WEEK_SECONDS)) == stale
+        assert place.files() == [one for one in before if one not in stale]
 
     def test_a_link_or_a_pipe_is_no_object(self, storage, place):
         for name in place.plant_odd(""):

@@ -9,6 +9,7 @@ What a backend can do beyond that is data (`Abilities`); callers adapt to the da
 
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ PART_SUFFIX = ".part"
 Buffer: TypeAlias = bytes | bytearray | memoryview
 # File systems end at 255 bytes a part; the rest is room for what `part_name` adds.
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_OWN_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.([0-9a-f]{12}|[0-9]+\.lock)\.part")
+LOOSE_FOLDERS = ("", "keys", "test")  # no attempt owns what a killed writer leaves in them, so no sweep comes by
 
 
 def is_name(name: str) -> bool:
@@ -45,6 +48,11 @@ def check_name(name: str) -> str:
 def part_name(name: str) -> str:
     """Return a temporary name beside `name` that no other writer has: two may write the same object, one will win."""
     return f"{name}.{os.urandom(6).hex()}{PART_SUFFIX}"
+
+
+def is_own_part(name: str) -> bool:
+    """Tell whether a name, without its folder, is one that `part_name` or a lock of ours makes: a stranger's `.part` is none."""
+    return _OWN_PART.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +184,25 @@ class Storage(ABC):
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         """Remove everything below the folder `prefix`, unfinished `.part` objects included, but the objects named in `keep`."""
 
-    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:  # noqa: ARG002  # few have such
-        """Give up unfinished uploads that nothing came to for so long, where they lie apart from objects; return their names.
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
+        """Give up unfinished uploads that nothing came to for so long, where no sweep of a backup's folder finds them; return their names.
 
         `dry_run` only finds them. Nothing is done that `sweep` of a folder would not do for the uploads in it.
         """
+        latest = time.time() - age_seconds
+        found = [one for folder in LOOSE_FOLDERS for one in self.parts(folder)]
+        names = sorted(one.name for one in found if 0 < one.modified_time < latest)
+        for name in names if not dry_run else ():
+            self.remove_part(name)
+        return names
+
+    def parts(self, folder: str) -> Sequence[Entry]:  # noqa: ARG002  # buckets have none
+        """Return what unfinished writes of ours have left directly in `folder`, with its time; see `is_own_part`."""
         return ()
+
+    def remove_part(self, name: str) -> None:
+        """Remove one of `parts`; one that is not there is no error."""
+        raise NotImplementedError(name)  # who has parts removes them
 
     def pace(self, bucket: Bucket) -> bool:  # noqa: ARG002  # few send late
         """Take every byte of uploads from `bucket` when it leaves this host, from now on; False where `write` sends it at once."""

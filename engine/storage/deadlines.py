@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -212,6 +212,12 @@ class DeadlineStorage(Storage):
 
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         self._guard.call(f"sweep {prefix}", lambda: self._inner.sweep(prefix, keep), self._guard.deadlines.long_seconds)
+
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
+        def remove() -> Sequence[str]:
+            return self._inner.remove_stale(age_seconds, dry_run=dry_run)
+
+        return self._guard.call("look for unfinished uploads", remove, self._guard.deadlines.long_seconds)
 
     def usage(self) -> Usage | None:
         return self._guard.call("usage", self._inner.usage)

@@ -26,7 +26,7 @@ from engine.errors import (
 )
 from engine.spec import FtpConfig
 from engine.storage import ftp_tree
-from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
+from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name, is_own_part
 from engine.storage.ftp_connect import Dialer, Pool, TooMany, url_host
 from engine.storage.ftp_list import Listed
 from engine.storage.ftp_lock import Manners, probe
@@ -132,6 +132,26 @@ class FtpStorage(Storage):
 
     def usage(self) -> Usage | None:
         return None
+
+    def parts(self, folder: str) -> Sequence[Entry]:
+        """Also folders: locks, and what a trial of the server's manners has left."""
+        found = self._entries(folder, lambda name: is_own_part(name.rpartition("/")[2]))
+        return [
+            Entry(f"{folder}/{one.name}".lstrip("/"), one.size, one.time or 0.0)
+            for one in found
+            if one.file or one.folder
+        ]
+
+    def remove_part(self, name: str) -> None:
+        path = self.path(name)
+
+        def remove(control: Control) -> None:
+            if ftp_tree.is_folder(control, path):
+                ftp_tree.sweep(control, path)
+            else:
+                ftp_tree.remove(control, path)
+
+        self.attempt("remove", name, remove)
 
     def interrupt(self) -> None:
         self._interrupted.set()
@@ -246,7 +266,7 @@ class FtpStorage(Storage):
     def _path_invalid(self, step: str, detail: str, cause: str) -> NoReturn:
         raise StoragePathInvalid(storage=self.label, step=step, detail=detail, cause=cause) from None
 
-    def _entries(self, folder: str) -> Sequence[Listed]:
+    def _entries(self, folder: str, is_wanted: Callable[[str], bool] = is_name) -> Sequence[Listed]:
         """Return what is in a folder and has a name of ours, with times that are never too early."""
         path = self.path(folder) if folder else self.root or "/"
 
@@ -254,7 +274,7 @@ class FtpStorage(Storage):
             found = [
                 one
                 for one in ftp_tree.entries(control, path)
-                if "/" not in one.name and is_name(f"{folder}/{one.name}".lstrip("/"))
+                if "/" not in one.name and is_wanted(f"{folder}/{one.name}".lstrip("/"))
             ]
             return found if "MLST" in control.features else self._to_utc(control, path, found)
 

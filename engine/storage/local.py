@@ -28,7 +28,18 @@ from engine.errors import (
     StoragePathInvalid,
     StorageUnreachable,
 )
-from engine.storage.base import Abilities, Buffer, Entry, ObjectReader, Storage, Usage, check_name, is_name, part_name
+from engine.storage.base import (
+    Abilities,
+    Buffer,
+    Entry,
+    ObjectReader,
+    Storage,
+    Usage,
+    check_name,
+    is_name,
+    is_own_part,
+    part_name,
+)
 from engine.storage.trouble import cause_of
 from engine.units import MIB
 from engine.writeback import begin_writeback
@@ -124,6 +135,16 @@ class LocalStorage(Storage):
         with self.failures("usage", "the folder"):
             status = os.fstatvfs(self._root)
         return Usage(status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+    def parts(self, folder: str) -> Sequence[Entry]:
+        found = self._entries(folder)
+        files = [(name, status) for name, status in found if is_own_part(name) and stat.S_ISREG(status.st_mode)]
+        return [Entry(f"{folder}/{name}".lstrip("/"), status.st_size, status.st_mtime) for name, status in files]
+
+    def remove_part(self, name: str) -> None:
+        *parents, base = name.split("/")
+        with self.failures("remove", name), suppress(FileNotFoundError), self.folder(parents) as folder:
+            os.unlink(base, dir_fd=folder)
 
     def interrupt(self) -> None:
         """End the work of all threads at their next call; a system call on a local disk cannot be cut short."""

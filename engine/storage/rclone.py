@@ -29,7 +29,7 @@ from engine.errors import (
     StorageUnreachable,
 )
 from engine.spec import RcloneConfig
-from engine.storage.base import PART_SUFFIX, Abilities, Entry, Storage, Usage, check_name, is_name
+from engine.storage.base import PART_SUFFIX, Abilities, Entry, Storage, Usage, check_name, is_name, is_own_part
 from engine.storage.rclone_daemon import BRIEF, Daemon, Patience
 from engine.storage.rclone_errors import Kind, failure, meaning, secrets_of, told
 from engine.storage.rclone_reader import RcloneReader
@@ -131,7 +131,18 @@ class RcloneStorage(Storage):
         self.attempt("delete", name, delete)
 
     def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
-        return give_up(self, "", age_seconds, dry_run=dry_run)
+        parts = super().remove_stale(age_seconds, dry_run=dry_run)
+        return [*parts, *give_up(self, "", age_seconds, dry_run=dry_run)]
+
+    def parts(self, folder: str) -> Sequence[Entry]:
+        return [
+            Entry(str(one["Path"]), int(one["Size"]), _unix_time(one))
+            for one in self._items(folder, filesOnly=True)
+            if is_own_part(str(one["Name"]))
+        ]
+
+    def remove_part(self, name: str) -> None:
+        self.attempt("remove", name, lambda wire: self.remove(wire, name))
 
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         check_name(prefix)

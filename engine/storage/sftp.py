@@ -23,7 +23,7 @@ from engine.errors import (
     StorageUnreachable,
 )
 from engine.spec import SftpConfig
-from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name
+from engine.storage.base import Abilities, Entry, Storage, Usage, check_name, is_name, is_own_part
 from engine.storage.sftp_connect import Connection, Dialer, Patience, reason_of
 from engine.storage.sftp_reader import SftpReader
 from engine.storage.sftp_tree import is_file, make_folder, remove_empty, suppress_code, sweep
@@ -129,6 +129,22 @@ class SftpStorage(Storage):
     def usage(self) -> Usage | None:
         room = self.attempt("usage", "the folder", lambda wire: wire.room(self.root or b"/"))
         return Usage(room.total_bytes, room.available_bytes) if room else None
+
+    def parts(self, folder: str) -> Sequence[Entry]:
+        listed = self.attempt("list", folder or "the folder", self._lister(folder))
+        named = [(raw.decode("ascii", "replace"), one) for raw, one in listed if is_file(one)]
+        return [
+            Entry(f"{folder}/{name}".lstrip("/"), one.size, float(one.modified_time))
+            for name, one in named
+            if is_own_part(name)
+        ]
+
+    def remove_part(self, name: str) -> None:
+        def remove(wire: Wire) -> None:
+            with suppress_code(Code.NO_SUCH_FILE):
+                wire.remove(self.path(name))
+
+        self.attempt("remove", name, remove)
 
     def interrupt(self) -> None:
         self._interrupted.set()

@@ -96,6 +96,44 @@ def test_a_person_is_asked_for_each_field_corrected_at_once_and_offered_a_test(b
     assert canned.calls["TestStorage"][0].hypervisor_id == "hv1"
 
 
+@pytest.mark.feature("S3", "S13", "S14", "S28")
+@pytest.mark.parametrize(
+    ("kind", "dialog", "config"),
+    [
+        (
+            "ftp",
+            (("Host: ", "ftp://h"), ("a name or an address alone", "ftp.example.net"), ("Port [21]: ", "0"),
+             ("a number from 1 to 65535", ""), ("Username: ", "bm"), ("Path: ", "vm"), ("an absolute path", "/vm"),
+                ("Tls disabled [y/N]", "n"),
+             ("Encrypt [y/N]", "n"), ("assword: ", "hush")),
+            storage_pb2.FtpConfig(host="ftp.example.net", port=21, username="bm", path="/vm"),
+        ),
+        (
+            "rclone",
+            (("Remote: ", "box:"), ("without a colon", "box"), ("Path: ", "vm"), ("Encrypt [y/N]", "n")),
+            storage_pb2.RcloneConfig(remote="box", path="vm"),
+        ),
+        (
+            "local",
+            (("Path: ", "srv"), ("an absolute path", "/srv/nas"), ("Allow it [y/N]", "y"), ("Encrypt [y/N]", "n")),
+            storage_pb2.LocalConfig(path="/srv/nas"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_person_is_led_through_the_other_types_too(bmctl: Bmctl, canned: Canned, kind, dialog, config) -> None:
+    with bmctl.on_terminal("storage", "add") as terminal:
+        for asked, answer in (("Type [sftp]: ", kind), ("Name: ", "old"), *dialog, ("`-` for none [hv1]: ", "-")):
+            terminal.wait_for(asked)
+            terminal.write(f"{answer}\n")
+        assert terminal.end() == 0
+        assert "hush" not in terminal.screen()
+    request = canned.calls["CreateStorage"][0]
+    assert getattr(request, kind) == config
+    assert request.secrets.ftp_password == ("hush" if kind == "ftp" else "")
+    assert request.allow_local == (kind == "local")
+    assert not canned.calls["TestStorage"]
+
+
 @pytest.mark.feature("S28", "S13")
 def test_update_keeps_secrets_that_are_not_given_and_refuses_settings_of_another_type(
     bmctl: Bmctl, canned: Canned
