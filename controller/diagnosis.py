@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller import access, batches, failing, health, hypervisors, jobs, schedules, servers, settings, storages
+from controller import (
+    access,
+    batches,
+    discrepancies,
+    failing,
+    health,
+    hypervisors,
+    jobs,
+    schedules,
+    servers,
+    settings,
+    storages,
+)
 from controller.db import models
 from controller.errors import ClockSkew, HypervisorNotFound, StorageNotFound
 from controller.hypervisors import Hypervisor
@@ -40,6 +52,7 @@ def of_server(reference: str, limits: Limits, now: datetime) -> Diagnosis:
     facts = Facts(
         server=_server(server, place, now),
         failure=_failure(server),
+        discrepancies=_discrepancies(server, now),
         schedule=_schedule(schedule, next_time, now),
         batch=_batch(server),
         storage=_storage(schedule),
@@ -96,6 +109,17 @@ def _failure(server: Server) -> rules.FailureFacts | None:
         message=str(said.get("message", "")),
         step=str(said.get("step", "")),
         last_time=found.last_time,
+    )
+
+
+def _discrepancies(server: Server, now: datetime) -> tuple[rules.DiscrepancyFacts, ...]:
+    found = discrepancies.of_server(server.server_id, now)
+    names = storages.names_of([one.storage_id for one in found])
+    return tuple(
+        rules.DiscrepancyFacts(
+            names.get(one.storage_id, one.storage_id), one.missing_count, one.damaged_count, one.adopted_count
+        )
+        for one in found
     )
 
 

@@ -11,10 +11,11 @@ from engine.ids import new_id
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """`epoch` grows when a lost controller is restored: what was begun before counts no more."""
+    """`epoch` grows when a lost controller is restored: what was begun before counts no more. `epoch_time`: None in the first."""
 
     installation_id: str
     epoch: int
+    epoch_time: datetime | None = None
 
 
 def create(now: datetime) -> Installation:
@@ -30,4 +31,11 @@ def get() -> Installation:
     row = find_row(models.Installation.number, 1)
     if row is None:
         raise CannotStart("the database is empty; run bm-controller init first")
-    return Installation(row.installation_id, row.epoch)
+    return Installation(row.installation_id, row.epoch, row.epoch_time)
+
+
+def begin_epoch(now: datetime) -> int:
+    """Let a new epoch begin, and return it."""
+    row = models.Installation
+    row.update(epoch=row.epoch + 1, epoch_time=now).execute()
+    return get().epoch

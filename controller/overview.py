@@ -13,11 +13,12 @@ from typing import Any
 
 import peewee
 
-from controller import batches, failing, health, hypervisors, settings, totals
+from controller import batches, discrepancies, failing, health, hypervisors, settings, totals
 from controller.batches import Batch
 from controller.db import models
 from controller.db.fields import from_microseconds
 from controller.db.statements import statement
+from controller.discrepancies import Discrepancy
 from controller.failing import ServerFailure
 from controller.health import Health
 from controller.limits import Limits
@@ -49,6 +50,9 @@ class Counts:
     online_hypervisor_count: int
     storage_count: int
     unhealthy_storage_count: int
+    missing_backup_count: int
+    damaged_backup_count: int
+    adopted_backup_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class Overview:
     unprotected: tuple[Unprotected, ...]
     purges: tuple[PendingPurge, ...]
     storages: tuple[StorageLine, ...]
+    discrepancies: tuple[Discrepancy, ...]
     online: frozenset[str]
     last_backup_times: dict[str, datetime]
     names: Names
@@ -147,7 +152,7 @@ def take(limits: Limits, list_size: int, now: datetime) -> Overview:
     recent = tuple(batches.list_batches(limit=list_size))
     coming, errors = _upcoming(list_size, now), _errors(list_size)
     failed, bare = tuple(failing.worst(list_size)), _unprotected(list_size)
-    lines = _storages(lying, found)
+    lines, differing = _storages(lying, found), tuple(discrepancies.worst(list_size, now))
     return Overview(
         time=now,
         counts=_counts(lying, found, online, now),
@@ -159,9 +164,10 @@ def take(limits: Limits, list_size: int, now: datetime) -> Overview:
         unprotected=bare,
         purges=_purges(list_size, timedelta(days=chosen.purge_delay_days)),
         storages=lines,
+        discrepancies=differing,
         online=online,
         last_backup_times=totals.last_backup_times([one.server_id for one in failed]),
-        names=_names((*recent, *coming, *errors, *failed, *bare)),
+        names=_names((*recent, *coming, *errors, *failed, *bare, *differing)),
         paused=chosen.dispatch_paused,
     )
 
@@ -176,6 +182,7 @@ def _counts(lying: dict[str, Total], found: dict[str, Health], online: frozenset
     # The deleted have an index of their own; those that live would be counted row by row.
     living = int(server.select().count()) - _count(server, server.delete_time.is_null(False))
     bare = models.UnprotectedServer.select().count()
+    flaws = discrepancies.flaws()
     live = schedule.delete_time.is_null()
     return Counts(
         running_job_count=jobs.get(states.RUNNING, 0),
@@ -195,6 +202,9 @@ def _counts(lying: dict[str, Total], found: dict[str, Health], online: frozenset
         online_hypervisor_count=len(online),
         storage_count=models.Storage.select().count(),
         unhealthy_storage_count=sum(one.state in {"degraded", "unhealthy"} for one in found.values()),
+        missing_backup_count=flaws.missing,
+        damaged_backup_count=flaws.damaged,
+        adopted_backup_count=discrepancies.adopted_count(now),
     )
 
 

@@ -47,6 +47,7 @@ LIVE = (SCHEDULED, RUNNING)
 DELETED, ALL = "deleted", "all"
 FAILURES_MAX = 3  # in a row, then the pause of K2
 WAIT = timedelta(minutes=15)  # for what is in use, and for storages that nobody may write to
+DOUBT = timedelta(days=1)  # that somebody has to look at what a memory that was set back would delete
 REQUESTER = "purge"
 _NO_FAILURE = frozenset({"STORAGE_READ_ONLY", "STORAGE_DISABLED", "PURGE_ENDED", "DELETE_BOUND"})
 Row = models.Purge
@@ -212,6 +213,23 @@ def start(purge_id: str, limits: Limits, vault: Vault, now: datetime) -> int:
     Row.update(job_ids=started).where(Row.purge_id == purge_id).execute()
     _event("purge.started", purge_id, now)
     return len(started)
+
+
+def doubt(now: datetime) -> int:
+    """Trust no purge that an earlier memory waited for: it may have been cancelled since. Returns how many there were.
+
+    Who confirmed one confirms it again. One that follows DeleteServer has its whole delay anew, at least DOUBT.
+    """
+    live = [_purge(row) for row in Row.select().where(Row.state.in_(LIVE))]
+    later = now + max(DOUBT, timedelta(days=settings.get().purge_delay_days))
+    for purge in live:
+        if purge.kind == DELETED:
+            Row.update(state=SCHEDULED, due_time=max(purge.due_time, later), retry_time=None, job_ids=[]).where(
+                Row.purge_id == purge.purge_id
+            ).execute()
+        else:
+            _end(purge.purge_id, CANCELLED, now)
+    return len(live)
 
 
 # ---- inside -------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import functools
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from controller import health, hypervisors, installation, jobs, removals, schedules, storages
+from controller import health, hypervisors, installation, jobs, removals, schedules, storages, system_log
 from controller.db import models
+from controller.discrepancies import Flaws
 from controller.errors import StorageUnreconciled
 from controller.limits import Limits
 from controller.rules import storage_types
@@ -22,6 +23,7 @@ from controller.storages import Storage
 FIRST_EPOCH = 1
 INTERVAL = timedelta(days=1)
 TRY_AGAIN = timedelta(hours=1)
+LOOK_SPAN = timedelta(days=1)  # that somebody has for a look at policies that may be yesterday's, before they delete
 Row = models.Reconciliation
 
 
@@ -43,6 +45,8 @@ class Reading:
     start_time: datetime
     found_count: int
     unreadable_count: int
+    flaws: Flaws
+    adopted_count: int
 
 
 def check(verb: str, storage: Storage, hypervisor_id: str) -> None:
@@ -63,19 +67,40 @@ def blocked_at(storage: Storage) -> list[str]:
     return [one for one in places if _find(storage, one).epoch != epoch]
 
 
+def retention_resume_time(now: datetime) -> datetime | None:
+    """Return until when retention deletes nothing by itself, because the epoch is new; None where it does."""
+    began = installation.get().epoch_time
+    return began + LOOK_SPAN if began is not None and now < began + LOOK_SPAN else None
+
+
 def reconciled(reading: Reading, now: datetime) -> None:
-    """Note that a storage was read as a whole, and that the catalog says what lies there."""
-    key = _key(storages.find(reading.storage_id), reading.hypervisor_id)
+    """Note that a storage was read as a whole, and that the catalog says what lies there; tell people what it did not know."""
+    storage = storages.find(reading.storage_id)
+    key = _key(storage, reading.hypervisor_id)
+    _tell(reading, storage, _find(storage, reading.hypervisor_id), now)
     values = {
         "epoch": reading.epoch,
         "end_time": now,
         "start_time": reading.start_time,
         "found_count": reading.found_count,
         "unreadable_count": reading.unreadable_count,
+        "missing_count": reading.flaws.missing,
+        "damaged_count": reading.flaws.damaged,
     }
     Row.insert(storage_id=reading.storage_id, hypervisor_id=key, **values).on_conflict(
         conflict_target=[Row.storage_id, Row.hypervisor_id], update=values
     ).execute()
+
+
+def _tell(reading: Reading, storage: Storage, last: models.Reconciliation, now: datetime) -> None:
+    """Write to the system log what is otherwise than at the last reading; the same again is told once."""
+    flaws, before = reading.flaws, Flaws(last.missing_count, last.damaged_count)
+    kinds = ((flaws.missing, "gone"), (flaws.damaged, "damaged"), (reading.adopted_count, "new to the catalog"))
+    told = ", ".join(f"{count} {what}" for count, what in kinds if count)
+    if flaws != before or reading.adopted_count:
+        level: system_log.Level = "warning" if told else "info"
+        text = f"Storage {storage.name} was read: of its backups, {told or 'all are as the catalog says again'}"
+        system_log.write(level, "inventory", text, now, storage_id=storage.storage_id)
 
 
 def tried(due: Due, now: datetime) -> None:
@@ -155,4 +180,4 @@ def _key(storage: Storage, hypervisor_id: str) -> str:
 def _find(storage: Storage, hypervisor_id: str) -> models.Reconciliation:
     key = _key(storage, hypervisor_id)
     row = Row.get_or_none((Row.storage_id == storage.storage_id) & (Row.hypervisor_id == key))
-    return row or Row(storage_id=storage.storage_id, hypervisor_id=key, epoch=0, end_time=None, try_time=None)
+    return row or Row(storage_id=storage.storage_id, hypervisor_id=key)

@@ -243,7 +243,7 @@ def _write_files(settings: Settings, value: dict[str, Any], key: bytes) -> None:
 def _fill(value: dict[str, Any]) -> None:
     for table in TABLES:
         _insert(table, value["tables"][_name(table)])
-    models.Installation.update(epoch=models.Installation.epoch + 1).execute()
+    installation.begin_epoch(SystemClock().now())
     models.Hypervisor.update(session_id="", last_contact_time=None, inventory_time=None, greeted_epoch=0).execute()
     reached = int(value["event_sequence"]) + EVENTS_SKIPPED
     models.EventHorizon.delete().execute()

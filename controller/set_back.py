@@ -13,7 +13,7 @@ import logging
 from datetime import datetime
 from pathlib import Path
 
-from controller import installation, system_log
+from controller import installation, purges, system_log
 from controller.cycle import stale
 from controller.db import models
 from controller.db.database import Database
@@ -30,13 +30,15 @@ SPOKEN = -1  # a hypervisor's word ends an epoch once, so that one that lies can
 
 def notice(why: str, limits: Limits, now: datetime) -> int:
     """Begin a new epoch, because our memory was set back, and end what an earlier one began. Returns the epoch."""
-    row = models.Installation
-    row.update(epoch=row.epoch + 1).execute()
-    epoch = installation.get().epoch
+    epoch = installation.begin_epoch(now)
     log.error("the controller's memory was set back, a new epoch begins epoch=%d why=%s", epoch, why)
     message = f"The controller's memory was set back: {why}. Epoch {epoch} begins; nothing is deleted on a storage before it is reconciled."
     system_log.write("error", "dispatcher", message, now)
     stale.fail_earlier_epochs(limits, now)
+    waiting = purges.doubt(now)
+    if waiting:
+        text = f"{waiting} purges that were waiting are not done: whether they were cancelled since is forgotten. Look at bmctl purge list --all"
+        system_log.write("warning", "purge", text, now)
     return epoch
 
 

@@ -57,6 +57,12 @@ class Kind(StrEnum):  # typer takes a list of an enum, and none of a Literal
     COPY = "copy"
 
 
+class BackupState(StrEnum):
+    AVAILABLE = "available"
+    DAMAGED = "damaged"
+    MISSING = "missing"
+
+
 OverrideAccess: TypeAlias = Annotated[
     bool, typer.Option("--override-access", help="Also where the access level is Disabled; it is recorded.")
 ]
@@ -117,6 +123,9 @@ def list_backups(
     backup_type: Annotated[
         list[Kind] | None, typer.Option("--type", help="Only those with a disk of this type; repeatable.")
     ] = None,
+    state: Annotated[
+        list[BackupState] | None, typer.Option("--state", help="Only those in this state; repeatable.")
+    ] = None,
     encrypted: Annotated[
         bool | None, typer.Option("--encrypted/--not-encrypted", help="Only encrypted ones, or only others.")
     ] = None,
@@ -126,10 +135,12 @@ def list_backups(
     output: Output = "table",
 ) -> None:
     """List backups, newest first."""
-    from clients.gen.backupmanager.v1 import disk_pb2
+    from clients.gen.backupmanager.v1 import backup_pb2, disk_pb2
     from clients.gen.backupmanager.v1.backup_service_pb2 import ListBackupsRequest
 
     request = ListBackupsRequest(server_id=server, storage_id=storage, encrypted=encrypted)
+    for one in state or ():
+        request.states.append(words.enum_value(backup_pb2.BackupState, "BACKUP_STATE_", one))
     for word in backup_type or ():
         request.types.append(words.enum_value(disk_pb2.BackupType, "BACKUP_TYPE_", word))
     if (start_time := moment("--since", since)) is not None:

@@ -167,8 +167,16 @@ def _right(data: Overview, now: datetime) -> list[Any]:
         lambda width: _section(
             f"To be purged ({counts.pending_purge_count})", data.pending_purges, _purge_columns(now), width, "none"
         ),
+        lambda width: _section(
+            f"Not as the catalog said ({_differing(data)})", data.discrepancies, _DISCREPANCIES, width, "none"
+        ),
         lambda width: _section("Recent errors", data.recent_errors, _error_columns(now), width, "none"),
     ]  # fmt: skip
+
+
+def _differing(data: Overview) -> int:
+    counts = data.counts
+    return counts.missing_backup_count + counts.damaged_backup_count + counts.adopted_backup_count
 
 
 def _section(title: str, rows: Sequence[Any], columns: Sequence[Column], width: int, none: str) -> RenderableType:
@@ -275,6 +283,19 @@ def _purge_columns(now: datetime) -> tuple[Column, ...]:
         Column("Backups", lambda one: str(one.backup_count), right=True),
         Column("Frees", lambda one: words.size(one.stored_bytes), right=True, rank=1),
     )
+
+
+def _number(count: int, style: str) -> Text:
+    return styled(str(count), style if count else "dim")
+
+
+_DISCREPANCIES = (
+    Column("Server", lambda one: one.server_name or one.server_id),
+    Column("Storage", lambda one: one.storage_name or "-"),
+    Column("Gone", lambda one: _number(one.missing_count, "bold red"), right=True),
+    Column("Damaged", lambda one: _number(one.damaged_count, "bold red"), right=True),
+    Column("Taken in", lambda one: _number(one.adopted_count, "yellow"), right=True),
+)
 
 
 def _error_columns(now: datetime) -> tuple[Column, ...]:

@@ -139,6 +139,8 @@ def _result_facts(job: Job, now: datetime) -> list[tuple[str, str]]:
             return [
                 ("Found", words.plural(result.reindex.backup_count, "backup")),
                 ("New", words.plural(result.reindex.added_count, "backup")),
+                ("Gone", _flawed(result.reindex.missing_count)),
+                ("Damaged", _flawed(result.reindex.damaged_count)),
                 ("Unreadable", "\n".join(result.reindex.unreadable)),
             ]
         case "test":
@@ -153,6 +155,10 @@ def _result_facts(job: Job, now: datetime) -> list[tuple[str, str]]:
         case "bundle":
             return [("Bundle", f"{result.bundle.name}, {words.size(result.bundle.stored_bytes)}")]
     return []
+
+
+def _flawed(count: int) -> str:
+    return words.plural(count, "backup") if count else ""
 
 
 def _failure(job: Job) -> Iterator[RenderableType]:

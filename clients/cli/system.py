@@ -1,6 +1,6 @@
 """`bmctl version` and `bmctl recovery`: what speaks here, with whom, and what would bring it back."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from clients.cli import profile, words
 from clients.cli.options import Output
@@ -56,6 +56,14 @@ def recovery(output: Output = "table") -> None:
     run(work)
 
 
+_RESUME: Final = "retention_resume_time"
+
+
+def _until(screen: Screen, reply: "GetRecoveryResponse") -> str:
+    when = words.long_time(words.set_time(reply, _RESUME), screen.now)
+    return f"{when}; look at schedules and policies until then"
+
+
 def _recovery_facts(screen: Screen, reply: "GetRecoveryResponse") -> "tuple[tuple[str, Cell], ...]":
     if not reply.storage_id:
         where, newest = "nowhere: bmctl settings set bundle-storage-id=NAME", ""
@@ -73,4 +81,5 @@ def _recovery_facts(screen: Screen, reply: "GetRecoveryResponse") -> "tuple[tupl
         ("Last try failed", reply.failure.message),
         ("Memory lost", f"{reply.epoch - 1} times" if reply.epoch > 1 else "never"),
         ("Deletes blocked", blocked or "nowhere"),
+        ("Retention", f"deletes nothing before {_until(screen, reply)}" if reply.HasField(_RESUME) else ""),
     )

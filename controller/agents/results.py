@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from controller import backups, hypervisors, jobs, prune_queue, reconciliation, servers, storages, tickets
+from controller import (
+    backups,
+    discrepancies,
+    hypervisors,
+    jobs,
+    prune_queue,
+    reconciliation,
+    servers,
+    storages,
+    tickets,
+)
 from controller.agents.convert import Finished, host_key
 from controller.backups import BackupRecord
 from controller.jobs import COMPLETED, COMPLETED_WITH_WARNINGS, Job
@@ -89,13 +99,14 @@ def _reindex(job: Job, result: dict[str, Any], now: datetime) -> None:
     unreadable = result.get("unreadable", [])
     local = storages.find(job.storage_id).per_hypervisor
     since = jobs.get(job.job_id).start_time or job.create_time
-    if len(unreadable) < UNREADABLE_MAX:
+    whole = len(unreadable) < UNREADABLE_MAX
+    if whole:
         backups.sweep(job.storage_id, job.hypervisor_id, job.server_id, since, unreadable, now, local=local)
-        if not job.server_id:
-            found = int(result.get("backup_count", 0))
-            reading = Reading(job.storage_id, job.hypervisor_id, job.epoch, since, found, len(unreadable))
-            reconciliation.reconciled(reading, now)
     backups.pass_on(job.storage_id, job.server_id, now)
-    count = backups.adopted_count(job.job_id)
-    if count:
-        result["added_count"] = str(count)  # the JSON form of an int64
+    count, flaws = backups.adopted_count(job.job_id), discrepancies.flaws(job.storage_id)
+    if whole and not job.server_id:
+        found = int(result.get("backup_count", 0))
+        reading = Reading(job.storage_id, job.hypervisor_id, job.epoch, since, found, len(unreadable), flaws, count)
+        reconciliation.reconciled(reading, now)
+    told = {"added_count": count, "missing_count": flaws.missing, "damaged_count": flaws.damaged}
+    result |= {name: str(number) for name, number in told.items() if number}  # the JSON form of an int64

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from controller import prune_queue, pruning, retention, settings, storages, system_log
+from controller import prune_queue, pruning, reconciliation, retention, settings, storages, system_log
 from controller.db.database import Database
 from controller.db.secrets import Vault
 from controller.limits import Limits
@@ -37,7 +37,9 @@ async def step(around: "Round") -> None:
 
 
 async def run(database: Database, limits: Limits, vault: Vault, now: datetime) -> None:
-    """Evaluate the storages that are due, and make jobs of what was found."""
+    """Evaluate the storages that are due, and make jobs of what was found; nothing on an epoch's first day."""
+    if await database.run(reconciliation.retention_resume_time, now):
+        return
     chosen = await database.run(settings.get)
     interval = timedelta(hours=chosen.prune_interval_hours)
     for storage in await database.run(prune_queue.due_storages, interval, chosen.max_prune_storages_per_tick, now):

@@ -1,6 +1,6 @@
 """Why a server is, or is not, backed up (E1): one walk over all that its backups depend on, in a fixed order. Pure.
 
-    server ─ errors ─ schedule ─ interval ─ window and days ─ pause ─ caps ─ batch ─ busy ─ storage ─ health ─ level ─ lock ─ agent ─ clock
+    server ─ errors ─ catalog ─ schedule ─ interval ─ window and days ─ pause ─ caps ─ batch ─ busy ─ storage ─ health ─ level ─ lock ─ agent ─ clock
 
 Each finding says how it stands and what to do; none is left out, so that who reads them knows what was looked at. The first that
 blocks is the answer. Without one, the first that waits is; without that, the next run's time is.
@@ -60,6 +60,16 @@ class FailureFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DiscrepancyFacts:
+    """Its backups on one storage that are gone, cannot be restored, or were found there lately and not known before."""
+
+    storage: str
+    missing: int = 0
+    damaged: int = 0
+    adopted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ScheduleFacts:
     """The schedule of its hypervisor. `next_time` is when a run may begin next, None where no hour ever allows one."""
 
@@ -114,6 +124,7 @@ class Facts:
 
     server: ServerFacts
     failure: FailureFacts | None = None
+    discrepancies: tuple[DiscrepancyFacts, ...] = ()
     schedule: ScheduleFacts | None = None
     batch: BatchFacts | None = None
     storage: StorageFacts | None = None
@@ -125,7 +136,7 @@ class Facts:
 
 def walk(facts: Facts, now: datetime) -> list[Finding]:
     """Return all findings in order."""
-    found = [_server(facts.server), _errors(facts.failure, now), _schedule(facts)]
+    found = [_server(facts.server), _errors(facts.failure, now), _catalog(facts), _schedule(facts)]
     if facts.schedule is not None:
         found += [_interval(facts.schedule, now), _hours(facts.schedule), _pause(facts), _caps(facts)]
         found.append(_batch(facts.batch, facts.schedule, now))
@@ -191,6 +202,24 @@ def _errors(failure: FailureFacts | None, now: datetime) -> Finding:
     sentence = f"its last {times} failed{where}, {_ago(failure.last_time, now)}: {failure.message}"
     remedy = f"Read what it says: bmctl job log {failure.job_id}"
     return Finding("errors", "warning", sentence, remedy, failure.reason, {"job_id": failure.job_id})
+
+
+def _catalog(facts: Facts) -> Finding:
+    """Say where a storage was found not to have what the catalog said. The next backup becomes a full where it has to."""
+    told = [_told(one) for one in facts.discrepancies]
+    if not told:
+        return Finding("catalog", "ok", "its storages have what the catalog says")
+    flawed = any(one.missing or one.damaged for one in facts.discrepancies)
+    which = " --state missing --state damaged" if flawed else ""
+    return Finding(
+        "catalog", "warning", "; ".join(told), f"See which: bmctl backup list --server {facts.server.name}{which}"
+    )
+
+
+def _told(one: DiscrepancyFacts) -> str:
+    parts = ((one.missing, "gone"), (one.damaged, "damaged"), (one.adopted, "found there and taken in"))
+    kinds = ", ".join(f"{count} {what}" for count, what in parts if count)
+    return f"of its backups on storage {one.storage}: {kinds}"
 
 
 def _schedule(facts: Facts) -> Finding:

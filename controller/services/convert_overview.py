@@ -32,6 +32,18 @@ def overview(record: Overview) -> overview_pb2.Overview:
         pending_purges=[_purge(one) for one in record.purges],
         storages=[_storage(one) for one in record.storages],
         paused=record.paused,
+        discrepancies=[
+            overview_pb2.Discrepancy(
+                server_id=one.server_id,
+                server_name=names.servers.get(one.server_id, ""),
+                storage_id=one.storage_id,
+                storage_name=names.storages.get(one.storage_id, ""),
+                missing_count=one.missing_count,
+                damaged_count=one.damaged_count,
+                adopted_count=one.adopted_count,
+            )
+            for one in record.discrepancies
+        ],
     )
 
 

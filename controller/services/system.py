@@ -1,8 +1,10 @@
 """The controller itself: versions, identity, and what it can do."""
 
+from datetime import datetime
+
 from clients.gen.backupmanager.v1 import access_token_pb2, system_service_pb2_grpc
 from clients.gen.backupmanager.v1 import system_service_pb2 as messages
-from controller import bundles, installation, storages
+from controller import bundles, installation, reconciliation, storages
 from controller.agents.hello import PROTOCOL_VERSION
 from controller.db import models
 from controller.security.caller import current_caller
@@ -34,10 +36,10 @@ class SystemServicer(system_service_pb2_grpc.SystemServiceServicer):
         return messages.GetCapabilitiesResponse(storage_types=types)
 
     async def GetRecovery(self, request: messages.GetRecoveryRequest, context: Context) -> messages.GetRecoveryResponse:
-        return await self._parts.database.run(_recovery)
+        return await self._parts.database.run(_recovery, self._parts.now())
 
 
-def _recovery() -> messages.GetRecoveryResponse:
+def _recovery(now: datetime) -> messages.GetRecoveryResponse:
     found = bundles.standing()
     chosen = storages.find(found.storage_id) if found.storage_id else None
     return messages.GetRecoveryResponse(
@@ -47,6 +49,7 @@ def _recovery() -> messages.GetRecoveryResponse:
         writing=found.writing,
         failure=convert.failure(found.failure) if found.failure else None,
         epoch=installation.get().epoch,
+        retention_resume_time=convert.time(reconciliation.retention_resume_time(now)),
         blocked_storages=[
             messages.BlockedStorage(storage_id=storage.storage_id, name=storage.name, hypervisor_ids=places)
             for storage, places in bundles.blocked()

@@ -15,7 +15,8 @@ def overview() -> overview_pb2.Overview:
             running_job_count=2, waiting_job_count=5, running_batch_count=1, server_count=120, protected_server_count=117,
             failing_server_count=1, unprotected_server_count=3, pending_purge_count=1, backup_count=3480,
             backup_bytes=41 * TIB, schedule_count=4, enabled_schedule_count=3, overdue_schedule_count=1, hypervisor_count=4,
-            online_hypervisor_count=3, storage_count=2, unhealthy_storage_count=1,
+            online_hypervisor_count=3, storage_count=2, unhealthy_storage_count=1, missing_backup_count=2,
+            damaged_backup_count=1, adopted_backup_count=4,
         ),
         recent_batches=[
             overview_pb2.BatchSummary(
@@ -52,6 +53,15 @@ def overview() -> overview_pb2.Overview:
             overview_pb2.PendingPurge(
                 server_id="y", server_name="old1", purge_time=rows.ago(days=-3), backup_count=7, stored_bytes=9 * GIB
             )
+        ],
+        discrepancies=[
+            overview_pb2.Discrepancy(
+                server_id=rows.DB1, server_name="db1", storage_id=rows.OFFSITE, storage_name="offsite", missing_count=2,
+                damaged_count=1,
+            ),
+            overview_pb2.Discrepancy(
+                server_id="z", storage_id=rows.OFFSITE, storage_name="offsite", adopted_count=4
+            ),
         ],
         storages=[
             overview_pb2.StorageSummary(

@@ -352,7 +352,8 @@ def test_a_reindex_adopts_strangers_marks_what_is_missing_and_counts(setting: Se
 
     done = agent.finish(job, result={"reindex": {"backup_count": "3", "unreadable": unreadable}})
 
-    assert done.result == {"reindex": {"backup_count": "3", "added_count": "1", "unreadable": unreadable}}
+    told = {"backup_count": "3", "added_count": "1", "missing_count": "1", "damaged_count": "3"}
+    assert done.result == {"reindex": {**told, "unreadable": unreadable}}
     assert setting.states() == ["missing", "available", "damaged", "damaged"]
     assert setting.get(new).state == "damaged"  # it needs what is
     assert setting.get(stranger).server_id == server_id

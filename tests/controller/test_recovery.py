@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from controller import backups, installation, reconciliation, schedules, set_back
-from controller.cycle import reconcile
+from controller import backups, installation, purges, reconciliation, schedules, servers, set_back, settings
+from controller.cycle import prune, reconcile
 from controller.cycle.tick import Round
 from controller.db import models
 from controller.errors import CannotStart, StorageUnreconciled
 from controller.files import write_json
 from controller.jobs import Job
 from controller.order_types import ReindexOrder
+from controller.purges import NewPurge
 from controller.schedules import NewSchedule
 from controller.servers import Server
 from controller.storages import Storage
+from tests.controller.chains import put_chains
 from tests.controller.world import Agent, World, record_of
 
 EMPTY = {"reindex": {"backup_count": "0"}}
@@ -112,6 +114,56 @@ def test_a_local_folder_is_reconciled_on_each_hypervisor_by_itself(world: World)
     assert world.delete([here.backup_id]).type == "delete"
     with pytest.raises(StorageUnreconciled):
         world.delete([there.backup_id])
+
+
+@pytest.mark.feature("N11", "K1", "D25")
+def test_purges_that_waited_are_doubted(world: World) -> None:
+    """A purge may have been cancelled since, and a memory that was set back does not know."""
+    agent = world.enroll("kvm1")
+    server, other, storage = world.server(agent, "web"), world.server(agent, "old"), world.storage()
+    made = back_up(world, agent, server, storage)
+    back_up(world, agent, other, storage)
+    world.run(settings.update, {"purge_delay_days": 0}, "", world.now())
+    world.run(servers.delete, other.server_id, world.now())
+    confirmed = world.run(purges.insert, NewPurge(server.server_id, "", purges.ALL, "tester"), world.now(), world.now())
+    assert len(world.run(purges.due, 10, world.now())) == 2
+    (running,) = [one for one in world.run(purges.due, 10, world.now()) if one != confirmed]
+    assert world.run(purges.start, running, world.limits, world.vault, world.now()) == 1
+
+    lose(world)
+    read_all(agent, world.reindex(storage, agent), made)
+
+    assert world.run(purges.get, confirmed).state == purges.CANCELLED
+    assert world.run(purges.get, running).state == purges.SCHEDULED
+    assert world.run(purges.due, 10, world.now()) == []
+    world.clock.advance(purges.DOUBT.total_seconds() + 1)
+    assert world.run(purges.due, 10, world.now()) == [running], (
+        "the server is deleted still, and somebody had a day to look"
+    )
+
+
+@pytest.mark.feature("N11", "R11")
+def test_retention_deletes_nothing_on_the_first_day_of_an_epoch(world: World) -> None:
+    """Its policies may be yesterday's: somebody has a day to look at them, also where the storage was read at once."""
+    agent = world.enroll("kvm1")
+    server, storage = world.server(agent, "web"), world.storage(retention={"preset": "keep-last"}, keep_last=0)
+    put_chains(world, agent, server, storage, 2, 1)
+    assert world.run(reconciliation.retention_resume_time, world.now()) is None
+    lose(world)
+
+    def prune_jobs() -> int:
+        agent.heartbeat()
+        asyncio.run(prune.run(world.database, world.limits, world.vault, world.now()))
+        return world.run(lambda: models.Job.select().where(models.Job.type == "prune").count())
+
+    everything = world.run(lambda: [one.backup_id for one in models.Backup.select()])
+    job = agent.accept(world.reindex(storage, agent))
+    world.run(lambda: models.Backup.update(see_time=world.now()).execute())
+    agent.finish(job, result={"reindex": {"backup_count": str(len(everything))}})
+    assert prune_jobs() == 0
+    world.clock.advance(reconciliation.LOOK_SPAN.total_seconds() + 1)
+    assert world.run(reconciliation.retention_resume_time, world.now()) is None
+    assert prune_jobs() == 1
 
 
 # ---- noticing it --------------------------------------------------------------------------------------------------------

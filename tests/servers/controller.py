@@ -96,6 +96,11 @@ class Controller:
             first.admin_token,
         )
 
+    def change(self, **settings: object) -> None:
+        """Change settings; they hold from the next start on."""
+        self._settings.update(settings)
+        self._write_settings()
+
     def command(self, verb: str, *arguments: str, status: int = 0) -> str:
         """Run a verb of bm-controller to its end and return what it printed. Raises RuntimeError for another exit status."""
         done = subprocess.run(

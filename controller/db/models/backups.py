@@ -43,6 +43,17 @@ class Backup(Table):
 Backup.add_index(
     Backup.index(Backup.storage_id, Backup.hypervisor_id, name="backup_maker").where(Backup.delete_time.is_null())
 )
+# What storages and catalog do not agree on is told in every overview, and is nothing nearly always.
+Backup.add_index(
+    Backup.index(Backup.state, Backup.storage_id, Backup.server_id, name="backup_flawed").where(
+        (Backup.state != "available") & Backup.delete_time.is_null()
+    )
+)
+Backup.add_index(
+    Backup.index(Backup.adopt_job_id, name="backup_adopted").where(
+        (Backup.adopt_job_id != "") & Backup.delete_time.is_null()
+    )
+)
 
 
 class BackupDisk(Table):

@@ -14,6 +14,7 @@ class Installation(Table):
     epoch = BigIntegerField()
     create_time = TimeField()
     mark = BigIntegerField(default=0)  # grows while we serve; see controller/set_back.py
+    epoch_time = OptionalTimeField()  # when the present epoch began; None in the first
 
 
 class AccessToken(Table):

@@ -21,6 +21,8 @@ class Reconciliation(Table):
     start_time = OptionalTimeField()  # when that reading began
     found_count = number_field()  # backups that it found
     unreadable_count = number_field()  # manifests that it could not read
+    missing_count = number_field()  # backups of the storage that were gone then
+    damaged_count = number_field()  # and such as could not be restored
 
     class Meta:
         primary_key = peewee.CompositeKey("storage_id", "hypervisor_id")

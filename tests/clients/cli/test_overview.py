@@ -36,6 +36,7 @@ def test_everything_is_on_the_screen_and_nothing_leaves_it(width: int) -> None:
         "3 of 4 online", "● 1 unhealthy", "● unhealthy", "● healthy", "████▓▓▓░░░", "30.0 TiB free", "● partial",
         "29 of 30, 1 failed", "● overdue, 2 hours ago", "Failing servers (1)", "STORAGE_FULL", "Without any backup (3)",
         "To be purged (1)", "9.00 GiB", "Recent errors", "backup db1",
+        "Not as the catalog said (7)", "Taken in",
     ):  # fmt: skip
         assert said in text, said
     assert "\x1b" not in text, "a server's name does not speak to the terminal"

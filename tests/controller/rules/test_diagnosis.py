@@ -10,6 +10,7 @@ from clients.gen.backupmanager.v1 import errors_pb2
 from controller.rules.diagnosis import (
     AgentFacts,
     BatchFacts,
+    DiscrepancyFacts,
     Facts,
     FailureFacts,
     ScheduleFacts,
@@ -23,7 +24,7 @@ NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SOON = NOW + timedelta(hours=9)
 KNOWN = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name}
 STEPS = [
-    "server", "errors", "schedule", "interval", "window", "pause", "caps", "batch", "busy", "storage", "health", "level", "lock",
+    "server", "errors", "catalog", "schedule", "interval", "window", "pause", "caps", "batch", "busy", "storage", "health", "level", "lock",
     "agent", "clock",
 ]  # fmt: skip
 SERVER = ServerFacts("web", place="kvm1", last_backup_time=NOW - timedelta(days=1))
@@ -94,6 +95,21 @@ def test_each_cause_is_found_with_what_to_do(facts: Facts, step: str, state: str
         assert one.remedy, "who is blocked is told what to do"
         assert summary(found, None) == one.sentence, "the first that blocks is the answer"
     assert {finding.reason for finding in found} - {""} <= KNOWN
+
+
+@pytest.mark.feature("N10")
+def test_what_a_storage_did_not_have_is_told_with_where_to_look() -> None:
+    lost = DiscrepancyFacts("nas", missing=2, damaged=1)
+    found = DiscrepancyFacts("vault", adopted=3)
+    (one,) = [one for one in walk(replace(GOOD, discrepancies=(lost, found)), NOW) if one.step == "catalog"]
+    assert one.state == "warning"
+    assert one.sentence == (
+        "of its backups on storage nas: 2 gone, 1 damaged; of its backups on storage vault: 3 found there and taken in"
+    )
+    assert one.remedy == "See which: bmctl backup list --server web --state missing --state damaged"
+    assert summary(walk(replace(GOOD, discrepancies=(lost,)), NOW), SOON).startswith("it runs every"), (
+        "it stops nothing"
+    )
 
 
 def test_errors_name_step_cause_and_job() -> None:

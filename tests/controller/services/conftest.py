@@ -13,7 +13,7 @@ from tests.servers.controller import Controller
 def controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     with Controller(tmp_path_factory.mktemp("controller") / "c") as running:
         yield running
-    _check_log(running.log, running.admin_token)
+    check_log(running.log, running.admin_token)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ async def api(controller: Controller) -> AsyncIterator[Api]:
         yield Api(channel)
 
 
-def _check_log(log: Path, secret: str) -> None:
+def check_log(log: Path, secret: str) -> None:
     """No test of these files makes the controller fail by a fault of its own, nor write down what is secret (S28)."""
     text = log.read_text()
     assert "a call ended" in text, "it really logs at the most talkative level"

@@ -598,10 +598,16 @@ class ReindexResult(_message.Message):
     BACKUP_COUNT_FIELD_NUMBER: _builtins.int
     ADDED_COUNT_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    DAMAGED_COUNT_FIELD_NUMBER: _builtins.int
     backup_count: _builtins.int
     """Backups on the storage."""
     added_count: _builtins.int
     """Of these, new to the catalog."""
+    missing_count: _builtins.int
+    """Backups of the catalog that are no longer on the storage, as it stands after this reading."""
+    damaged_count: _builtins.int
+    """Backups that cannot be restored: damaged themselves, or in need of one that is damaged or gone."""
     @_builtins.property
     def unreadable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Manifests that could not be read; names of objects, at most 100."""
@@ -612,10 +618,12 @@ class ReindexResult(_message.Message):
         backup_count: _builtins.int = ...,
         added_count: _builtins.int = ...,
         unreadable: _abc.Iterable[_builtins.str] | None = ...,
+        missing_count: _builtins.int = ...,
+        damaged_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "backup_count", b"backup_count", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count", "backup_count", b"backup_count", "damaged_count", b"damaged_count", "missing_count", b"missing_count", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

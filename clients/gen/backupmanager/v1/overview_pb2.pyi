@@ -70,6 +70,7 @@ class Overview(_message.Message):
     PENDING_PURGES_FIELD_NUMBER: _builtins.int
     STORAGES_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    DISCREPANCIES_FIELD_NUMBER: _builtins.int
     paused: _builtins.bool
     """No batches are dispatched until somebody resumes."""
     @_builtins.property
@@ -108,6 +109,10 @@ class Overview(_message.Message):
     def storages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StorageSummary]:
         """The storages by name; at most 50."""
 
+    @_builtins.property
+    def discrepancies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Discrepancy]:
+        """What storages and catalog do not agree on, where most backups are gone or damaged first."""
+
     def __init__(
         self,
         *,
@@ -121,10 +126,11 @@ class Overview(_message.Message):
         pending_purges: _abc.Iterable[Global___PendingPurge] | None = ...,
         storages: _abc.Iterable[Global___StorageSummary] | None = ...,
         paused: _builtins.bool = ...,
+        discrepancies: _abc.Iterable[Global___Discrepancy] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "failing_servers", b"failing_servers", "paused", b"paused", "pending_purges", b"pending_purges", "recent_batches", b"recent_batches", "recent_errors", b"recent_errors", "storages", b"storages", "time", b"time", "unprotected_servers", b"unprotected_servers", "upcoming", b"upcoming"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "discrepancies", b"discrepancies", "failing_servers", b"failing_servers", "paused", b"paused", "pending_purges", b"pending_purges", "recent_batches", b"recent_batches", "recent_errors", b"recent_errors", "storages", b"storages", "time", b"time", "unprotected_servers", b"unprotected_servers", "upcoming", b"upcoming"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,6 +159,9 @@ class OverviewCounts(_message.Message):
     ONLINE_HYPERVISOR_COUNT_FIELD_NUMBER: _builtins.int
     STORAGE_COUNT_FIELD_NUMBER: _builtins.int
     UNHEALTHY_STORAGE_COUNT_FIELD_NUMBER: _builtins.int
+    MISSING_BACKUP_COUNT_FIELD_NUMBER: _builtins.int
+    DAMAGED_BACKUP_COUNT_FIELD_NUMBER: _builtins.int
+    ADOPTED_BACKUP_COUNT_FIELD_NUMBER: _builtins.int
     running_job_count: _builtins.int
     """Jobs that hypervisors work on."""
     waiting_job_count: _builtins.int
@@ -187,6 +196,12 @@ class OverviewCounts(_message.Message):
     """Storages."""
     unhealthy_storage_count: _builtins.int
     """Of these degraded or unhealthy."""
+    missing_backup_count: _builtins.int
+    """Backups that the catalog knows and their storage no longer has."""
+    damaged_backup_count: _builtins.int
+    """Backups that cannot be restored: damaged themselves, or in need of one that is damaged or gone."""
+    adopted_backup_count: _builtins.int
+    """Backups that were found on storages in the last 7 days, and that the catalog did not know."""
     def __init__(
         self,
         *,
@@ -207,10 +222,13 @@ class OverviewCounts(_message.Message):
         online_hypervisor_count: _builtins.int = ...,
         storage_count: _builtins.int = ...,
         unhealthy_storage_count: _builtins.int = ...,
+        missing_backup_count: _builtins.int = ...,
+        damaged_backup_count: _builtins.int = ...,
+        adopted_backup_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_bytes", b"backup_bytes", "backup_count", b"backup_count", "enabled_schedule_count", b"enabled_schedule_count", "failing_server_count", b"failing_server_count", "hypervisor_count", b"hypervisor_count", "online_hypervisor_count", b"online_hypervisor_count", "overdue_schedule_count", b"overdue_schedule_count", "pending_purge_count", b"pending_purge_count", "protected_server_count", b"protected_server_count", "running_batch_count", b"running_batch_count", "running_job_count", b"running_job_count", "schedule_count", b"schedule_count", "server_count", b"server_count", "storage_count", b"storage_count", "unhealthy_storage_count", b"unhealthy_storage_count", "unprotected_server_count", b"unprotected_server_count", "waiting_job_count", b"waiting_job_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_backup_count", b"adopted_backup_count", "backup_bytes", b"backup_bytes", "backup_count", b"backup_count", "damaged_backup_count", b"damaged_backup_count", "enabled_schedule_count", b"enabled_schedule_count", "failing_server_count", b"failing_server_count", "hypervisor_count", b"hypervisor_count", "missing_backup_count", b"missing_backup_count", "online_hypervisor_count", b"online_hypervisor_count", "overdue_schedule_count", b"overdue_schedule_count", "pending_purge_count", b"pending_purge_count", "protected_server_count", b"protected_server_count", "running_batch_count", b"running_batch_count", "running_job_count", b"running_job_count", "schedule_count", b"schedule_count", "server_count", b"server_count", "storage_count", b"storage_count", "unhealthy_storage_count", b"unhealthy_storage_count", "unprotected_server_count", b"unprotected_server_count", "waiting_job_count", b"waiting_job_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,6 +549,52 @@ class PendingPurge(_message.Message):
 Global___PendingPurge: _TypeAlias = PendingPurge  # noqa: Y015
 
 @_typing.final
+class Discrepancy(_message.Message):
+    """What was found of a server on a storage that this controller had not ordered (N10)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_ID_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    STORAGE_ID_FIELD_NUMBER: _builtins.int
+    STORAGE_NAME_FIELD_NUMBER: _builtins.int
+    MISSING_COUNT_FIELD_NUMBER: _builtins.int
+    DAMAGED_COUNT_FIELD_NUMBER: _builtins.int
+    ADOPTED_COUNT_FIELD_NUMBER: _builtins.int
+    server_id: _builtins.str
+    """The server."""
+    server_name: _builtins.str
+    """Its name; empty for one that nobody registered."""
+    storage_id: _builtins.str
+    """The storage."""
+    storage_name: _builtins.str
+    """The storage's name."""
+    missing_count: _builtins.int
+    """Backups that are gone."""
+    damaged_count: _builtins.int
+    """Backups that cannot be restored."""
+    adopted_count: _builtins.int
+    """Backups that were found in the last 7 days, and that the catalog did not know."""
+    def __init__(
+        self,
+        *,
+        server_id: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+        storage_id: _builtins.str = ...,
+        storage_name: _builtins.str = ...,
+        missing_count: _builtins.int = ...,
+        damaged_count: _builtins.int = ...,
+        adopted_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted_count", b"adopted_count", "damaged_count", b"damaged_count", "missing_count", b"missing_count", "server_id", b"server_id", "server_name", b"server_name", "storage_id", b"storage_id", "storage_name", b"storage_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Discrepancy: _TypeAlias = Discrepancy  # noqa: Y015
+
+@_typing.final
 class StorageSummary(_message.Message):
     """A storage in a line."""
 
@@ -623,7 +687,7 @@ class Finding(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
     step: _builtins.str
-    """What: "errors", "schedule", "interval", "window", "days", "pause", "caps", "batch", "storage", "health", "level", "lock", "agent", …"""
+    """What: "errors", "catalog", "schedule", "interval", "window", "days", "pause", "caps", "batch", "storage", "health", "level", "lock", "agent", …"""
     state: Global___FindingState.ValueType
     """How it stands."""
     sentence: _builtins.str

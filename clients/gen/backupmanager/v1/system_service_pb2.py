@@ -28,7 +28,7 @@ from clients.gen.backupmanager.v1 import storage_pb2 as backupmanager_dot_v1_dot
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/system_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_token.proto\x1a\x1e\x62\x61\x63kupmanager/v1/failure.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12GetRecoveryRequest\"\xf9\x01\n\x13GetRecoveryResponse\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x14\n\x0cstorage_name\x18\x02 \x01(\t\x12\x30\n\x06newest\x18\x03 \x01(\x0b\x32 .backupmanager.v1.RecoveryBundle\x12\x0f\n\x07writing\x18\x04 \x01(\x08\x12*\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12:\n\x10\x62locked_storages\x18\x07 \x03(\x0b\x32 .backupmanager.v1.BlockedStorage\"\x81\x01\n\x0eRecoveryBundle\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x03\"J\n\x0e\x42lockedStorage\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ehypervisor_ids\x18\x03 \x03(\t\"\x13\n\x11GetVersionRequest\"\xa0\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x17\n\x0finstallation_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x12\n\ntoken_name\x18\x04 \x01(\t\x12\x32\n\x0btoken_scope\x18\x05 \x01(\x0e\x32\x1d.backupmanager.v1.AccessScope\"\x18\n\x16GetCapabilitiesRequest\"[\n\x17GetCapabilitiesResponse\x12@\n\rstorage_types\x18\x01 \x03(\x0b\x32).backupmanager.v1.StorageTypeCapabilities\"d\n\x17StorageTypeCapabilities\x12\x0c\n\x04type\x18\x01 \x01(\t\x12;\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32%.backupmanager.v1.StorageCapabilities2\xac\x02\n\rSystemService\x12W\n\nGetVersion\x12#.backupmanager.v1.GetVersionRequest\x1a$.backupmanager.v1.GetVersionResponse\x12\x66\n\x0fGetCapabilities\x12(.backupmanager.v1.GetCapabilitiesRequest\x1a).backupmanager.v1.GetCapabilitiesResponse\x12Z\n\x0bGetRecovery\x12$.backupmanager.v1.GetRecoveryRequest\x1a%.backupmanager.v1.GetRecoveryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%backupmanager/v1/system_service.proto\x12\x10\x62\x61\x63kupmanager.v1\x1a#backupmanager/v1/access_token.proto\x1a\x1e\x62\x61\x63kupmanager/v1/failure.proto\x1a\x1e\x62\x61\x63kupmanager/v1/storage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12GetRecoveryRequest\"\xb4\x02\n\x13GetRecoveryResponse\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x14\n\x0cstorage_name\x18\x02 \x01(\t\x12\x30\n\x06newest\x18\x03 \x01(\x0b\x32 .backupmanager.v1.RecoveryBundle\x12\x0f\n\x07writing\x18\x04 \x01(\x08\x12*\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x19.backupmanager.v1.Failure\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12:\n\x10\x62locked_storages\x18\x07 \x03(\x0b\x32 .backupmanager.v1.BlockedStorage\x12\x39\n\x15retention_resume_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x81\x01\n\x0eRecoveryBundle\x12\x11\n\tbundle_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rhypervisor_id\x18\x03 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x04 \x01(\x03\"J\n\x0e\x42lockedStorage\x12\x12\n\nstorage_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ehypervisor_ids\x18\x03 \x03(\t\"\x13\n\x11GetVersionRequest\"\xa0\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x17\n\x0finstallation_id\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x12\n\ntoken_name\x18\x04 \x01(\t\x12\x32\n\x0btoken_scope\x18\x05 \x01(\x0e\x32\x1d.backupmanager.v1.AccessScope\"\x18\n\x16GetCapabilitiesRequest\"[\n\x17GetCapabilitiesResponse\x12@\n\rstorage_types\x18\x01 \x03(\x0b\x32).backupmanager.v1.StorageTypeCapabilities\"d\n\x17StorageTypeCapabilities\x12\x0c\n\x04type\x18\x01 \x01(\t\x12;\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32%.backupmanager.v1.StorageCapabilities2\xac\x02\n\rSystemService\x12W\n\nGetVersion\x12#.backupmanager.v1.GetVersionRequest\x1a$.backupmanager.v1.GetVersionResponse\x12\x66\n\x0fGetCapabilities\x12(.backupmanager.v1.GetCapabilitiesRequest\x1a).backupmanager.v1.GetCapabilitiesResponse\x12Z\n\x0bGetRecovery\x12$.backupmanager.v1.GetRecoveryRequest\x1a%.backupmanager.v1.GetRecoveryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRECOVERYREQUEST']._serialized_start=193
   _globals['_GETRECOVERYREQUEST']._serialized_end=213
   _globals['_GETRECOVERYRESPONSE']._serialized_start=216
-  _globals['_GETRECOVERYRESPONSE']._serialized_end=465
-  _globals['_RECOVERYBUNDLE']._serialized_start=468
-  _globals['_RECOVERYBUNDLE']._serialized_end=597
-  _globals['_BLOCKEDSTORAGE']._serialized_start=599
-  _globals['_BLOCKEDSTORAGE']._serialized_end=673
-  _globals['_GETVERSIONREQUEST']._serialized_start=675
-  _globals['_GETVERSIONREQUEST']._serialized_end=694
-  _globals['_GETVERSIONRESPONSE']._serialized_start=697
-  _globals['_GETVERSIONRESPONSE']._serialized_end=857
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=859
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=883
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=885
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=976
-  _globals['_STORAGETYPECAPABILITIES']._serialized_start=978
-  _globals['_STORAGETYPECAPABILITIES']._serialized_end=1078
-  _globals['_SYSTEMSERVICE']._serialized_start=1081
-  _globals['_SYSTEMSERVICE']._serialized_end=1381
+  _globals['_GETRECOVERYRESPONSE']._serialized_end=524
+  _globals['_RECOVERYBUNDLE']._serialized_start=527
+  _globals['_RECOVERYBUNDLE']._serialized_end=656
+  _globals['_BLOCKEDSTORAGE']._serialized_start=658
+  _globals['_BLOCKEDSTORAGE']._serialized_end=732
+  _globals['_GETVERSIONREQUEST']._serialized_start=734
+  _globals['_GETVERSIONREQUEST']._serialized_end=753
+  _globals['_GETVERSIONRESPONSE']._serialized_start=756
+  _globals['_GETVERSIONRESPONSE']._serialized_end=916
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=918
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=942
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=944
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1035
+  _globals['_STORAGETYPECAPABILITIES']._serialized_start=1037
+  _globals['_STORAGETYPECAPABILITIES']._serialized_end=1137
+  _globals['_SYSTEMSERVICE']._serialized_start=1140
+  _globals['_SYSTEMSERVICE']._serialized_end=1440
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,7 @@ class GetRecoveryResponse(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     BLOCKED_STORAGES_FIELD_NUMBER: _builtins.int
+    RETENTION_RESUME_TIME_FIELD_NUMBER: _builtins.int
     storage_id: _builtins.str
     """The storage that bundles are written to; empty for none."""
     storage_name: _builtins.str
@@ -72,6 +73,12 @@ class GetRecoveryResponse(_message.Message):
     def blocked_storages(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockedStorage]:
         """Storages that nothing is deleted on before they were read as a whole in this epoch."""
 
+    @_builtins.property
+    def retention_resume_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when retention deletes nothing by itself: on an epoch's first day, so that somebody can look at policies that may be
+        older ones. Unset where it does.
+        """
+
     def __init__(
         self,
         *,
@@ -82,10 +89,11 @@ class GetRecoveryResponse(_message.Message):
         failure: _failure_pb2.Failure | None = ...,
         epoch: _builtins.int = ...,
         blocked_storages: _abc.Iterable[Global___BlockedStorage] | None = ...,
+        retention_resume_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "newest", b"newest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "newest", b"newest", "retention_resume_time", b"retention_resume_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_storages", b"blocked_storages", "epoch", b"epoch", "failure", b"failure", "newest", b"newest", "storage_id", b"storage_id", "storage_name", b"storage_name", "writing", b"writing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_storages", b"blocked_storages", "epoch", b"epoch", "failure", b"failure", "newest", b"newest", "retention_resume_time", b"retention_resume_time", "storage_id", b"storage_id", "storage_name", b"storage_name", "writing", b"writing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
