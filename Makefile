@@ -45,7 +45,8 @@ kill:
 storages:
 	@.ci/bootstrap storages
 	BM_STORAGES=all BM_KILL_POINTS=all $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup tests/engine/storage tests/engine/test_s3_backups.py \
-		tests/engine/test_interrupted_backups.py tests/engine/test_interrupted_deletions.py tests/e2e/test_storage_types.py
+		tests/engine/test_interrupted_backups.py tests/engine/test_interrupted_deletions.py tests/e2e/test_storage_types.py \
+		tests/e2e/test_bundle.py
 
 databases:
 	@.ci/bootstrap test

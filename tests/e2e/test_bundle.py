@@ -10,11 +10,12 @@ import hashlib
 import hmac
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -273,13 +274,14 @@ async def test_yesterday_s_database_put_back_deletes_nothing(
         world, controller = home.world, home.world.controller
         made = [await home.back_up(1)]
         purge_id = await _order_purge(home)
-        await world._channels.aclose()
-        assert controller.stop() == 0
-        shutil.copy2(controller.state / "controller.db", tmp_path / "yesterday.db")
-        controller.start()
-        await world.connect()
+        controller.change(listen=controller.api, agent_listen=controller.agents)  # where the agent finds it again
+        _copy(controller.state / "controller.db", tmp_path / "yesterday.db")
         cancelled = await home.api.purges.CancelPurge(purge_service_pb2.CancelPurgeRequest(purge_id=purge_id))
         assert cancelled.purge.state == purge_pb2.PURGE_STATE_CANCELLED
+        await world._channels.aclose()
+        assert controller.stop() == 0
+        controller.start()  # each start counts the mark up, as every minute does
+        await world.connect()
         await wait_until_async(lambda: _online(home), 60, "the agent to be back")
         made.append(await home.back_up(2))
         expected = await world.list_backups()
@@ -291,15 +293,20 @@ async def test_yesterday_s_database_put_back_deletes_nothing(
         for old in controller.state.glob("controller.db*"):
             old.unlink()
         shutil.copy2(tmp_path / "yesterday.db", controller.state / "controller.db")
-        controller.change(tick_seconds=0.2)
         controller.start()
         await world.connect()
+        world.agent.start()
+        await wait_until_async(lambda: _online(home), 60, "the agent to be back")
         told = await home.recovery()
         assert (told.epoch, [one.name for one in told.blocked_storages]) == (2, ["vault"])
         assert await refused(home.delete(made[0].backup_id)) == "STORAGE_UNRECONCILED"
-        world.agent.start()
-        await wait_until_async(lambda: _online(home), 60, "the agent to be back")
-        await world.finish(await _reconcile(home))
+        await world._channels.aclose()
+        assert controller.stop() == 0
+        controller.change(tick_seconds=0.2)  # now the clock does all that it finds to do
+        controller.start()
+        await world.connect()
+        await wait_until_async(lambda: _online(home), 60, "the agent to be back again")
+        await home.reconciled()
 
         assert not (await home.recovery()).blocked_storages
         assert [_without_job(one) for one in await world.list_backups()] == [_without_job(one) for one in expected]
@@ -312,6 +319,12 @@ async def test_yesterday_s_database_put_back_deletes_nothing(
         copy = await home.back_up(4, type=disk_pb2.BACKUP_TYPE_COPY)
         gone = await world.finish(await home.delete(copy.backup_id))
         assert gone.state == job_pb2.JOB_STATE_COMPLETED, "what a person asks for now is done"
+
+
+def _copy(database: Path, target: Path) -> None:
+    """Copy a database that is being served, as it stands at one instant."""
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
 
 
 async def _order_purge(home: House) -> str:
@@ -330,11 +343,6 @@ async def _online(home: House) -> bool:
     request = hypervisor_service_pb2.GetHypervisorRequest(hypervisor_id=HYPERVISOR)
     found = await home.api.hypervisors.GetHypervisor(request)
     return found.hypervisor.state == hypervisor_pb2.HYPERVISOR_STATE_ONLINE
-
-
-async def _reconcile(home: House) -> str:
-    request = storage_service_pb2.ReconcileStorageRequest(storage_id="vault", request_id=str(uuid.uuid4()))
-    return (await home.world.storages.ReconcileStorage(request)).job_id
 
 
 def _without_job(one: backup_pb2.Backup) -> backup_pb2.Backup:
