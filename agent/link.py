@@ -35,10 +35,6 @@ log = logging.getLogger(__name__)
 RENEW_SECONDS = 30.0
 RENEW_RETRY_SECONDS_MIN, RENEW_RETRY_SECONDS_MAX = 10.0, 3600.0
 LOOK_SECONDS = 2.0
-# What only a person can change.
-REFUSALS = frozenset(
-    {"PERMISSION_DENIED", "UNAUTHENTICATED", "UNSUPPORTED", "HYPERVISOR_BANNED", "CERTIFICATE_EXPIRED", "NOT_ENROLLED"}
-)
 
 
 class Link:
@@ -86,7 +82,7 @@ class Link:
         if session.good:
             self._backoff.reset()
         self._turn += 1  # one that does not answer, stops or has lost its claim is left for the next
-        seconds = self._backoff.seconds(refused=reason in REFUSALS)
+        seconds = self._backoff.seconds(reason, detail)
         log.warning("no session reason=%s detail=%s retry_seconds=%.1f", reason, detail, seconds)
         return seconds
 

@@ -1,16 +1,22 @@
 """The agent's rules without any I/O: shares, waiting, scrubbing, telemetry's limits."""
 
+import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from grpc import aio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import shares, telemetry
-from agent.backoff import LIMIT_SECONDS, REFUSED_LIMIT_SECONDS, Backoff
+from agent.backoff import AWAY_LIMIT_SECONDS, LIMIT_SECONDS, REFUSED_LIMIT_SECONDS, Backoff
 from agent.scrub import MASK, Scrubber
 from agent.telemetry import Feed, Progress, Rate, make_line
+from clients import connect
+from clients.errors import refusal
+from clients.gen.backupmanager.v1 import system_service_pb2, system_service_pb2_grpc
+from tests.clients.authority import Authority
 
 if TYPE_CHECKING:
     from agent.records import Verb
@@ -69,9 +75,27 @@ def test_backoff_grows_to_its_limit_and_begins_anew_after_a_good_session() -> No
 
 
 def test_a_refusal_is_asked_about_rarely_whatever_the_luck() -> None:
-    assert Backoff(luck=lambda: 0.0).seconds(refused=True) >= 15
+    assert Backoff(luck=lambda: 0.0).seconds("HYPERVISOR_BANNED") >= 15
     lucky = Backoff(luck=lambda: 0.999)
-    assert max(lucky.seconds(refused=True) for _ in range(20)) <= REFUSED_LIMIT_SECONDS
+    assert max(lucky.seconds("HYPERVISOR_BANNED") for _ in range(20)) <= REFUSED_LIMIT_SECONDS
+
+
+async def test_who_finds_nobody_listening_dials_again_soon_however_long_it_lasts() -> None:
+    backoff = Backoff(luck=lambda: 0.999)
+    authority = Authority()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens
+        async with connect.channel(f"127.0.0.1:{closed.getsockname()[1]}", authority.pem) as link:
+            with pytest.raises(aio.AioRpcError) as caught:
+                await system_service_pb2_grpc.SystemServiceStub(link).GetVersion(
+                    system_service_pb2.GetVersionRequest(), timeout=20
+                )
+    why = refusal(caught.value)
+
+    waits = [backoff.seconds(why.reason, why.message) for _ in range(12)]
+
+    assert AWAY_LIMIT_SECONDS * 0.9 < waits[-1] < AWAY_LIMIT_SECONDS
+    assert backoff.seconds(why.reason, "Handshake failed") > AWAY_LIMIT_SECONDS
 
 
 @pytest.mark.feature("S28")

@@ -24,6 +24,7 @@ from clients.gen.backupmanager.v1 import (
     system_service_pb2_grpc,
 )
 from tests.clients.authority import Authority
+from tests.servers.proxy import Proxy
 
 
 def token_text(**parts: Any) -> str:
@@ -209,6 +210,17 @@ async def test_only_reading_and_request_ids_may_be_repeated() -> None:
 def test_waits_grow_and_are_spread() -> None:
     assert list(connect.backoff_seconds(lambda: 0.0)) == list(connect.RETRY_SECONDS)
     assert list(connect.backoff_seconds(lambda: 1.0)) == [one / 2 for one in connect.RETRY_SECONDS]
+
+
+async def test_a_controller_far_away_is_reached(peer: Peer) -> None:
+    """TCP, TLS and HTTP/2 take some round trips, of 400 ms here, as over a satellite."""
+    host, port = connect.split_address(peer.address)
+    with Proxy(port, host) as proxy:
+        proxy.delay(0.2)
+        async with channel(f"127.0.0.1:{proxy.port}", peer.authority.pem) as link:
+            stub = system_service_pb2_grpc.SystemServiceStub(link)
+            await stub.GetVersion(system_service_pb2.GetVersionRequest(), timeout=10)
+    assert (proxy.connections, peer.service.calls) == (1, 1)
 
 
 async def test_nobody_there_is_an_error_with_the_address(peer: Peer) -> None:

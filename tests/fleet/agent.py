@@ -4,7 +4,7 @@
       └──────────────── the stream broke: the next controller, with what is unacknowledged and in flight ◄────────┘
 
 It keeps the rules that the real agent keeps: a command is done once however often it comes, events are numbered without gaps and sent
-again until they are acknowledged, work goes on while nobody is connected.
+again until they are acknowledged, work goes on while nobody is connected. It dials as the real one does, and waits by the same rule.
 """
 
 import asyncio
@@ -20,13 +20,15 @@ from typing import Any
 
 from grpc import aio
 
+from agent.backoff import Backoff
+from agent.session import GOOD_SECONDS
 from clients import connect
+from clients.errors import refusal
 from clients.gen.backupmanager.agent.v1 import command_pb2, event_pb2, session_service_pb2, session_service_pb2_grpc
 from clients.gen.backupmanager.v1 import disk_pb2, job_pb2
 from tests.fleet.seed import Host
 
 Request = session_service_pb2.SessionRequest
-BACKOFF_SECONDS_MAX = 2.0
 _Key = tuple[str, int]
 
 
@@ -65,25 +67,31 @@ class SimulatedAgent:
         self._engines: set[asyncio.Task[None]] = set()
         self._batches: dict[str, asyncio.Semaphore] = {}  # the places of each batch that was begun
         self._call: Any = None
+        self._welcome_time = 0.0  # of this session, by the monotonic clock; 0 before it
         self._writing = asyncio.Lock()
 
     async def run(self) -> None:
         """Keep a session until cancelled."""
-        failures = 0
+        backoff = Backoff()
         try:
             while True:
                 address = self._plan.addresses[self._turn % len(self._plan.addresses)]
-                welcomes = self._plan.welcomes
+                reason = detail = ""
+                self._welcome_time = 0.0
                 try:
                     await self._serve(address)
-                except (aio.AioRpcError, asyncio.InvalidStateError, EOFError):
+                except aio.AioRpcError as error:
+                    refused = refusal(error)
+                    reason, detail = refused.reason, refused.message
+                except (asyncio.InvalidStateError, EOFError):
                     pass
                 except Exception as error:
                     self._plan.faults.append(repr(error))
                     raise
-                failures = 0 if self._plan.welcomes > welcomes else failures + 1
+                if 0 < self._welcome_time <= time.monotonic() - GOOD_SECONDS:
+                    backoff.reset()
                 self._turn += 1
-                await asyncio.sleep(random.random() * min(0.2 * 2**failures, BACKOFF_SECONDS_MAX))
+                await asyncio.sleep(backoff.seconds(reason, detail))
         finally:
             for engine in self._engines:
                 engine.cancel()
@@ -101,7 +109,7 @@ class SimulatedAgent:
                 beats = asyncio.create_task(
                     self._beat(call, welcome.welcome.heartbeat_interval.ToTimedelta().total_seconds())
                 )
-                self._call, welcomed = call, True
+                self._call, welcomed, self._welcome_time = call, True, time.monotonic()
                 self._plan.connected += 1
                 self._plan.welcomes += 1
                 self._take_welcome(welcome.welcome)
