@@ -37,12 +37,15 @@ from engine.ordered import run_ordered
 from engine.source.disk import Disk, Reader
 from engine.source.throttled import ThrottledReader
 from engine.storage.base import Storage
+from engine.units import MIB
 from engine.work import Work, in_background
 
 # Frames in memory beside those that are being compressed: one that is read ahead, one that is sealed or written.
 FRAMES_BESIDE = 2
 # Second buffers beside those of the frames that are being compressed: one frame is sealed while the next is compressed.
 SPARES_BESIDE = 1
+# So little data has less memory in buffers than libraries have; to let go of theirs took a tenth of such an incremental's time.
+SMALL_BYTES = 16 * MIB
 ZEROS_TOGETHER_MAX = FRAME_EXTENTS_MAX  # so that what lies between one frame's extents is one item with it
 Finished: TypeAlias = Callable[[SegmentRef, bool], None]
 
@@ -79,7 +82,8 @@ def store(
     if key is not None:
         crypto.load()
     # Beside the handshakes and the first answers of the server, for which one core waits: it takes as long as all of them.
-    given_back = in_background(give_back_libraries, "give-back-libraries")
+    large = (plain_bytes or disk.size_bytes) > SMALL_BYTES
+    given_back = in_background(give_back_libraries, "give-back-libraries") if large else None
     ended = threading.Event()
     held_bytes_max = (work.settings.compression_threads + FRAMES_BESIDE) * FRAME_BYTES_MAX
     shared = _Shared(work, ended, held_bytes_max)
@@ -98,7 +102,8 @@ def store(
                 held_bytes_max=held_bytes_max,
             )
     finally:
-        given_back.result()
+        if given_back is not None:
+            given_back.result()
     return tuple(output.segments)
 
 

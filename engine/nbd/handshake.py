@@ -2,6 +2,10 @@
 
     greeting → structured replies → metadata contexts (if any are wanted) → NBD_OPT_GO → transmission
 
+The options of one connection are sent together, with the answer to the greeting, and their replies read one after the other. A
+backup opens half a dozen connections before its first byte: with a round trip for each option they were a fifth of a small
+incremental's time.
+
 Only the fixed newstyle handshake with NBD_OPT_GO is spoken: QEMU has had it since 2.10, nbdkit since 1.4.
 """
 
@@ -30,18 +34,24 @@ def negotiate(connection: Connection, export: str, contexts: Sequence[str] = ())
 
     Raises NbdRefused, NbdProtocolError, NbdDisconnected; the connection is then of no more use.
     """
-    _greet(connection)
-    structured = _ask_structured(connection)
+    contexts_data = protocol.pack_contexts(export, tuple(contexts)) if contexts else b""
+    _greet(
+        connection,
+        protocol.pack_option(protocol.OPTION_STRUCTURED_REPLY),
+        protocol.pack_option(protocol.OPTION_SET_META_CONTEXT, contexts_data) if contexts else b"",
+        protocol.pack_option(protocol.OPTION_GO, protocol.pack_go(export)),
+    )
+    structured = _structured(connection)
     granted: dict[int, str] = {}
     if contexts and structured:
-        data = protocol.pack_contexts(export, tuple(contexts))
         granted = {
-            number: name
-            for number, name in _contexts(connection, protocol.OPTION_SET_META_CONTEXT, data)
-            if name in contexts
+            number: name for number, name in _contexts(connection, protocol.OPTION_SET_META_CONTEXT) if name in contexts
         }
         if len(set(granted.values())) != len(granted):
             raise NbdProtocolError(operation="handshake", detail="a metadata context was granted twice")
+    elif contexts:
+        for _ in _replies(connection, protocol.OPTION_SET_META_CONTEXT):
+            pass  # without structured replies there is no metadata, as the server just told
     size_bytes, flags, block_sizes = _go(connection, export)
     return Terms(size_bytes, flags, block_sizes, structured, granted)
 
@@ -55,26 +65,29 @@ def list_contexts(
     """
     connection = Connection.open(address, silence_seconds)
     try:
-        _greet(connection)
-        if not _ask_structured(connection):
+        _greet(
+            connection,
+            protocol.pack_option(protocol.OPTION_STRUCTURED_REPLY),
+            protocol.pack_option(protocol.OPTION_LIST_META_CONTEXT, protocol.pack_contexts(export, queries)),
+        )
+        if not _structured(connection):
             return ()
-        data = protocol.pack_contexts(export, queries)
-        names = tuple(name for _, name in _contexts(connection, protocol.OPTION_LIST_META_CONTEXT, data))
+        names = tuple(name for _, name in _contexts(connection, protocol.OPTION_LIST_META_CONTEXT))
         connection.send(protocol.pack_option(protocol.OPTION_ABORT))
         return names
     finally:
         connection.close()
 
 
-def _greet(connection: Connection) -> None:
+def _greet(connection: Connection, *options: bytes) -> None:
+    """Answer the server's greeting, and send the options."""
     flags = protocol.unpack_greeting(connection.receive(protocol.GREETING_BYTES))
     answer = protocol.FLAG_FIXED_NEWSTYLE | (flags & protocol.FLAG_NO_ZEROES)
-    connection.send(answer.to_bytes(4, "big"))
+    connection.send(answer.to_bytes(4, "big"), *filter(None, options))
 
 
-def _ask_structured(connection: Connection) -> bool:
-    """Ask for structured replies. A server without them can still be read, but has no metadata."""
-    connection.send(protocol.pack_option(protocol.OPTION_STRUCTURED_REPLY))
+def _structured(connection: Connection) -> bool:
+    """Tell whether the server gives structured replies. One without them can still be read, but has no metadata."""
     kind, data = _reply(connection, protocol.OPTION_STRUCTURED_REPLY)
     if kind == protocol.REPLY_ERROR_UNSUPPORTED:
         return False
@@ -82,8 +95,7 @@ def _ask_structured(connection: Connection) -> bool:
     return True
 
 
-def _contexts(connection: Connection, option: int, data: bytes) -> Iterator[tuple[int, str]]:
-    connection.send(protocol.pack_option(option, data))
+def _contexts(connection: Connection, option: int) -> Iterator[tuple[int, str]]:
     for kind, answer in _replies(connection, option):
         if kind == protocol.REPLY_META_CONTEXT:
             yield protocol.unpack_context(answer)
@@ -92,7 +104,6 @@ def _contexts(connection: Connection, option: int, data: bytes) -> Iterator[tupl
 
 
 def _go(connection: Connection, export: str) -> tuple[int, int, BlockSizes]:
-    connection.send(protocol.pack_option(protocol.OPTION_GO, protocol.pack_go(export)))
     size_flags: tuple[int, int] | None = None
     block_sizes = BlockSizes()
     for kind, data in _replies(connection, protocol.OPTION_GO):

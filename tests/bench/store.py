@@ -124,7 +124,9 @@ def main() -> None:
     begun, cpu = time.perf_counter(), time.process_time()
     disk = NbdDisk(options.socket, options.export, options.bitmap)
     plan = plan_packed(disk.extents()) if options.bitmap else plan_full(disk.extents())
-    segments = store(disk, plan, storage, DiskIdentity(server_id, server_id, "vda"), key, Work(_Silent(), settings))
+    identity = DiskIdentity(server_id, server_id, "vda")
+    work = Work(_Silent(), settings)
+    segments = store(disk, plan, storage, identity, key, work, plain_bytes=disk.recorded_bytes())
     told = {
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - cpu,

@@ -121,10 +121,10 @@ def test_slow_oldest_frame_holds_the_others_within_window_and_memory(
 
     def before_read(start: int) -> None:
         ahead.append(start)
+        if len(ahead) >= bytes_max // FRAME_BYTES_MAX:
+            gate.set()  # memory is full; the order goes on only when frame 0 does
         if start == 0:
             assert gate.wait(SECONDS)
-        elif len(ahead) >= bytes_max // FRAME_BYTES_MAX:
-            gate.set()  # memory is full; the order goes on only when frame 0 does
 
     disk = MemoryDisk(b"".join(frame_content(number) for number in range(20)), before_read)
     work = Work(RecordingReport(), Settings(workers=8, compression_threads=threads))
