@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -57,9 +59,13 @@ def test_the_life_of_a_schedule(bmctl: Bmctl) -> None:
 
     runs = bmctl("schedule", "next-runs", "hv1", "-n", "3", "-o", "json").json["runs"]
     assert len(runs) == 3
-    imagined = bmctl("schedule", "next-runs", "hv1", "--interval", "24", "--days", "all", "--window", "01:30-02:30")
-    assert imagined.out.count(" 01:30 ") >= 9
-    assert imagined.out.count(" 02:30 ") >= 9
+    far = (
+        datetime.now(ZoneInfo("Europe/Berlin")) + timedelta(hours=12)
+    ).hour  # in a window that is open now runs begin now
+    begin, end = f"{far:02}:30", f"{(far + 1) % 24:02}:30"
+    imagined = bmctl("schedule", "next-runs", "hv1", "--interval", "24", "--days", "all", "--window", f"{begin}-{end}")
+    assert imagined.out.count(f" {begin} ") >= 9
+    assert imagined.out.count(f" {end} ") >= 9
     unsaved = ("schedule", "next-runs", "--storage", "nas", "--interval", "12", "-o", "json")
     assert len(bmctl(*unsaved).json["runs"]) == 10
 
