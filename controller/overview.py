@@ -1,6 +1,6 @@
 """Everything that is worth a look, by few queries over indexes and totals that are kept (M1-M4): cheap at 50,000 servers.
 
-    counts ── job (state), server, unprotected_server, server_failure, backup_total, schedule, hypervisor, storage_health
+    counts ── job (state), server, unprotected_server, server_failure, storage_total, schedule, hypervisor, storage_health
     lists  ── the first few rows of an index each, then the names of all that they mention by one query for each kind
 
 Nothing here looks at every backup or at every job. Sync functions, inside `Database.run`.
@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from controller import batches, discrepancies, failing, health, hypervisors, settings, totals
+from controller import batches, discrepancies, failing, health, hypervisors, servers, settings, totals
 from controller.batches import Batch
 from controller.db import models
 from controller.db.fields import from_microseconds
@@ -176,11 +176,10 @@ def take(limits: Limits, list_size: int, now: datetime) -> Overview:
 
 
 def _counts(lying: dict[str, Total], found: dict[str, Health], online: frozenset[str], now: datetime) -> Counts:
-    server, schedule, hypervisor = models.Server, models.Schedule, models.Hypervisor
+    schedule, hypervisor = models.Schedule, models.Hypervisor
     waiting = (states.QUEUED, states.PENDING, states.DISPATCHED)
     jobs = _job_states((states.RUNNING, *waiting))
-    # The deleted have an index of their own; those that live would be counted row by row.
-    living = int(server.select().count()) - _count(server, server.delete_time.is_null(False))
+    living = servers.count_living()
     bare = models.UnprotectedServer.select().count()
     flaws = discrepancies.flaws()
     live = schedule.delete_time.is_null()

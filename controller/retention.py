@@ -9,6 +9,8 @@ A history holds all that the catalog has of one server on one storage. What is d
 """
 
 import functools
+import itertools
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any, TypeAlias
 from controller import backups, schedules, settings, storages
 from controller.db import models
 from controller.db.fields import from_microseconds
-from controller.db.statements import find_row, statement
+from controller.db.statements import find_row, statement, value_lines
 from controller.errors import RetentionChanged
 from controller.rules import retention as policies
 from controller.rules import settings as resolution
@@ -34,6 +36,7 @@ __all__ = ["Applied", "Basis", "Expiration", "Explanation", "History", "expirati
 
 SERVERS_MAX = 200  # of one statement, and of one turn of the database's thread
 _STORAGES_MAX = 100_000
+_NOTHING: frozenset[str] = frozenset()
 _NO_RHYTHM = Rhythm(timedelta(0))  # nothing is made any more
 
 
@@ -114,16 +117,16 @@ class History:
 
 
 _Rows: TypeAlias = list[tuple[Any, ...]]
-_POINTS = "SELECT backup_id, server_id, create_time, state FROM backup WHERE OF_THEM ORDER BY create_time, backup_id"
-_DISKS = (
-    "SELECT backup_disk.backup_id, disk, chain_id, type FROM backup_disk"
-    " JOIN backup ON backup.backup_id = backup_disk.backup_id WHERE OF_THEM ORDER BY position"
-)
-_NEEDS = (
-    "SELECT backup_need.backup_id, needed_backup_id FROM backup_need"
-    " JOIN backup ON backup.backup_id = backup_need.backup_id WHERE OF_THEM"
-)
-_OF_THEM = "backup.server_id IN (MARKS) AND backup.storage_id = ? AND backup.delete_time IS NULL"
+_POINTS = """
+    SELECT backup.server_id, backup.backup_id, backup.create_time, backup.state, disk, chain_id, type
+    FROM backup LEFT JOIN backup_disk ON backup_disk.backup_id = backup.backup_id
+    WHERE OF_THEM ORDER BY backup.server_id, backup.create_time, backup.backup_id, position
+"""
+_NEEDS = """
+    SELECT backup_need.backup_id, needed_backup_id
+    FROM backup JOIN backup_need ON backup_need.backup_id = backup.backup_id WHERE OF_THEM
+"""
+_OF_THEM = "backup.storage_id = ? AND backup.server_id IN (MARKS) AND backup.delete_time IS NULL"
 _HOMES = "SELECT server_id, hypervisor_id FROM server WHERE server_id IN (MARKS)"
 
 
@@ -143,14 +146,19 @@ def histories(storage_id: str, server_ids: Sequence[str]) -> list[History]:
     """Return the histories of at most SERVERS_MAX servers on a storage, in three statements however long they are."""
     if not server_ids:
         return []
-    marks = ", ".join("?" for _ in server_ids)
+    marks = value_lines(len(server_ids), "?")
 
-    def read(sql: str, *more: str) -> _Rows:
-        return statement(sql.replace("OF_THEM", _OF_THEM).replace("MARKS", marks), *server_ids, *more)
+    def read(sql: str, *before: str) -> _Rows:
+        return statement(sql.replace("OF_THEM", _OF_THEM).replace("MARKS", marks), *before, *server_ids)
 
-    found = _grouped(read(_POINTS, storage_id), _points_of(read(_DISKS, storage_id), read(_NEEDS, storage_id)))
     homes: dict[str, str] = dict(read(_HOMES))
-    return [History(server_id, homes.get(server_id, ""), tuple(found[server_id])) for server_id in sorted(found)]
+    needs: dict[str, list[str]] = defaultdict(list)
+    for backup_id, need in read(_NEEDS, storage_id):
+        needs[backup_id].append(need)
+    return [
+        History(server_id, homes.get(server_id, ""), _backups(rows, needs))
+        for server_id, rows in itertools.groupby(read(_POINTS, storage_id), operator.itemgetter(0))
+    ]
 
 
 def stored_bytes(server_id: str, storage_id: str) -> dict[str, int]:
@@ -159,42 +167,28 @@ def stored_bytes(server_id: str, storage_id: str) -> dict[str, int]:
     return {backup_id: int(size) for backup_id, size in statement(sql, server_id, storage_id)}
 
 
-def _points_of(disks: _Rows, needs: _Rows) -> dict[str, tuple[DiskPoint, ...]]:
-    """Return the disks of each backup. The catalog knows what a backup needs as a whole: its first disk has it all."""
-    needed: dict[str, list[str]] = defaultdict(list)
-    for backup_id, need in needs:
-        needed[backup_id].append(need)
-    found: dict[str, list[DiskPoint]] = defaultdict(list)
-    for backup_id, disk, chain_id, kind in disks:
-        own = found[backup_id]
-        own.append(
-            DiskPoint(
-                disk, chain_id or backup_id, frozenset(() if own else needed.get(backup_id, ())), copy=kind == "copy"
-            )
-        )
-    return {backup_id: tuple(points) for backup_id, points in found.items()}
+def _backups(rows: Iterable[tuple[Any, ...]], needs: Mapping[str, Sequence[str]]) -> tuple[Backup, ...]:
+    """Return one server's backups of its rows, oldest first, each with all of its disks.
 
-
-def _grouped(rows: _Rows, points: Mapping[str, tuple[DiskPoint, ...]]) -> dict[str, list[Backup]]:
-    """Return the backups of each server, oldest first; tracked is the newest point of each disk that is no copy (R13)."""
-    found: dict[str, list[Backup]] = defaultdict(list)
-    newest: dict[tuple[str, str], str] = {}
-    for backup_id, server_id, _, _ in rows:
-        for point in points.get(backup_id, ()):
-            if not point.copy:
-                newest[server_id, point.disk] = backup_id
+    The catalog knows what a backup needs as a whole: its first disk has it all. Tracked is the newest point of each disk that
+    is no copy (R13).
+    """
+    points: dict[tuple[str, int, str], list[DiskPoint]] = {}
+    newest: dict[str, str] = {}
+    for _, backup_id, create_time, state, disk, chain_id, kind in rows:
+        own = points.setdefault((backup_id, create_time, state), [])
+        if disk is None:
+            continue  # of a manifest that has none
+        copy = kind == "copy"
+        needed = _NOTHING if own or backup_id not in needs else frozenset(needs[backup_id])
+        own.append(DiskPoint(disk, chain_id or backup_id, needed, copy))
+        if not copy:
+            newest[disk] = backup_id
     tracked = set(newest.values())
-    for backup_id, server_id, create_time, state in rows:
-        found[server_id].append(
-            Backup(
-                backup_id,
-                from_microseconds(create_time),
-                points.get(backup_id, ()),
-                damaged=state != backups.AVAILABLE,
-                tracked=backup_id in tracked,
-            )
-        )
-    return found
+    return tuple(
+        Backup(backup_id, from_microseconds(time), tuple(own), state != backups.AVAILABLE, backup_id in tracked)
+        for (backup_id, time, state), own in points.items()
+    )
 
 
 # ---- what stays, and until when (R16, R18) -----------------------------------------------------------------------------

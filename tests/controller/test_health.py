@@ -147,7 +147,9 @@ def added_up() -> tuple[list[Any], list[Any]]:
     def read() -> list[Any]:
         total, bare = models.BackupTotal, models.UnprotectedServer
         rows = list(total.select().order_by(total.server_id, total.storage_id).tuples())
-        return [rows, list(bare.select(bare.server_id).order_by(bare.server_id).tuples())]
+        whole = models.StorageTotal
+        sums = list(whole.select().where(whole.backup_count > 0).order_by(whole.storage_id).tuples())
+        return [rows, list(bare.select(bare.server_id).order_by(bare.server_id).tuples()), sums]
 
     kept = read()
     totals.recount_all()

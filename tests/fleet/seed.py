@@ -190,6 +190,10 @@ def _add_up() -> None:
         SELECT server_id, storage_id, COUNT(*), SUM(stored_bytes), MAX(create_time) FROM backup GROUP BY server_id, storage_id
     """)
     models.proxy.execute_sql("""
+        INSERT INTO storage_total (storage_id, server_count, backup_count, stored_bytes)
+        SELECT storage_id, COUNT(*), SUM(backup_count), SUM(stored_bytes) FROM backup_total GROUP BY storage_id
+    """)
+    models.proxy.execute_sql("""
         INSERT INTO unprotected_server (server_id, begin_time) SELECT server_id, create_time FROM server
         WHERE NOT EXISTS (SELECT 1 FROM backup_total WHERE backup_total.server_id = server.server_id)
     """)

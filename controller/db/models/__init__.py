@@ -31,7 +31,14 @@ from controller.db.models.retention import PruneCandidate, PruneRound, Purge
 from controller.db.models.schedules import GlobalSettings, Schedule
 from controller.db.models.servers import Package, Server, ServerClaim
 from controller.db.models.sessions import AgentEvent, AgentJournal, OutboxCommand, SessionOwner
-from controller.db.models.standing import BackupTotal, ServerFailure, StorageCheck, StorageHealth, UnprotectedServer
+from controller.db.models.standing import (
+    BackupTotal,
+    ServerFailure,
+    StorageCheck,
+    StorageHealth,
+    StorageTotal,
+    UnprotectedServer,
+)
 from controller.db.models.storages import Secret, Storage, StorageKey
 from controller.db.models.tickets import Ticket
 from controller.db.models.work import Job, JobLog, Lease, LeaseHold, Slot
@@ -81,6 +88,7 @@ __all__ = [
     "StorageCheck",
     "StorageHealth",
     "StorageKey",
+    "StorageTotal",
     "SystemLog",
     "Table",
     "Ticket",

@@ -35,7 +35,6 @@ class Backup(Table):
         indexes = (
             (("server_id", "backup_id"), False),
             (("storage_id", "backup_id"), False),
-            (("storage_id", "server_id"), False),
             (("job_id",), False),
         )
 
@@ -53,6 +52,17 @@ Backup.add_index(
     Backup.index(Backup.adopt_job_id, name="backup_adopted").where(
         (Backup.adopt_job_id != "") & Backup.delete_time.is_null()
     )
+)
+# All that retention, and whoever extends a server's chains, asks of the backups themselves: no row is read for it.
+Backup.add_index(
+    Backup.index(
+        Backup.storage_id,
+        Backup.server_id,
+        Backup.create_time,
+        Backup.backup_id,
+        Backup.state,
+        name="backup_history",
+    ).where(Backup.delete_time.is_null())
 )
 
 

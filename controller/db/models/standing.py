@@ -60,7 +60,19 @@ class BackupTotal(Table):
 
     class Meta:
         primary_key = peewee.CompositeKey("server_id", "storage_id")
-        indexes = ((("storage_id", "stored_bytes", "backup_count", "last_backup_time", "server_id"), False),)
+        indexes = (
+            (("storage_id", "stored_bytes", "server_id"), False),
+            (("storage_id", "last_backup_time"), False),
+        )
+
+
+class StorageTotal(Table):
+    """What lies on one storage: the sums of its rows of `backup_total`. None, or zeros, for nothing."""
+
+    storage_id = TextField(primary_key=True)
+    server_count = BigIntegerField()
+    backup_count = BigIntegerField()
+    stored_bytes = BigIntegerField()
 
 
 class UnprotectedServer(Table):
