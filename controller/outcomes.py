@@ -20,9 +20,8 @@ def note(
         what = None if failure is None else dict(failure)
         failing.note(job.job_id, job.server_id, job.storage_id, job.hypervisor_id, state, what, now)
     elif job.type == "ticket":
-        if (
-            failure is not None and job.dispatch_time is not None
-        ):  # its engine may have been killed with the file written
+        if failure is not None and job.dispatch_time is not None:
+            # Its engine may have been killed with the file written.
             outbox.put(job.hypervisor_id, "revoke_ticket", job.stamp, now)
     elif proofs.PROBE in job.spec:
         secrets.remove_all(proofs.PROBE, job.job_id)

@@ -184,6 +184,13 @@ def due(now: datetime) -> list[Schedule]:
     return [one for one in of_rows(rows.order_by(Row.due_time, Row.schedule_id)) if _may_start(one, now)]
 
 
+def is_due(schedule: Schedule, now: datetime) -> bool:
+    """Tell whether `due` would return a schedule."""
+    if schedule.delete_time is not None or not schedule.enabled:
+        return False
+    return schedule.due_time is not None and schedule.due_time <= now and _may_start(schedule, now)
+
+
 def resolve(storage: Storage, hypervisor_id: str = "") -> Resolved:
     """Return what holds for work of a hypervisor on a storage: its schedule counts if it is for this storage (R21)."""
     schedule = of_hypervisor(hypervisor_id) if hypervisor_id else None

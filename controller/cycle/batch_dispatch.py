@@ -114,8 +114,13 @@ def due(now: datetime) -> list[str]:
 
 
 def fire(schedule_id: str, limits: Limits, now: datetime) -> str:
-    """Make the batch of a due schedule, and start it if that may be. Returns its id, "" when one waits already."""
+    """Make the batch of a due schedule, and start it if that may be. Returns its id.
+
+    "" when one waits already, or the schedule is due no more: since it was looked for, somebody forced, changed or deleted it.
+    """
     schedule = schedules.get(schedule_id)
+    if not schedules.is_due(schedule, now):
+        return ""
     new = NewBatch(
         batch_id=new_id(now),
         schedule_id=schedule_id,

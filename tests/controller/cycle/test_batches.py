@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -351,6 +352,20 @@ def test_a_schedule_runs_by_force_whatever_its_hours_and_the_same_request_is_the
     house.run(made, failing=["h1-0"])
     with pytest.raises(RequestIdReused):
         world.run(batch_dispatch.retry, made.batch_id, "admin", "r1", world.limits, world.now())
+
+
+@pytest.mark.feature("D26", "D28", "X1")
+def test_a_run_that_was_forced_or_switched_off_between_two_looks_is_not_fired_again(world: World) -> None:
+    forced, off = furnish(world, "h1"), furnish(world, "h2")
+    now = world.now()
+    assert set(world.run(batch_dispatch.due, now)) == {forced.schedule.schedule_id, off.schedule.schedule_id}
+
+    made = force(forced)
+    world.run(partial(schedules.set_enabled, off.schedule.schedule_id, now, enabled=False))
+
+    for house in (forced, off):
+        assert world.run(batch_dispatch.fire, house.schedule.schedule_id, world.limits, now) == ""
+    assert [one.batch_id for one in forced.batches()] == [made.batch_id]
 
 
 @pytest.mark.feature("X13")
