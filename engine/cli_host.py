@@ -22,8 +22,8 @@ from engine.cli_common import (
     run_verb,
     stopped_by_signals,
 )
+from engine.cli_print import print_backups
 from engine.cli_storage import load_storage_file
-from engine.cli_verbs import print_backups
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, HypervisorError, InvalidSpec
 from engine.inventory import HostCatalog, rebuilder, repositories

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli_common import make_job, run_verb
+from engine.cli_print import print_backups, print_restore, print_verify
 from engine.console import ConsoleReport
 from engine.errors import BackupNotFound, InvalidSpec
 from engine.reindex import reindex
@@ -28,8 +29,6 @@ def ticket_of(options: argparse.Namespace, instead: Sequence[str]) -> Ticket:
 
 def restore_by_ticket(options: argparse.Namespace, to_files: dict[str, Any]) -> int:
     """Restore the one backup that a ticket is for; it never writes over a domain's disks."""
-    from engine.cli_verbs import print_restore
-
     instead = ("domain", "storage", "passphrase_file", "at", "point", "yes")
     ticket = ticket_of(options, instead)
     if not (to_files["target_folder"] or to_files["targets"]):
@@ -40,8 +39,6 @@ def restore_by_ticket(options: argparse.Namespace, to_files: dict[str, Any]) -> 
 
 def verify_by_ticket(options: argparse.Namespace) -> int:
     """Check every frame of the one backup that a ticket is for, and of those that it needs."""
-    from engine.cli_verbs import print_verify
-
     ticket = ticket_of(options, ("server", "storage", "passphrase_file", "without_key"))
     settings = Settings(workers=options.workers)
     return run_verb(options, make_job(verify=ticket.check()), ticket.storage, settings, print_verify)
@@ -49,8 +46,6 @@ def verify_by_ticket(options: argparse.Namespace) -> int:
 
 def list_by_ticket(options: argparse.Namespace) -> int:
     """Show the one backup that a ticket is for. Raises BackupNotFound where it is gone."""
-    from engine.cli_verbs import print_backups
-
     ticket = ticket_of(options, ("server", "storage", "passphrase_file"))
     report = ConsoleReport(quiet=True)
     with open_storage(ticket.storage) as storage:

@@ -20,6 +20,7 @@ from engine.cli_common import (
     run_verb,
     server_keys,
 )
+from engine.cli_print import print_backup, print_backups, print_delete, print_restore, print_test, print_verify
 from engine.cli_storage import load_storage_file
 from engine.cli_ticket import list_by_ticket, restore_by_ticket, verify_by_ticket
 from engine.console import ConsoleReport
@@ -31,7 +32,6 @@ from engine.reindex import reindex
 from engine.repository import check_repository, list_servers, open_repository
 from engine.spec import BackupJob, BackupType, DeleteJob, Job, RestoreJob, Settings, TestJob, VerifyJob
 from engine.storage.open import open_storage
-from engine.units import human_bytes
 from engine.work import Work
 
 BACKUP_TYPES = ("full", "incremental", "differential", "copy")
@@ -40,21 +40,7 @@ BACKUP_TYPES = ("full", "incremental", "differential", "copy")
 
 def try_storage(options: argparse.Namespace) -> int:
     target = load_storage_file(options.storage)
-    return run_verb(options, make_job(test=TestJob()), target, Settings(workers=options.workers), _print_test)
-
-
-def _print_test(result: dict[str, Any]) -> None:
-    """Print what was tried, one step a line, of a failed test too; the failure itself follows on stderr."""
-    for step in result["steps"]:
-        rate = f"  {human_bytes(step['bytes_per_second'])}/s" if step["bytes_per_second"] else ""
-        mark = "failed" if step["failed"] else "ok"
-        print(f"{mark:<7} {step['name'].replace('_', ' '):<20} {step['seconds'] * 1000:>9.1f} ms{rate}")
-    for name in result["pending"]:
-        print(f"{'-':<7} {name.replace('_', ' ')}")
-    for hint in result["hints"]:
-        print(f"hint: {hint}")
-    if result["host_key"]:
-        print(f"host key: {result['host_key']}")
+    return run_verb(options, make_job(test=TestJob()), target, Settings(workers=options.workers), print_test)
 
 
 def init(options: argparse.Namespace) -> int:
@@ -102,15 +88,7 @@ def backup(options: argparse.Namespace) -> int:
         workers=options.workers, compression_level=options.level, compression_threads=options.compression_threads,
         read_limit=options.read_limit, upload_limit=options.upload_limit,
     )  # fmt: skip
-    return run_verb(options, Job(new_id(now), backup=job), target, settings, _print_backup)
-
-
-def _print_backup(result: dict[str, Any]) -> None:
-    print(f"backup {result['backup_id']}  consistency: {result['consistency']}")
-    for disk in result["disks"]:
-        why = f" ({disk['fallback_reason']})" if disk["fallback_reason"] else ""
-        sizes = f"{human_bytes(disk['data_bytes'])} in {human_bytes(disk['stored_bytes'])}"
-        print(f"  {disk['disk']}: {disk['type']}{why}, {sizes}")
+    return run_verb(options, Job(new_id(now), backup=job), target, settings, print_backup)
 
 
 def list_backups(options: argparse.Namespace) -> int:
@@ -125,22 +103,6 @@ def list_backups(options: argparse.Namespace) -> int:
         result = reindex(storage, server_id, {}, Work(report, Settings()))
     print_backups(options, report.records, result.unreadable)
     return 0
-
-
-def print_backups(options: argparse.Namespace, records: list[dict[str, Any]], unreadable: list[str]) -> None:
-    """Print records as `list` does."""
-    if options.output == "json":
-        print_json({"backups": records, "unreadable": unreadable})
-        return
-    for record in records:
-        backup = record["backup"]
-        disks = ", ".join(f"{disk['disk']} {disk['type']}" for disk in backup["disks"])
-        stored = human_bytes(sum(disk["stored_bytes"] for disk in backup["disks"]))
-        print(
-            f"{backup['create_time'][:19]}  {backup['domain_name']:<20} {backup['backup_id']}  {stored:>9}  {disks}{_faults(record)}"
-        )
-    for name in unreadable:
-        print(f"cannot be read: {name}")
 
 
 def read_catalog(options: argparse.Namespace) -> int:
@@ -158,12 +120,6 @@ def read_catalog(options: argparse.Namespace) -> int:
     report.close()
     print_backups(options, report.records, result.unreadable)
     return 0
-
-
-def _faults(record: dict[str, Any]) -> str:
-    """Return what is wrong with a backup's disks, as far as it is known, "" if nothing."""
-    known = (("unreadable", record["unreadable_disks"]), ("damaged", record["damaged_disks"]))
-    return "".join(f"  {what}: {', '.join(disks)}" for what, disks in known if disks)
 
 
 def _write_definitions(options: argparse.Namespace) -> int:
@@ -265,12 +221,6 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
     return found
 
 
-def print_restore(result: dict[str, Any]) -> None:
-    print(f"restored {', '.join(result['disks'])}: {human_bytes(result['bytes_written'])} written")
-    for file in result["files"]:
-        print(f"  {file}")
-
-
 def verify(options: argparse.Namespace) -> int:
     """Check backups of a server, or what a ticket is for."""
     if options.ticket:
@@ -284,15 +234,6 @@ def verify(options: argparse.Namespace) -> int:
     return run_verb(options, make_job(verify=job), target, Settings(workers=options.workers), print_verify)
 
 
-def print_verify(result: dict[str, Any]) -> None:
-    print(
-        f"{result['frames']} frames, {human_bytes(result['stored_bytes'])} checked, {result['damaged_count']} damaged"
-    )
-    for one in result["damaged"]:
-        place = f"frame {one['frame']}" if one["frame"] >= 0 else "as a whole"
-        print(f"  {one['object_name']} {place}: {one['detail']}; disk bytes {one['start']} to {one['end']}")
-
-
 def delete(options: argparse.Namespace) -> int:
     target, _ = open_target(options, want_key=False)
     with open_storage(target) as storage:
@@ -302,8 +243,4 @@ def delete(options: argparse.Namespace) -> int:
         if input("Type yes to go on: ") != "yes":
             return 4
     job = DeleteJob(server_id, tuple(options.backup))
-    return run_verb(options, make_job(delete=job), target, Settings(workers=options.workers), _print_delete)
-
-
-def _print_delete(result: dict[str, Any]) -> None:
-    print(f"deleted {len(result['backup_ids'])} backups, {human_bytes(result['freed_bytes'])} free")
+    return run_verb(options, make_job(delete=job), target, Settings(workers=options.workers), print_delete)
