@@ -18,7 +18,7 @@ set. `calls` records every call as (operation, name), so that a test can say in 
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,7 +28,9 @@ from typing import Literal, Self, TypeAlias
 from engine.errors import EngineError, ObjectNotFound, ObjectTruncated, StorageFull, StorageUnreachable
 from engine.storage.base import Buffer, Entry, ObjectReader, Sink, Storage, Usage
 
-Operation: TypeAlias = Literal["create", "write", "commit", "open", "read", "size", "list", "delete", "sweep", "usage"]
+Operation: TypeAlias = Literal[
+    "create", "write", "commit", "open", "read", "size", "list", "delete", "sweep", "remove_stale", "usage"
+]
 ErrorMaker: TypeAlias = Callable[[str, str], EngineError]  # of the storage's label and the object's name
 WAIT_SECONDS_MAX = 60.0
 
@@ -216,6 +218,10 @@ class FaultyStorage(Storage):
     def sweep(self, prefix: str, keep: Collection[str] = ()) -> None:
         self.strike("sweep", prefix)
         self._inner.sweep(prefix, keep)
+
+    def remove_stale(self, age_seconds: float, *, dry_run: bool = False) -> Sequence[str]:
+        self.strike("remove_stale", "")
+        return self._inner.remove_stale(age_seconds, dry_run=dry_run)
 
     def usage(self) -> Usage | None:
         self.strike("usage", "")

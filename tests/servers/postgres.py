@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import LiteralString, Self
 
 import psycopg
 from psycopg import sql
@@ -90,12 +90,13 @@ class Postgres:
             connection.execute("SELECT setval(oid, 1, false) FROM pg_class WHERE relkind = 'S'")
         return url
 
+    def connected(self, url: str) -> int:
+        """Return how many connections to a database there are."""
+        return self._count(url, "pid")
+
     def cut(self, url: str) -> int:
         """End all connections to a database, as a failover would; return how many there were."""
-        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
-            query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = %s"
-            row = connection.execute(query, (_name(url),)).fetchone()
-        return int(row[0]) if row else 0
+        return self._count(url, "pg_terminate_backend(pid)")
 
     def close(self) -> None:
         """End the server and remove its folder. Twice is once."""
@@ -112,6 +113,12 @@ class Postgres:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- inner ----------------------------------------------------------------------------------------------------------
+
+    def _count(self, url: str, of_each: LiteralString) -> int:
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            query = f"SELECT count({of_each}) FROM pg_stat_activity WHERE datname = %s"
+            row = connection.execute(query, (_name(url),)).fetchone()
+        return int(row[0]) if row else 0
 
     def _make(self) -> None:
         if os.geteuid() == 0:

@@ -120,7 +120,8 @@ def test_a_connection_that_breaks_is_made_anew_and_costs_nobody_anything(
     url: str, database: Database, postgres: Postgres
 ) -> None:
     database.call(step)
-    assert postgres.cut(url) == 2  # the thread's and the ear's
+    wait_until(lambda: postgres.connected(url) == 2, 30, "the thread's connection and the ear's")
+    assert postgres.cut(url) == 2
 
     database.call(step)
 
